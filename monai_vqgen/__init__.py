@@ -1,0 +1,6 @@
+"""Discrete generative models of medical images for MONAI: hierarchical VQ-VAEs, PixelCNN priors, exact fast sampling."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+__all__ = ["__version__"]

@@ -1,0 +1,45 @@
+"""The few errors this project raises on purpose.
+
+Every message names what was given, what is allowed, and how to mend it. Each class also derives from the built-in
+error that a caller who does not know this project would catch.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "CodesMismatchError",
+    "DatalistError",
+    "InputError",
+    "OutputExistsError",
+    "ScanError",
+    "VQGenError",
+]
+
+
+class VQGenError(Exception):
+    """Base of all errors that this project raises on purpose."""
+
+
+class InputError(VQGenError, ValueError):
+    """An argument or an option has a value that cannot work."""
+
+
+class ScanError(VQGenError, ValueError):
+    """A scan cannot be used: unreadable, truncated, not a volume, constant. The message names the file."""
+
+
+class DatalistError(VQGenError, ValueError):
+    """A folder or a datalist does not hold what the task needs, for example no scans or only one subject."""
+
+
+class CodesMismatchError(VQGenError, ValueError):
+    """Codes and weights do not belong together: made by another autoencoder, or of another size."""
+
+
+class CheckpointError(VQGenError, ValueError):
+    """A weights file is missing, damaged, or belongs to another architecture."""
+
+
+class OutputExistsError(VQGenError, FileExistsError):
+    """The output folder holds earlier results, which are never overwritten silently."""
