@@ -1,0 +1,24 @@
+"""Networks: quantisers, autoencoders and priors, for two and three spatial dimensions."""
+
+from __future__ import annotations
+
+from monai_vqgen.networks.fingerprints import fingerprint
+from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
+from monai_vqgen.networks.quantizers import (
+    EMACodebook,
+    FiniteScalarQuantizer,
+    GradientCodebook,
+    Quantized,
+    Quantizer,
+)
+
+__all__ = [
+    "EMACodebook",
+    "FiniteScalarQuantizer",
+    "GradientCodebook",
+    "HierarchicalVQVAE",
+    "HierarchyPass",
+    "Quantized",
+    "Quantizer",
+    "fingerprint",
+]

@@ -1,0 +1,255 @@
+"""The hierarchical VQ-VAE: an image as a few grids of codes, coarse to fine.
+
+Shape suffixes: b batch, c channels, d code dimension, s spatial axes (2 or 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.networks.blocks import Downsampler, Upsampler, ceil_to, hide_finer
+from monai_vqgen.networks.quantizers import EMACodebook, Quantized, Quantizer
+
+__all__ = ["HierarchicalVQVAE", "HierarchyPass"]
+
+
+class HierarchyPass(NamedTuple):
+    """What a training pass gives.
+
+    Attributes:
+        reconstruction_bcs: same shape as the images.
+        levels: quantised latents of each level, coarsest first.
+    """
+
+    reconstruction_bcs: Tensor
+    levels: tuple[Quantized, ...]
+
+
+class HierarchicalVQVAE(nn.Module):
+    """VQ-VAE of any number of levels; one level is the VQ-VAE, two are the VQ-VAE-2.
+
+    ::
+
+        image ─down─> features[1] ─down─> features[0]             level 1 is the finest, level 0 the coarsest
+                          │                   │
+                          │                quantise ──> codes[0]
+                          │                   │
+                       quantise <──context── up
+                          ├──> codes[1]
+        image <──up── embeddings[1] + context
+
+    van den Oord et al. 2017; Razavi et al. 2019, section 3.1 and algorithm 1. Each level's latents see the decoded
+    coarser levels, and the decoder of each level sees them too. ``finer_dropout`` hides the finer levels of a random
+    part of the training batch from the decoder, so that the coarsest must describe the image by itself: it keeps its
+    codes in use, and makes decoding from the coarsest levels alone meaningful.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the reconstruction.
+        strides: image pixels per code along an axis, coarsest level first; powers of two, each a multiple of the next.
+        channels: hidden channels.
+        residual_channels: hidden channels of a residual unit.
+        num_residual_blocks: residual units in each stack.
+        quantizers: one a level, coarsest first; ``None`` gives ``EMACodebook(512, 16)`` at each.
+        finer_dropout: probability, a sample, of hiding the finer levels in training; in [0, 1).
+
+    Images are ``(b, c, *s)`` of any size; one that the coarsest stride does not divide is padded with its edge and
+    the reconstruction cropped back. Intensities are expected in [0, 1]; outputs are not clamped.
+
+    Raises:
+        InputError: for strides or a number of quantisers that cannot work, or an image of other dimensions.
+        CodesMismatchError: for codes outside the codebook or grids that do not fit one another.
+
+    Example:
+        >>> network = HierarchicalVQVAE(channels=16, residual_channels=8)
+        >>> codes = network.encode(torch.zeros(1, 1, 64, 64))
+        >>> [tuple(c.shape) for c in codes]
+        [(1, 8, 8), (1, 16, 16)]
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        *,
+        out_channels: int = 1,
+        strides: Sequence[int] = (8, 4),
+        channels: int = 128,
+        residual_channels: int = 32,
+        num_residual_blocks: int = 2,
+        quantizers: Sequence[Quantizer] | None = None,
+        finer_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        _check(spatial_dims, strides, finer_dropout)
+        if quantizers is None:
+            quantizers = [EMACodebook(512, 16) for _ in strides]
+        if len(quantizers) != len(strides):
+            raise InputError(f"{len(quantizers)} quantizers for {len(strides)} strides: give one quantiser a level")
+        self.spatial_dims, self.strides, self.finer_dropout = spatial_dims, tuple(strides), finer_dropout
+        self.quantizers = nn.ModuleList(quantizers)
+        # Coarsest first: the ratio of a level to the next finer one, and of the finest to the image.
+        ratios = [coarse // fine for coarse, fine in pairwise([*strides, 1])]
+        self.downsamplers = nn.ModuleList()
+        self.to_latents = nn.ModuleList()
+        self.upsamplers = nn.ModuleList()
+        for level, (ratio, quantizer) in enumerate(zip(ratios, quantizers, strict=True)):
+            finest = level == len(strides) - 1
+            context = channels if level else 0
+            stack = {"residual_channels": residual_channels, "num_blocks": num_residual_blocks}
+            width_in = in_channels if finest else channels
+            width_out = out_channels if finest else channels
+            self.downsamplers.append(Downsampler(spatial_dims, width_in, channels=channels, stride=ratio, **stack))
+            self.to_latents.append(Conv[Conv.CONV, spatial_dims](channels + context, quantizer.dim, 1))
+            self.upsamplers.append(
+                Upsampler(
+                    spatial_dims,
+                    quantizer.dim + context,
+                    out_channels=width_out,
+                    channels=channels,
+                    stride=ratio,
+                    **stack,
+                )
+            )
+
+    @property
+    def num_levels(self) -> int:
+        """Number of grids an image is written as."""
+        return len(self.strides)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each level, coarsest first."""
+        return tuple(int(quantizer.num_codes) for quantizer in self.quantizers)
+
+    def grids(self, image_size: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Return the grid shape of each level for an image of ``image_size`` pixels, coarsest first."""
+        if len(image_size) != self.spatial_dims:
+            raise InputError(f"image_size={tuple(image_size)} must have {self.spatial_dims} entries")
+        padded = [ceil_to(size, self.strides[0]) for size in image_size]
+        return tuple(tuple(size // stride for size in padded) for stride in self.strides)
+
+    def forward(self, images_bcs: Tensor) -> Tensor:
+        """Return the reconstruction, shaped like ``images_bcs``; changes nothing in either mode."""
+        return self._pass(images_bcs, learning=False).reconstruction_bcs
+
+    def train_pass(self, images_bcs: Tensor) -> HierarchyPass:
+        """Reconstruct a training batch and let the quantisers learn from it; the one method that changes buffers."""
+        return self._pass(images_bcs, learning=True)
+
+    def encode(self, images_bcs: Tensor) -> tuple[Tensor, ...]:
+        """Write images as codes: one integer grid ``(b, *s)`` a level, coarsest first."""
+        return tuple(level.codes_bs for level in self.levels(images_bcs))
+
+    def levels(self, images_bcs: Tensor) -> tuple[Quantized, ...]:
+        """Quantise images without decoding them to the end; coarsest first. Changes nothing."""
+        return self._quantize(self._pad(images_bcs), learning=False)[0]
+
+    def embed(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the embeddings ``(b, d, *s)`` of each grid of codes, coarsest first."""
+        self._check_codes(codes)
+        return tuple(q.lookup(grid) for q, grid in zip(self.quantizers, codes, strict=False))
+
+    def decode(self, codes: Sequence[Tensor]) -> Tensor:
+        """Return the images ``(b, c, *s)`` of codes, coarsest grid first.
+
+        With fewer grids than levels the finer ones are taken as absent: what the coarsest levels alone hold.
+        """
+        embeddings = list(self.embed(codes))
+        for level in range(len(embeddings), self.num_levels):
+            grid = [size * self.strides[0] // self.strides[level] for size in codes[0].shape[1:]]
+            embeddings.append(embeddings[0].new_zeros(codes[0].shape[0], self.quantizers[level].dim, *grid))
+        return self._decode_embeddings(embeddings)
+
+    def _decode_embeddings(self, embeddings: Sequence[Tensor]) -> Tensor:
+        decoded = self.upsamplers[0](embeddings[0])
+        for embeddings_bds, upsampler in zip(embeddings[1:], self.upsamplers[1:], strict=True):
+            decoded = upsampler(torch.cat([embeddings_bds, decoded], 1))
+        return decoded
+
+    def _pass(self, images_bcs: Tensor, *, learning: bool) -> HierarchyPass:
+        padded_bcs = self._pad(images_bcs)
+        levels, context = self._quantize(padded_bcs, learning=learning)
+        embeddings = [level.embeddings_bds for level in levels]
+        if learning and self.finer_dropout > 0:
+            embeddings = hide_finer(embeddings, self.finer_dropout)
+        if context is not None and self.num_levels == 2:  # hiding the finer of two levels leaves the context as it was
+            reconstruction_bcs = self.upsamplers[-1](torch.cat([embeddings[-1], context], 1))
+        else:
+            reconstruction_bcs = self._decode_embeddings(embeddings)
+        window = (..., *[slice(0, size) for size in images_bcs.shape[2:]])
+        return HierarchyPass(reconstruction_bcs[window], levels)
+
+    def _quantize(self, images_bcs: Tensor, *, learning: bool) -> tuple[tuple[Quantized, ...], Tensor | None]:
+        """Quantise every level; also return the context that the coarser levels give the finest."""
+        features = [images_bcs]
+        for downsampler in reversed(self.downsamplers):
+            features.insert(0, downsampler(features[0]))
+        levels: list[Quantized] = []
+        context: Tensor | None = None
+        for level, quantizer in enumerate(self.quantizers):
+            if level:
+                coarser_bds = levels[-1].embeddings_bds
+                merged = coarser_bds if context is None else torch.cat([coarser_bds, context], 1)
+                context = self.upsamplers[level - 1](merged)
+            seen = features[level] if context is None else torch.cat([features[level], context], 1)
+            latents_bds = self.to_latents[level](seen)
+            if learning:
+                quantizer.prepare(latents_bds)
+            levels.append(quantizer(latents_bds))
+            if learning:
+                quantizer.learn(latents_bds, levels[-1].codes_bs)
+        return tuple(levels), context
+
+    def _pad(self, images_bcs: Tensor) -> Tensor:
+        if images_bcs.ndim != self.spatial_dims + 2:
+            raise InputError(
+                f"images of shape {tuple(images_bcs.shape)} for a network of {self.spatial_dims} spatial dimensions: "
+                f"expected (batch, channels, {', '.join('HWD'[: self.spatial_dims])})"
+            )
+        if 0 in images_bcs.shape[2:]:
+            raise InputError(f"images of shape {tuple(images_bcs.shape)} have no pixels: every side needs at least one")
+        missing = [ceil_to(size, self.strides[0]) - size for size in images_bcs.shape[2:]]
+        if not any(missing):
+            return images_bcs
+        return F.pad(images_bcs, [width for size in reversed(missing) for width in (0, size)], mode="replicate")
+
+    def _check_codes(self, codes: Sequence[Tensor]) -> None:
+        if not 1 <= len(codes) <= self.num_levels:
+            raise CodesMismatchError(
+                f"{len(codes)} grids of codes were given: this network has {self.num_levels} levels, coarsest first"
+            )
+        for level, grid in enumerate(codes):
+            scale = self.strides[0] // self.strides[level]
+            expected = tuple(size * scale for size in codes[0].shape[1:])
+            if tuple(grid.shape[1:]) != expected or grid.shape[0] != codes[0].shape[0]:
+                raise CodesMismatchError(
+                    f"level {level} has codes of shape {tuple(grid.shape)}: with level 0 of shape "
+                    f"{tuple(codes[0].shape)} it must be {(codes[0].shape[0], *expected)}"
+                )
+            size = self.codebook_sizes[level]
+            if grid.numel() and (int(grid.min()) < 0 or int(grid.max()) >= size):
+                raise CodesMismatchError(f"level {level} has codes outside 0..{size - 1}: made by another autoencoder?")
+
+
+def _check(spatial_dims: int, strides: Sequence[int], finer_dropout: float) -> None:
+    if spatial_dims not in (2, 3):
+        raise InputError(f"spatial_dims={spatial_dims} must be 2 or 3")
+    if not strides:
+        raise InputError("strides is empty: give the stride of each level, coarsest first, such as (8, 4)")
+    for coarse, fine in pairwise([*strides, 1]):
+        if fine < 1 or coarse % fine or (coarse == fine and fine != 1):
+            raise InputError(
+                f"strides={tuple(strides)} must fall from the coarsest level to the finest, each a multiple of the next"
+            )
+    if not 0 <= finer_dropout < 1:
+        raise InputError(f"finer_dropout={finer_dropout} must lie in [0, 1)")

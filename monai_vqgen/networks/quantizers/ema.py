@@ -1,0 +1,166 @@
+"""The default quantiser: a codebook learned by exponential moving averages.
+
+Shape suffixes: b batch, s spatial axes (2 or 3), d code dimension, k codebook size, n vectors.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_vqgen.errors import InputError
+from monai_vqgen.networks.quantizers.base import Quantized, Quantizer, rows_to_grid, to_rows
+from monai_vqgen.networks.quantizers.collective import all_gather_rows, all_reduce_sum
+from monai_vqgen.networks.quantizers.gradients import check_estimator, pass_gradient
+from monai_vqgen.networks.quantizers.search import canonical_order, kmeans, nearest_codes
+
+__all__ = ["EMACodebook"]
+
+_KMEANS_ROWS_PER_CODE = 32  # Lloyd's algorithm gains little from more (faiss warns below 39)
+
+
+class EMACodebook(Quantizer):
+    """Vector quantiser whose codebook follows the latents by exponential moving averages.
+
+    ::
+
+        latents ──nearest──> codes ──lookup──> embeddings
+           └── counts <- g counts + (1-g) n,  sums <- g sums + (1-g) sum,  embedding = sum / count
+
+    van den Oord et al. 2017, appendix A.1, equations 6 to 8, with four changes: counts start at one (from zero, codes
+    that are not chosen at once leave for vectors of length 1e5); the codebook starts as the k-means centres of the
+    first training batch; a code whose count falls below ``restart_below`` restarts as a latent of the batch, its count
+    and sum with it; non-finite latents never enter the averages. All statistics are float32, also under autocast, and
+    are shared by all processes.
+
+    Args:
+        num_codes: codebook size K.
+        dim: code dimension D.
+        decay: g above.
+        commitment: weight of the commitment loss, the mean squared distance of latents to their codes.
+        restart_below: EMA count under which a code restarts; 0 switches restarts off.
+        kmeans: initialise from the first training batch; if False, embeddings start as standard normals.
+        gradient_estimator: ``"straight_through"`` or ``"rotation"``.
+        initial_count: EMA count that each code starts with; 0 is the published behaviour.
+
+    Raises:
+        InputError: for a value outside its range.
+
+    Example:
+        >>> codebook = EMACodebook(512, 16)
+        >>> codebook(torch.randn(2, 16, 8, 8)).codes_bs.shape
+        torch.Size([2, 8, 8])
+    """
+
+    embeddings_kd: Tensor
+    counts_k: Tensor
+    sums_kd: Tensor
+    num_updates: Tensor
+    initialized: Tensor
+
+    def __init__(
+        self,
+        num_codes: int = 512,
+        dim: int = 16,
+        *,
+        decay: float = 0.99,
+        commitment: float = 0.25,
+        restart_below: float = 0.1,
+        kmeans: bool = True,
+        gradient_estimator: str = "straight_through",
+        initial_count: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if num_codes < 2 or dim < 1:
+            raise InputError(f"num_codes={num_codes}, dim={dim}: at least 2 codes of at least 1 dimension are needed")
+        if not 0 <= decay < 1:
+            raise InputError(f"decay={decay} must lie in [0, 1)")
+        if restart_below >= 1:
+            raise InputError(f"restart_below={restart_below} must be under 1, the count that a code starts with")
+        self.num_codes, self.dim = num_codes, dim
+        self.decay, self.commitment, self.restart_below, self.kmeans = decay, commitment, restart_below, kmeans
+        self.gradient_estimator = check_estimator(gradient_estimator)
+        embeddings_kd = torch.randn(num_codes, dim)
+        self.register_buffer("embeddings_kd", embeddings_kd)
+        self.register_buffer("counts_k", torch.full((num_codes,), float(initial_count)))
+        self.register_buffer("sums_kd", embeddings_kd * initial_count)
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("initialized", torch.tensor(not kmeans))
+
+    def forward(self, latents_bds: Tensor) -> Quantized:
+        """Quantise latents ``(b, d, *s)``; pure in both modes."""
+        with torch.autocast(latents_bds.device.type, enabled=False):
+            rows_nd = to_rows(latents_bds)
+            codes_n = nearest_codes(rows_nd, self.embeddings_kd)
+            chosen_nd = F.embedding(codes_n, self.embeddings_kd)
+            loss = self.commitment * F.mse_loss(rows_nd, chosen_nd) if rows_nd.shape[0] else rows_nd.sum()
+            embeddings_nd = pass_gradient(rows_nd, chosen_nd, self.gradient_estimator)
+        codes_bs = codes_n.reshape(latents_bds.shape[0], *latents_bds.shape[2:])
+        return Quantized(rows_to_grid(embeddings_nd, latents_bds), codes_bs, loss)
+
+    def lookup(self, codes_bs: Tensor) -> Tensor:
+        """Return the embeddings ``(b, d, *s)`` of codes."""
+        return F.embedding(codes_bs, self.embeddings_kd).movedim(-1, 1)
+
+    @torch.no_grad()
+    def prepare(self, latents_bds: Tensor) -> None:
+        """Initialise the codebook by k-means over the first training batch of all processes."""
+        if self.initialized:
+            return
+        rows_nd = all_gather_rows(_finite(to_rows(latents_bds.detach())))
+        if rows_nd.shape[0] == 0:
+            return
+        generator = torch.Generator().manual_seed(0)
+        rows_nd = canonical_order(rows_nd, generator)
+        most = self.num_codes * _KMEANS_ROWS_PER_CODE
+        if rows_nd.shape[0] > most:
+            rows_nd = rows_nd[torch.randperm(rows_nd.shape[0], generator=generator)[:most].sort().values]
+        self.embeddings_kd.copy_(kmeans(rows_nd, self.num_codes, generator=generator))
+        self.sums_kd.copy_(self.embeddings_kd * self.counts_k[:, None])
+        self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def learn(self, latents_bds: Tensor, codes_bs: Tensor) -> None:
+        """Move counts, sums and embeddings towards a training batch; restart codes that fell out of use."""
+        rows_nd, codes_n = to_rows(latents_bds.detach()), codes_bs.reshape(-1)
+        finite_n = _finite_mask(rows_nd)
+        if finite_n is not None:
+            rows_nd, codes_n = rows_nd[finite_n], codes_n[finite_n]
+        batch_sums_kd = torch.zeros_like(self.sums_kd).index_add_(0, codes_n, rows_nd)
+        batch_counts_k = torch.bincount(codes_n, minlength=self.num_codes).to(self.counts_k.dtype)
+        all_reduce_sum(batch_sums_kd)
+        all_reduce_sum(batch_counts_k)
+        self.counts_k.lerp_(batch_counts_k, 1 - self.decay)
+        self.sums_kd.lerp_(batch_sums_kd, 1 - self.decay)
+        self.embeddings_kd.copy_(self.sums_kd / self.counts_k[:, None].clamp_min(1e-5))
+        self._restart(rows_nd)
+        self.num_updates.add_(1)
+
+    def _restart(self, rows_nd: Tensor) -> None:
+        dead = torch.nonzero(self.counts_k < self.restart_below).flatten()
+        if dead.numel() == 0:
+            return
+        generator = torch.Generator().manual_seed(int(self.num_updates))
+        picks = torch.randperm(rows_nd.shape[0], generator=generator)[: dead.numel()]
+        candidates_nd = all_gather_rows(rows_nd[picks])
+        if candidates_nd.shape[0] == 0:
+            return
+        candidates_nd = canonical_order(candidates_nd, generator)
+        order = torch.randperm(candidates_nd.shape[0], generator=generator)[: dead.numel()]
+        dead, fresh_nd = dead[: order.numel()], candidates_nd[order]
+        self.embeddings_kd[dead] = fresh_nd
+        self.counts_k[dead] = 1.0
+        self.sums_kd[dead] = fresh_nd
+
+
+def _finite_mask(rows_nd: Tensor) -> Tensor | None:
+    """Return which rows are finite, or None where all are: a sum is cheaper to look at than a mask."""
+    if torch.isfinite(rows_nd.sum()):
+        return None
+    return torch.isfinite(rows_nd).all(1)
+
+
+def _finite(rows_nd: Tensor) -> Tensor:
+    mask_n = _finite_mask(rows_nd)
+    return rows_nd if mask_n is None else rows_nd[mask_n]

@@ -1,0 +1,85 @@
+"""Nearest-code search and k-means over latent vectors, in little memory.
+
+Shape suffixes: n vectors, d code dimension, k codebook size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["canonical_order", "kmeans", "nearest_codes"]
+
+_CHUNK_ELEMENTS = 1 << 20  # distances held at once: 4 MiB of float32, which stays in a core's cache
+
+
+@torch.no_grad()
+def nearest_codes(rows_nd: Tensor, embeddings_kd: Tensor) -> Tensor:
+    """Return the index of the nearest embedding (Euclidean) of each row, ``(n,)`` int64; the lowest index on ties."""
+    half_norms_k = embeddings_kd.square().sum(1).mul_(0.5)
+    transposed_dk = embeddings_kd.t()
+    chunk = max(1, _CHUNK_ELEMENTS // embeddings_kd.shape[0])
+    codes_n = torch.empty(rows_nd.shape[0], dtype=torch.int64, device=rows_nd.device)
+    for start in range(0, rows_nd.shape[0], chunk):
+        rows = rows_nd[start : start + chunk]
+        torch.argmin(torch.addmm(half_norms_k, rows, transposed_dk, alpha=-1), 1, out=codes_n[start : start + chunk])
+    return codes_n
+
+
+@torch.no_grad()
+def canonical_order(rows_nd: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ``rows_nd`` sorted by a seeded random projection.
+
+    The same set of rows gives the same order however it was spread over batches or processes, so what is drawn by
+    index afterwards does not depend on the number of processes.
+    """
+    direction_d = torch.randn(rows_nd.shape[1], generator=generator, dtype=torch.float64).to(rows_nd.device)
+    return rows_nd[torch.argsort(rows_nd.double() @ direction_d)]
+
+
+@torch.no_grad()
+def kmeans(rows_nd: Tensor, num_codes: int, *, generator: torch.Generator, iterations: int = 10) -> Tensor:
+    """Cluster rows into ``num_codes`` centres ``(k, d)`` by Lloyd's algorithm from k-means++ seeds.
+
+    With fewer rows than centres the rows repeat with a small seeded jitter (1 % of the rows' deviation).
+
+    Args:
+        rows_nd: at least one finite row.
+        num_codes: number of centres.
+        generator: CPU generator that draws the seeds (Arthur and Vassilvitskii 2007).
+        iterations: Lloyd steps.
+    """
+    if rows_nd.shape[0] < num_codes:
+        return _repeat_with_jitter(rows_nd, num_codes, generator)
+    centres_kd = _seed_plus_plus(rows_nd, num_codes, generator)
+    for _ in range(iterations):
+        codes_n = nearest_codes(rows_nd, centres_kd)
+        sums_kd = torch.zeros_like(centres_kd).index_add_(0, codes_n, rows_nd)
+        counts_k = torch.bincount(codes_n, minlength=num_codes).to(rows_nd.dtype)
+        filled = counts_k > 0
+        centres_kd[filled] = sums_kd[filled] / counts_k[filled, None]
+    return centres_kd
+
+
+def _seed_plus_plus(rows_nd: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
+    uniform_k = torch.rand(num_codes, generator=generator, dtype=torch.float64)
+    centres_kd = rows_nd.new_empty(num_codes, rows_nd.shape[1])
+    squared_n = rows_nd.square().sum(1)
+    distance_n = torch.full_like(squared_n, torch.inf)
+    index = int(uniform_k[0] * rows_nd.shape[0])
+    for k in range(num_codes):
+        centres_kd[k] = rows_nd[index]
+        to_centre_n = (squared_n - 2 * (rows_nd @ rows_nd[index]) + squared_n[index]).clamp_min_(0)
+        torch.minimum(distance_n, to_centre_n, out=distance_n)
+        cumulative_n = distance_n.double().cumsum(0)
+        target = uniform_k[(k + 1) % num_codes].to(cumulative_n.device) * cumulative_n[-1]
+        index = min(int(torch.searchsorted(cumulative_n, target)), rows_nd.shape[0] - 1)
+    return centres_kd
+
+
+def _repeat_with_jitter(rows_nd: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
+    picks = torch.arange(num_codes, device=rows_nd.device) % rows_nd.shape[0]
+    spread_d = rows_nd.std(0, unbiased=False) + 1e-3
+    jitter_kd = torch.randn(num_codes, rows_nd.shape[1], generator=generator).to(rows_nd)
+    jitter_kd[: rows_nd.shape[0]] = 0
+    return rows_nd[picks] + 0.01 * spread_d * jitter_kd
