@@ -1,0 +1,27 @@
+"""How good reconstructions, codebooks and priors are, always beside what knows nothing."""
+
+from __future__ import annotations
+
+from .baselines import BaselineScores, baseline_scores, mean_image
+from .reconstruction import (
+    ForegroundPSNRMetric,
+    ForegroundSSIMMetric,
+    ReconstructionScores,
+    foreground_mask,
+    mean_scores,
+    reconstruction_scores,
+    ssim_map,
+)
+
+__all__ = [
+    "BaselineScores",
+    "ForegroundPSNRMetric",
+    "ForegroundSSIMMetric",
+    "ReconstructionScores",
+    "baseline_scores",
+    "foreground_mask",
+    "mean_image",
+    "mean_scores",
+    "reconstruction_scores",
+    "ssim_map",
+]
