@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .baselines import BaselineScores, baseline_scores, mean_image
-from .reconstruction import (
+from monai_vqgen.metrics.baselines import BaselineScores, baseline_scores, mean_image
+from monai_vqgen.metrics.reconstruction import (
     ForegroundPSNRMetric,
     ForegroundSSIMMetric,
     ReconstructionScores,

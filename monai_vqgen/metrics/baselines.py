@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import InputError
-from .reconstruction import ReconstructionScores, mean_scores, reconstruction_scores
+from monai_vqgen.errors import InputError
+from monai_vqgen.metrics.reconstruction import ReconstructionScores, mean_scores, reconstruction_scores
 
 __all__ = ["BaselineScores", "baseline_scores", "mean_image"]
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from monai.metrics.regression import RegressionMetric, compute_ms_ssim, compute_ssim_and_cs
 
-from ..errors import InputError
+from monai_vqgen.errors import InputError
 
 __all__ = [
     "ForegroundPSNRMetric",

@@ -1,0 +1,222 @@
+"""A whole volume through a network of slices, and back in the volume's own geometry.
+
+Shape legend: b batch, h w rows and columns of a slice, n slices of one volume, s the volume's three axes as stored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers.inferer import Inferer
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms.foreground import Window, find_foreground, foreground_window
+from monai_vqgen.transforms.geometry import PLANES, view_plane
+from monai_vqgen.transforms.resampling import resample_plane
+
+__all__ = ["VolumeReconstructionInferer"]
+
+Intensity = Literal["input", "unit"]
+BACKGROUND_LEVEL = 0.02  # share of the window below which a voxel is background, as in the metrics
+
+logger = logging.getLogger(__name__)
+
+
+class _Normalised(NamedTuple):
+    volume_s: NDArray  # in [0, 1]
+    window: Window
+    background: float  # what lies outside the foreground, in the input's units
+
+
+class VolumeReconstructionInferer(Inferer):
+    """Reconstruct volumes slice by slice; what comes back has the input's shape, axes, affine and units.
+
+    ::
+
+        volume ─ normalise ─ reorient ─ resample in plane ─ pad ─> slices ─> network
+        volume <─ units ──── reorient ─ resample ──────── crop <────────────┘
+
+    The intensity window comes from the foreground of the whole volume. Reorientation is by axis codes, so an oblique
+    volume is not interpolated. No slice is cropped. A slice that is blank in the input is not shown to the network and
+    comes back as it was. A volume with one axis of a single voxel is itself a slice: its plane is that axis', whatever
+    `plane` says, and values already in [0, 1] are taken as normalised.
+
+    Args:
+        plane: "axial", "coronal" or "sagittal": the plane of the slices that the network was trained on.
+        pixel_mm: pixel size that the network was trained on, in millimetres; `None` takes the volume as stored.
+        image_size: pixels that the network was trained on; smaller slices are padded with background to this size,
+            larger ones stay larger. `None` pads nothing.
+        batch_size: slices shown to the network at once.
+        intensity: "input" returns the input's units, "unit" the normalised range [0, 1].
+        progress: whether to draw a progress bar over the slices.
+
+    Input: `(b, 1, X, Y, Z)`, a MetaTensor for any orientation but RAS+ at 1 mm; or `(b, 1, H, W)` images in [0, 1].
+
+    Raises:
+        InputError: an argument is out of its range, or the input has another number of channels or axes.
+        ScanError: a volume has no foreground at all, or an affine that cannot place it.
+
+    Example:
+        >>> volume = torch.rand(1, 1, 12, 10, 6)
+        >>> VolumeReconstructionInferer("axial", pixel_mm=2.0)(volume, torch.nn.Identity()).shape
+        torch.Size([1, 1, 12, 10, 6])
+    """
+
+    def __init__(
+        self,
+        plane: str = "axial",
+        *,
+        pixel_mm: float | None = None,
+        image_size: int | Sequence[int] | None = None,
+        batch_size: int = 16,
+        intensity: Intensity = "input",
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        if plane not in PLANES:
+            raise InputError(f"plane {plane!r} is unknown; choose one of {', '.join(PLANES)}")
+        if pixel_mm is not None and not pixel_mm > 0:
+            raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimetres, or none")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give at least 1")
+        if intensity not in get_args(Intensity):
+            raise InputError(f"intensity is {intensity!r}; choose 'input' or 'unit'")
+        self.plane, self.pixel_mm, self.batch_size = plane, pixel_mm, batch_size
+        self.intensity, self.progress = intensity, progress
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or (0, 0))
+        self.image_size: tuple[int, int] = (int(size[0]), int(size[1]))
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return the reconstruction of `inputs`, shaped like it and with its meta data."""
+        if inputs.ndim not in (4, 5) or inputs.shape[1] != 1:
+            raise InputError(
+                f"the input has shape {tuple(inputs.shape)}: give volumes as (batch, 1, X, Y, Z) or slices as "
+                "(batch, 1, H, W), one channel"
+            )
+        device = inputs.device
+
+        def reconstruct(images_nhw: NDArray) -> NDArray:
+            return self._run_network(images_nhw, lambda x: network(x, *args, **kwargs), device)
+
+        values = inputs.detach().cpu().float().numpy()
+        affines = np.broadcast_to(_affine(inputs), (len(values), 4, 4))
+        if inputs.ndim == 4:  # pictures know no plane and no millimetres: each is one slice of a volume
+            values, affines = values[..., None], np.broadcast_to(_AS_AXIAL_SLICE, affines.shape)
+        results = [self._volume(value[0], affine, reconstruct) for value, affine in zip(values, affines, strict=True)]
+        result = torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape)
+        output = inputs.detach().clone().float()
+        output.copy_(result)
+        return output
+
+    def _volume(self, volume_s: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
+        plane = _plane_of(volume_s.shape, affine) or self.plane
+        normalised = _normalise(volume_s)
+        view = view_plane(normalised.volume_s, affine, plane)
+        images_nhw = np.moveaxis(view.volume_s, -1, 0)
+        filled_n = images_nhw.reshape(len(images_nhw), -1).max(1) > 0
+        result_nhw = np.zeros(images_nhw.shape, dtype=np.float32)
+        if filled_n.any():
+            result_nhw[filled_n] = self._slices(images_nhw[filled_n], view.affine, reconstruct)
+        back = ornt_transform(axcodes2ornt(PLANES[plane]), io_orientation(affine))
+        result_s = apply_orientation(np.moveaxis(result_nhw, 0, -1), back)
+        if self.intensity == "unit":
+            return result_s
+        filled_s = apply_orientation(np.broadcast_to(filled_n, view.volume_s.shape), back)
+        return np.where(filled_s, _in_units(result_s, normalised), volume_s).astype(np.float32)
+
+    def _slices(self, images_nhw: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
+        """Resample, pad, reconstruct, crop and resample back slices of one volume."""
+        size = images_nhw.shape[1:]
+        if self.pixel_mm is not None:
+            images_nhw, _, scale = resample_plane(images_nhw, affine, self.pixel_mm)
+        missing = [max(0, want - have) for want, have in zip(self.image_size, images_nhw.shape[1:], strict=True)]
+        before = [width // 2 for width in missing]
+        padded = np.pad(images_nhw, [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))])
+        result_nhw = reconstruct(padded)
+        rows, columns = (slice(b, b + n) for b, n in zip(before, images_nhw.shape[1:], strict=True))
+        result_nhw = result_nhw[:, rows, columns]
+        if self.pixel_mm is None:
+            return result_nhw
+        for axis, (old, ratio) in enumerate(zip(size, scale, strict=True)):
+            matrix = _interpolation(result_nhw.shape[axis + 1], old, ratio)
+            result_nhw = matrix @ result_nhw if axis == 0 else result_nhw @ matrix.T
+        return result_nhw
+
+    def _run_network(
+        self, images_nhw: NDArray, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+    ) -> NDArray:
+        starts = range(0, len(images_nhw), self.batch_size)
+        parts = []
+        with torch.no_grad():
+            for start in tqdm(starts, desc="slices", disable=not self.progress, leave=False):
+                batch = np.ascontiguousarray(images_nhw[start : start + self.batch_size, None], dtype=np.float32)
+                parts.append(network(torch.from_numpy(batch).to(device))[:, 0].clamp(0, 1).float().cpu().numpy())
+        return np.concatenate(parts)
+
+
+_AS_AXIAL_SLICE = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]], dtype=np.float64)
+
+
+def _affine(inputs: torch.Tensor) -> NDArray:
+    """The 4x4 of each volume (or of all) of a batch; a plain tensor is RAS+ at 1 mm."""
+    return inputs.affine.cpu().double().numpy() if isinstance(inputs, MetaTensor) else np.eye(4)
+
+
+def _plane_of(shape: Sequence[int], affine: NDArray) -> str | None:
+    """The plane of a volume that is a single slice, else None."""
+    single = [axis for axis, size in enumerate(shape) if size == 1]
+    if len(single) != 1:
+        return None
+    anatomical = int(io_orientation(affine)[single[0], 0])  # 0 left-right, 1 back-front, 2 foot-head
+    return ("sagittal", "coronal", "axial")[anatomical]
+
+
+def _normalise(volume_s: NDArray) -> _Normalised:
+    if not np.isfinite(volume_s).all():
+        logger.warning("%d voxels are not finite numbers; they are taken as 0", int((~np.isfinite(volume_s)).sum()))
+        volume_s = np.nan_to_num(volume_s, nan=0.0, posinf=0.0, neginf=0.0)
+    if 1 in volume_s.shape and volume_s.min() >= 0 and volume_s.max() <= 1:
+        return _Normalised(volume_s, Window(0.0, 1.0), 0.0)
+    foreground = find_foreground(volume_s)
+    window = foreground_window(volume_s, foreground=foreground)
+    if window.high <= window.low:
+        raise ScanError(
+            f"a volume of shape {volume_s.shape} has no contrast (its foreground runs from {window.low:g} to "
+            f"{window.high:g}); remove it or export it again"
+        )
+    below = volume_s[volume_s <= foreground.threshold]
+    background = min(float(np.median(below)), window.low) if below.size else window.low
+    scaled = np.clip((volume_s - window.low) / (window.high - window.low), 0, 1)
+    return _Normalised(scaled.astype(np.float32), window, background)
+
+
+def _in_units(images: NDArray, normalised: _Normalised) -> NDArray:
+    """Undo the window; the lowest 2 % run down to the background's own value, so that black stays black."""
+    low, high = normalised.window
+    if normalised.background >= low:
+        return low + images * (high - low)
+    knee = low + BACKGROUND_LEVEL * (high - low)
+    return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [normalised.background, knee, high])
+
+
+def _interpolation(new: int, old: int, ratio: float) -> NDArray:
+    """The (old, new) matrix that brings a resampled axis back: linear, grids sharing their middle.
+
+    Args:
+        new: pixels of the resampled axis.
+        old: pixels of the axis as stored.
+        ratio: resampled pixels per stored pixel.
+    """
+    centres = np.clip((new - 1) / 2 + (np.arange(old) - (old - 1) / 2) * ratio, 0, new - 1)
+    distance = np.abs(centres[:, None] - np.arange(new)[None, :])
+    return np.clip(1 - distance, 0, None).astype(np.float32)

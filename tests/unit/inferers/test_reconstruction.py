@@ -1,0 +1,140 @@
+"""Slice-wise reconstruction: any geometry in, the same geometry out."""
+
+from __future__ import annotations
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.inferers.reconstruction import VolumeReconstructionInferer
+from monai_vqgen.networks import HierarchicalVQVAE
+
+
+def smooth_volume(shape=(21, 18, 15), peak=900.0) -> np.ndarray:
+    """An asymmetric bright blob on exact zeros, with two blank slices at either end of every axis."""
+    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    blob = peak * np.exp(-2 * ((grid[0] - 0.1) ** 2 + (grid[1] + 0.1) ** 2 + grid[2] ** 2)) * (1 + 0.3 * grid[0])
+    inside = np.zeros(shape, bool)
+    inside[2:-2, 2:-2, 2:-2] = True
+    return np.where(inside, blob, 0).astype(np.float32)
+
+
+def as_input(volume: np.ndarray, affine: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.tensor(volume.copy())[None], affine=torch.tensor(affine))[None]
+
+
+def test_all_48_axis_orders_and_flips_give_the_same_anatomy():
+    """The network sees the same slices whatever the storage, so a left-right asymmetric network is equivariant."""
+    volume, affine = smooth_volume(), np.diag([2.0, 2.5, 3.0, 1.0])
+
+    def network(images_bcs):  # not symmetric in any direction
+        rows = torch.linspace(0, 0.4, images_bcs.shape[2])[:, None]
+        return images_bcs * (0.5 + rows + torch.linspace(0, 0.1, images_bcs.shape[3]))
+
+    inferer = VolumeReconstructionInferer("coronal", pixel_mm=2.2, image_size=20, intensity="unit")
+    expected = inferer(as_input(volume, affine), network)[0, 0].numpy()
+    for order, flips in itertools.product(itertools.permutations(range(3)), itertools.product([1, -1], repeat=3)):
+        change = np.array([[axis, flip] for axis, flip in zip(order, flips, strict=True)], float)
+        stored = nib.orientations.apply_orientation(volume, change)
+        stored_affine = affine @ nib.orientations.inv_ornt_aff(change, volume.shape)
+        result = inferer(as_input(stored, stored_affine), network)
+        assert isinstance(result, MetaTensor)
+        np.testing.assert_array_equal(result.affine.numpy(), stored_affine)
+        np.testing.assert_allclose(
+            result[0, 0].numpy(), nib.orientations.apply_orientation(expected, change), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_identity_network_returns_the_input_in_its_units(plane):
+    volume = smooth_volume() + 0
+    result = VolumeReconstructionInferer(plane)(as_input(volume, np.eye(4)), torch.nn.Identity())[0, 0].numpy()
+    low, high = np.percentile(volume[volume > 0.02 * np.percentile(volume, 99.5)], [0.5, 99.5])
+    within = (volume > low + 0.03 * (high - low)) & (volume < high)
+    np.testing.assert_allclose(result[within], volume[within], rtol=1e-3)
+    assert (result[volume == 0] == 0).all()
+
+
+def test_resampling_to_the_models_pixels_and_back_keeps_smooth_anatomy_in_place():
+    volume = ndimage.gaussian_filter(smooth_volume((41, 37, 6)), (2, 2, 0))
+    affine = np.diag([0.8, 0.9, 3.0, 1.0])
+    inferer = VolumeReconstructionInferer("axial", pixel_mm=1.3, intensity="unit")
+    direct = VolumeReconstructionInferer("axial", intensity="unit")
+    through = inferer(as_input(volume, affine), torch.nn.Identity())[0, 0].numpy()
+    plain = direct(as_input(volume, affine), torch.nn.Identity())[0, 0].numpy()
+    assert np.abs(through - plain).mean() < 0.01
+    middle = [ndimage.center_of_mass(x) for x in (through, plain)]
+    np.testing.assert_allclose(*middle, atol=0.05)
+
+
+def test_blank_slices_are_not_shown_to_the_network_and_stay_blank():
+    seen = []
+
+    def network(images_bcs):
+        seen.append(images_bcs)
+        return torch.ones_like(images_bcs)
+
+    volume = smooth_volume()
+    for intensity in ("input", "unit"):
+        result = VolumeReconstructionInferer("axial", batch_size=4, intensity=intensity)(
+            as_input(volume, np.eye(4)), network
+        )[0, 0].numpy()
+        assert (result[..., :2] == 0).all()
+        assert (result[..., -2:] == 0).all()
+        assert (result[..., 7] > 0.9).all()
+    assert all(len(batch) <= 4 and (batch.flatten(1).amax(1) > 0).all() for batch in seen)
+    assert sum(len(batch) for batch in seen) == 2 * 11
+
+
+def test_small_slices_are_padded_and_large_ones_never_cropped():
+    sizes = []
+
+    def network(images_bcs):
+        sizes.append(tuple(images_bcs.shape[2:]))
+        return images_bcs
+
+    VolumeReconstructionInferer("axial", image_size=(16, 32))(as_input(smooth_volume(), np.eye(4)), network)
+    assert set(sizes) == {(18, 32)}  # rows of an axial slice run front to back: the volume's second axis
+
+
+@pytest.mark.parametrize(("shape", "codes"), [((9, 7, 1), "PLI"), ((1, 9, 7), "RIP"), ((9, 1, 7), "IPL")])
+def test_a_single_slice_keeps_its_plane_and_its_range(shape, codes):
+    affine = nib.orientations.inv_ornt_aff(
+        nib.orientations.ornt_transform(
+            nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(tuple(codes))
+        ),
+        shape,
+    )
+    image = np.random.default_rng(0).random(shape).astype(np.float32) * 0.5
+    result = VolumeReconstructionInferer("coronal", image_size=12)(as_input(image, affine), torch.nn.Identity())
+    np.testing.assert_allclose(result[0, 0].numpy(), image, atol=1e-6)
+
+
+def test_pictures_without_geometry_pass_through_a_real_network():
+    network = HierarchicalVQVAE(channels=8, residual_channels=4).eval()
+    images = torch.rand(3, 1, 19, 23)
+    result = VolumeReconstructionInferer(pixel_mm=None, batch_size=2)(images, network)
+    torch.testing.assert_close(result, network(images).detach().clamp(0, 1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"plane": "oblique"}, "axial"), ({"pixel_mm": 0}, "pixel_mm"), ({"batch_size": 0}, "batch_size")],
+)
+def test_wrong_arguments_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        VolumeReconstructionInferer(**change)
+
+
+def test_volumes_that_cannot_be_reconstructed_are_refused():
+    inferer = VolumeReconstructionInferer()
+    with pytest.raises(ScanError, match="no contrast"):
+        inferer(torch.full((1, 1, 4, 4, 4), 3.0), torch.nn.Identity())
+    with pytest.raises(InputError, match="one channel"):
+        inferer(torch.zeros(1, 2, 4, 4, 4), torch.nn.Identity())
