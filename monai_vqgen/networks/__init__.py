@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monai_vqgen.networks.fingerprints import fingerprint
 from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
+from monai_vqgen.networks.priors import GatedPixelCNN, IncrementalPass, PlainIncremental, Prior
 from monai_vqgen.networks.quantizers import (
     EMACodebook,
     FiniteScalarQuantizer,
@@ -15,9 +16,13 @@ from monai_vqgen.networks.quantizers import (
 __all__ = [
     "EMACodebook",
     "FiniteScalarQuantizer",
+    "GatedPixelCNN",
     "GradientCodebook",
     "HierarchicalVQVAE",
     "HierarchyPass",
+    "IncrementalPass",
+    "PlainIncremental",
+    "Prior",
     "Quantized",
     "Quantizer",
     "fingerprint",

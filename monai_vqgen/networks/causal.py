@@ -1,0 +1,210 @@
+"""Causal layers in raster order, from which the priors are built.
+
+Legend of suffixes: b batch, c channels, s spatial axes (2 or 3), n raster positions, p position features.
+
+Raster order reads the last axis fastest, as one reads a page (and then the next page). "Causal" means that the
+features at a position depend on codes at earlier positions only. A prior keeps one *stack* of features an axis:
+
+    stack 0 (3D only: depth)   knows the planes before this one
+    vertical stack             knows the rows before this one (and all that depth knows)
+    horizontal stack           knows this row's positions before this one (and all that vertical knows)
+
+so that no position of the past is missed (no blind spot), and each kernel is cropped to the taps it may use instead
+of being masked: nothing is multiplied by zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "COORDINATE_OCTAVES",
+    "CausalAttention",
+    "CroppedConv",
+    "GatedLayer",
+    "coordinate_features",
+    "pointwise",
+    "spread",
+    "tanh_gate",
+]
+
+COORDINATE_OCTAVES = 7
+"""Sine and cosine pairs an axis: the finest has period 2 positions on an axis of 64."""
+
+
+def coordinate_features(grid: Sequence[int], *, device: torch.device | None = None) -> Tensor:
+    """Sines and cosines of the relative coordinates of each position, for a grid of any size.
+
+    Args:
+        grid: sizes of the spatial axes.
+        device: where the result lives.
+
+    Returns:
+        float tensor `(p, *grid)` with `p = 2 * COORDINATE_OCTAVES * len(grid)`, values in [-1, 1].
+    """
+    features = []
+    octaves = math.pi * 2.0 ** torch.arange(COORDINATE_OCTAVES, dtype=torch.float64, device=device)
+    for axis, size in enumerate(grid):
+        coordinate = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size
+        phase = octaves[:, None] * coordinate
+        shape = [-1] + [size if a == axis else 1 for a in range(len(grid))]
+        features.append(torch.cat([phase.sin(), phase.cos()]).view(shape).expand(-1, *grid))
+    return torch.cat(features).float()
+
+
+def pointwise(spatial_dims: int, in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Module:
+    """A convolution with kernel size one: the same linear map at every position."""
+    conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    return conv(in_channels, out_channels, 1, bias=bias)
+
+
+def tanh_gate(pre_bcs: Tensor) -> Tensor:
+    """The gate of van den Oord et al. 2016, equation 2: tanh of one half of the channels, sigmoid of the other."""
+    value, gate = pre_bcs.chunk(2, dim=1)
+    return torch.tanh(value) * torch.sigmoid(gate)
+
+
+def spread(features_bcs: Tensor, grid: Sequence[int]) -> Tensor:
+    """Repeat coarse features over a finer grid: position i reads i // ratio, ratio = ceil(fine / coarse)."""
+    coarse = features_bcs.shape[2:]
+    if tuple(coarse) == tuple(grid):
+        return features_bcs
+    repeated = [m * math.ceil(n / m) for n, m in zip(grid, coarse, strict=True)]
+    spread_bcs = F.interpolate(features_bcs, size=repeated, mode="nearest-exact")
+    return spread_bcs[(..., *(slice(n) for n in grid))]
+
+
+class CroppedConv(nn.Module):
+    """The convolution of one stack: only the taps in the past (strict) or in the past and present of its axis.
+
+        kernel 3, vertical stack:     x x x        horizontal:   x x
+                                      x x x                        ^ this position
+                                        ^ this position
+
+    Along `axis` the kernel reaches `kernel_size // 2` back; along later axes it is full and centred; along earlier
+    axes it has one tap. The output has the size of the input.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        axis: the stack's axis, 0 the slowest in raster order.
+        kernel_size: odd size of the uncropped kernel.
+        strict: leave this position's own slab (row, plane) out.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        *,
+        out_channels: int,
+        axis: int,
+        kernel_size: int,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        reach = kernel_size // 2
+        later = spatial_dims - axis - 1
+        taps = reach if strict else reach + 1
+        conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        self.axis, self.taps, self.strict, self.reach = axis, taps, strict, reach
+        kernel = (1,) * axis + (taps,) + (kernel_size,) * later
+        padding = (0,) * axis + (reach,) + (reach,) * later
+        self.conv = conv(in_channels, out_channels, kernel, padding=padding)  # type: ignore[arg-type]
+
+    def forward(self, features_bcs: Tensor) -> Tensor:
+        """Convolve; the rows that the symmetric padding adds at the end are cropped."""
+        return self.conv(features_bcs).narrow(self.axis + 2, 0, features_bcs.shape[self.axis + 2])
+
+
+class GatedLayer(nn.Module):
+    """One gated layer over all stacks (van den Oord et al. 2016, figure 2), here with a residual in every stack.
+
+        vertical:    v -> conv -> (+) -> gate -+-> 1x1 -> (+ v) -> v
+                                   ^           |
+                        context ---+           +-> 1x1 --+
+                                   |                     v
+        horizontal:  h -> conv -> (+) <----------------- +
+                                  gate ---> 1x1 -> (+ h) -> h
+
+    Args:
+        spatial_dims: 2 or 3, which is also the number of stacks.
+        channels: channels of every stack.
+        kernel_size: odd size of the uncropped kernel.
+        use_context: whether a context map is added at every gate.
+        dropout: probability with which a gated feature is dropped in training.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, *, kernel_size: int, use_context: bool, dropout: float):
+        super().__init__()
+        self.channels = channels
+        self.convs = nn.ModuleList(
+            CroppedConv(spatial_dims, channels, out_channels=2 * channels, axis=axis, kernel_size=kernel_size)
+            for axis in range(spatial_dims)
+        )
+        # Each stack but the last also feeds the next one's gate: its residual and that link are one product.
+        self.outputs = nn.ModuleList(
+            pointwise(spatial_dims, channels, channels if axis == spatial_dims - 1 else 3 * channels, bias=False)
+            for axis in range(spatial_dims)
+        )
+        width = 2 * channels * spatial_dims
+        self.context = pointwise(spatial_dims, channels, width, bias=False) if use_context else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, stacks: Sequence[Tensor], context_bcs: Tensor | None) -> list[Tensor]:
+        """Map the stacks' features to the next layer's, each `(b, channels, *grid)`."""
+        biases: Sequence[Tensor | None] = [None] * len(stacks)
+        if self.context is not None and context_bcs is not None:
+            # A pointwise map commutes with repeating, so it is applied at the context's own, coarser size.
+            projected = self.context(context_bcs)
+            biases = spread(projected, stacks[0].shape[2:]).chunk(len(stacks), dim=1)
+        link: Tensor | None = None
+        results = []
+        for stack_bcs, conv, output, bias in zip(stacks, self.convs, self.outputs, biases, strict=True):
+            pre = conv(stack_bcs)
+            pre = pre if link is None else pre + link
+            pre = pre if bias is None else pre + bias
+            out = output(self.dropout(tanh_gate(pre)))
+            results.append(stack_bcs + out[:, : self.channels])
+            link = out[:, self.channels :]
+        return results
+
+
+class CausalAttention(nn.Module):
+    """Self-attention over all positions up to this one, with the positions' coordinates in queries, keys and values.
+
+        h -> layer norm -> linear (+ linear of coordinates) -> q, k, v -> softmax(q k' / sqrt(d)) v -> linear -> (+ h)
+
+    The features at a position already exclude its own code, so a position may attend to itself.
+
+    Args:
+        channels: channels of the features.
+        num_heads: number of heads.
+        width: channels of queries, keys and values over all heads.
+        num_coordinates: number of position features.
+        dropout: probability with which an output feature is dropped in training.
+    """
+
+    def __init__(self, channels: int, *, num_heads: int, width: int, num_coordinates: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.width = num_heads, width
+        self.qkv = nn.Linear(channels, 3 * width, bias=False)
+        self.position = nn.Linear(num_coordinates, 3 * width)
+        self.output = nn.Linear(width, channels, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features_bcs: Tensor, coordinates_ps: Tensor) -> Tensor:
+        """Attend; both the result and `features_bcs` are `(b, channels, *grid)`."""
+        b, c = features_bcs.shape[:2]
+        x_bnc = F.layer_norm(features_bcs.flatten(2).transpose(1, 2), (c,))
+        qkv = self.qkv(x_bnc) + self.position(coordinates_ps.flatten(1).t())
+        heads = qkv.view(b, -1, 3, self.num_heads, self.width // self.num_heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+        out_bnc = self.output(attended.transpose(1, 2).flatten(2))
+        return features_bcs + self.dropout(out_bnc).transpose(1, 2).unflatten(2, features_bcs.shape[2:])

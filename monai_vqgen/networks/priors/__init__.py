@@ -1,0 +1,8 @@
+"""Priors: autoregressive distributions over grids of codes."""
+
+from __future__ import annotations
+
+from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
+from monai_vqgen.networks.priors.gated import GatedPixelCNN
+
+__all__ = ["GatedPixelCNN", "IncrementalPass", "PlainIncremental", "Prior"]

@@ -1,0 +1,158 @@
+"""What every prior promises, and the incremental pass that works for any of them.
+
+Legend of suffixes: b batch, k number of codes, s spatial axes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from monai_vqgen.errors import InputError
+
+__all__ = ["IncrementalPass", "PlainIncremental", "Prior", "check_prior_inputs"]
+
+
+class IncrementalPass(ABC):
+    """A prior's logits, one raster position after the other.
+
+    Call `logits()` for the next position's distribution, then `push(codes_b)` with the codes chosen there. A position
+    whose code is known already can be pushed without asking for its logits. Both run without gradients.
+
+    Example:
+        >>> import torch
+        >>> from monai_vqgen.networks import GatedPixelCNN
+        >>> prior = GatedPixelCNN(8, channels=4, num_layers=2, attention_every=0).eval()
+        >>> steps = prior.incremental((2, 2), batch_size=3)
+        >>> codes = []
+        >>> for _ in range(4):
+        ...     codes.append(steps.logits().argmax(1))
+        ...     steps.push(codes[-1])
+        >>> torch.stack(codes, dim=1).shape
+        torch.Size([3, 4])
+    """
+
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """Logits `(b, k)` of the next position; valid until the next `push`."""
+
+    @abstractmethod
+    def push(self, codes_b: Tensor) -> None:
+        """Fix the codes at this position and move on."""
+
+
+class Prior(nn.Module, ABC):
+    """An autoregressive distribution over grids of codes.
+
+    Attributes:
+        spatial_dims: number of axes of the grid, 2 or 3.
+        num_codes: size of the codebook, K.
+        coarser_codes: sizes of the codebooks of all coarser levels, coarsest first; empty at the coarsest level.
+        condition_dim: length of the condition vector; 0 for none.
+    """
+
+    def __init__(self, num_codes: int, spatial_dims: int, *, coarser_codes: Sequence[int], condition_dim: int) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise InputError(f"spatial_dims is {spatial_dims}; allowed are 2 and 3.")
+        if num_codes < 1:
+            raise InputError(f"num_codes is {num_codes}; give the codebook's size, at least 1.")
+        if condition_dim < 0:
+            raise InputError(f"condition_dim is {condition_dim}; give 0 (no condition) or the vector's length.")
+        self.num_codes = num_codes
+        self.spatial_dims = spatial_dims
+        self.coarser_codes = tuple(coarser_codes)
+        self.condition_dim = condition_dim
+
+    @abstractmethod
+    def forward(self, codes_bs: Tensor, coarser: Sequence[Tensor] = (), condition: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits `(b, k, *grid)`: those at a position depend on codes before it only.
+
+        Args:
+            codes_bs: integers `(b, *grid)` in [0, num_codes).
+            coarser: integer grids of all coarser levels, coarsest first, each `(b, *its grid)`.
+            condition: float `(b, condition_dim)`, or None when condition_dim is 0.
+        """
+
+    def incremental(
+        self, grid: Sequence[int], *, batch_size: int, coarser: Sequence[Tensor] = (), condition: Tensor | None = None
+    ) -> IncrementalPass:
+        """The same logits one position at a time. This fallback runs the whole grid at every position."""
+        return PlainIncremental(self, grid, batch_size=batch_size, coarser=coarser, condition=condition)
+
+
+class PlainIncremental(IncrementalPass):
+    """Runs the prior's whole forward at every position: slow, and by construction exactly what `forward` says.
+
+    Args:
+        prior: any prior.
+        grid: sizes of the spatial axes.
+        batch_size: number of grids.
+        coarser: grids of the coarser levels, coarsest first.
+        condition: float `(batch_size, f)` or None.
+    """
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        grid: Sequence[int],
+        *,
+        batch_size: int,
+        coarser: Sequence[Tensor] = (),
+        condition: Tensor | None = None,
+    ) -> None:
+        device = next(prior.parameters()).device
+        self._prior, self._coarser, self._condition = prior, tuple(coarser), condition
+        self._codes_bs = torch.zeros(batch_size, *grid, dtype=torch.long, device=device)
+        self._codes_bn = self._codes_bs.view(batch_size, math.prod(grid))
+        self._next = 0
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Logits `(b, k)` of the next position."""
+        logits_bks = self._prior(self._codes_bs, self._coarser, self._condition)
+        return logits_bks.flatten(2)[:, :, self._next]
+
+    @torch.inference_mode()
+    def push(self, codes_b: Tensor) -> None:
+        """Fix the codes at this position and move on."""
+        self._codes_bn[:, self._next] = codes_b
+        self._next += 1
+
+
+def check_prior_inputs(prior: Prior, codes_bs: Tensor, *, coarser: Sequence[Tensor], condition: Tensor | None) -> None:
+    """Raise InputError unless the inputs of a prior fit it and each other. Shapes and types only, never values."""
+    b = codes_bs.shape[0] if codes_bs.ndim else 0
+    if codes_bs.ndim != prior.spatial_dims + 1 or codes_bs.is_floating_point():
+        raise InputError(
+            f"codes have shape {tuple(codes_bs.shape)} and type {codes_bs.dtype}; this prior takes integers "
+            f"of shape (batch, {', '.join(['size'] * prior.spatial_dims)})."
+        )
+    if len(coarser) != len(prior.coarser_codes):
+        raise InputError(
+            f"{len(coarser)} grids of coarser levels given; this prior was built for {len(prior.coarser_codes)} "
+            f"(coarser_codes={list(prior.coarser_codes)}). Give one grid for each, coarsest first."
+        )
+    for level, grid_bs in enumerate(coarser):
+        fits = grid_bs.ndim == codes_bs.ndim and grid_bs.shape[0] == b and not grid_bs.is_floating_point()
+        if not fits or any(m > n for m, n in zip(grid_bs.shape[1:], codes_bs.shape[1:], strict=True)):
+            raise InputError(
+                f"coarser grid {level} has shape {tuple(grid_bs.shape)} and type {grid_bs.dtype}; with codes of shape "
+                f"{tuple(codes_bs.shape)} it must be integers of the same batch and no larger along any axis."
+            )
+    _check_condition(prior, condition, batch_size=b)
+
+
+def _check_condition(prior: Prior, condition: Tensor | None, *, batch_size: int) -> None:
+    if prior.condition_dim == 0 and condition is not None:
+        raise InputError("a condition is given, but this prior was built without one (condition_dim=0); leave it out.")
+    if prior.condition_dim and (condition is None or tuple(condition.shape) != (batch_size, prior.condition_dim)):
+        given = "none" if condition is None else f"one of shape {tuple(condition.shape)}"
+        raise InputError(
+            f"this prior needs a condition of shape ({batch_size}, {prior.condition_dim}), and {given} is given; "
+            "make it with the ConditionEncoder the prior was trained with."
+        )
