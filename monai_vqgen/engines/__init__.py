@@ -1,0 +1,39 @@
+"""What Ignite's and MONAI's trainers need: objectives, batch preparation, seeding, several processes."""
+
+from __future__ import annotations
+
+from monai_vqgen.engines.batches import PrepareCodes, PrepareImages, channels_last, place
+from monai_vqgen.engines.command_line import check_command_line
+from monai_vqgen.engines.distributed import (
+    distribute,
+    end_distributed,
+    local_device,
+    process_count,
+    process_rank,
+    shard,
+    start_distributed,
+)
+from monai_vqgen.engines.encoding import write_codes
+from monai_vqgen.engines.objectives import AutoencoderObjective, PriorObjective, objective_loss
+from monai_vqgen.engines.seeding import EpochSeeding, seed_everything
+
+__all__ = [
+    "AutoencoderObjective",
+    "EpochSeeding",
+    "PrepareCodes",
+    "PrepareImages",
+    "PriorObjective",
+    "channels_last",
+    "check_command_line",
+    "distribute",
+    "end_distributed",
+    "local_device",
+    "objective_loss",
+    "place",
+    "process_count",
+    "process_rank",
+    "seed_everything",
+    "shard",
+    "start_distributed",
+    "write_codes",
+]

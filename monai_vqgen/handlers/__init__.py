@@ -1,0 +1,30 @@
+"""Handlers for MONAI's engines: safe checkpoints, curves, codebook health, pictures, guards, progress."""
+
+from __future__ import annotations
+
+from monai_vqgen.handlers.checkpoints import BestCheckpoint, TrainingState, load_weights, plain_state, save_weights
+from monai_vqgen.handlers.guards import FiniteLoss, Patience
+from monai_vqgen.handlers.history import History
+from monai_vqgen.handlers.images import ReconstructionImages, SampleImages, image_rows
+from monai_vqgen.handlers.output import claim_output, log_to_file
+from monai_vqgen.handlers.progress import TrainingProgress
+from monai_vqgen.handlers.statistics import CodebookHealth, ObjectiveMean
+
+__all__ = [
+    "BestCheckpoint",
+    "CodebookHealth",
+    "FiniteLoss",
+    "History",
+    "ObjectiveMean",
+    "Patience",
+    "ReconstructionImages",
+    "SampleImages",
+    "TrainingProgress",
+    "TrainingState",
+    "claim_output",
+    "image_rows",
+    "load_weights",
+    "log_to_file",
+    "plain_state",
+    "save_weights",
+]

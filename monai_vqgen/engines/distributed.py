@@ -1,0 +1,107 @@
+"""One process or several: devices, the process group, and which rows of a data set belong to this process.
+
+`torchrun` tells each process who it is by RANK, LOCAL_RANK and WORLD_SIZE. Without these variables everything here
+describes a single process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sized
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DistributedSampler
+
+from monai_vqgen.errors import InputError
+
+__all__ = [
+    "distribute",
+    "end_distributed",
+    "local_device",
+    "process_count",
+    "process_rank",
+    "shard",
+    "start_distributed",
+]
+
+
+def local_device() -> torch.device:
+    """The GPU of this process (LOCAL_RANK) where CUDA is available, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def process_rank() -> int:
+    """Number of this process in the group, 0 when there is no group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def process_count() -> int:
+    """Number of processes in the group, 1 when there is no group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def start_distributed(device: torch.device | str) -> None:
+    """Join the process group that `torchrun` describes: NCCL for CUDA, gloo for the CPU.
+
+    Raises:
+        InputError: The process was not started by `torchrun`.
+    """
+    if dist.is_initialized():
+        return
+    if "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            "The multi-GPU configuration needs torchrun, and WORLD_SIZE is not set. Start it with "
+            "`torchrun --standalone --nproc_per_node=N -m monai.bundle run ...`, or leave the multi_gpu file out."
+        )
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def end_distributed() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def distribute(objective: nn.Module, device: torch.device | str) -> nn.Module:
+    """Wrap an objective for several processes; returned as it is when there is no process group.
+
+    Buffers are not broadcast at every step: the quantisers all-reduce their statistics, so codebooks stay equal.
+    """
+    if not dist.is_initialized():
+        return objective
+    device = torch.device(device)
+    device_ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(objective, device_ids=device_ids, broadcast_buffers=False)
+
+
+def shard(dataset: Sized, *, shuffle: bool, seed: int = 0) -> DistributedSampler:
+    """The sampler of this process: every `process_count()`-th row of an order that only seed and epoch decide.
+
+    A single process walks through the same order as many do together, so that equal global batches hold equal rows.
+    When training the order is filled up to a multiple of the processes, because every process must take the same
+    number of steps.
+
+    Raises:
+        InputError: The data set is empty, or several processes run without the multi-GPU configuration.
+    """
+    if len(dataset) == 0:
+        raise InputError("The data set is empty. Check dataset_dir: it must hold slices (or codes) of this split.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        raise InputError(
+            "Several processes were started, but they are not joined. Add the multi_gpu file of this stage: "
+            "--config_file \"['bundle/configs/train.json','bundle/configs/multi_gpu_train.json']\"."
+        )
+    return DistributedSampler(
+        dataset,  # type: ignore[arg-type]
+        num_replicas=process_count(),
+        rank=process_rank(),
+        shuffle=shuffle,
+        seed=seed,
+    )

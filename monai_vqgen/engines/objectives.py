@@ -1,0 +1,137 @@
+"""What a trainer optimises: modules that wrap a network, take a batch and return its losses. DDP wraps these.
+
+Shape suffixes: b batch, c channels, k codebook size, s spatial axes (2 or 3), f condition features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_vqgen.errors import InputError
+
+__all__ = ["AutoencoderObjective", "PriorObjective", "objective_loss"]
+
+_SMALLEST_MSE = 1e-10  # 100 dB: an exact reconstruction has a finite PSNR
+
+
+def objective_loss(prediction: Mapping[str, Tensor], target: object = None) -> Tensor:
+    """The ``loss_function`` of MONAI's trainer: objectives have computed the loss already."""
+    return prediction["loss"]
+
+
+class AutoencoderObjective(nn.Module):
+    """Reconstruction and codebook losses of a VQ-VAE.
+
+    ::
+
+        images -> autoencoder -> reconstruction   loss = mse_weight * MSE + l1_weight * L1
+                       |                                 + codebook_weight * sum of the levels' losses
+                       +-> codes, losses of the levels (commitment included)
+
+    van den Oord et al. 2017, equation 3. In training mode the quantisers learn from the batch
+    (`autoencoder.train_pass`); in evaluation mode nothing changes, and the loss is the reconstruction loss alone.
+
+    Args:
+        autoencoder: keeps the autoencoder contract, for example `HierarchicalVQVAE`.
+        mse_weight: weight of the mean squared error.
+        l1_weight: weight of the mean absolute error.
+        codebook_weight: weight of the quantisers' losses, which carry their own commitment weight (0.25).
+        amp: compute in bfloat16 where torch deems it safe. It needs no loss scaling, so it works alike on CPU and GPU.
+
+    Returns of ``forward(images_bcs)``, a dictionary as MONAI's engines expect: ``loss`` (scalar), ``reconstruction``
+    (b, c, *s), ``codes_0``, ``codes_1``, ... (b, *s) coarsest first, and per image (b,) ``mse``, ``mae``, ``psnr`` (dB,
+    data range 1); in training also the scalar ``codebook_loss``.
+
+    Raises:
+        InputError: no positive weight, or a negative one.
+
+    Example:
+        >>> from monai_vqgen.networks import HierarchicalVQVAE
+        >>> network = HierarchicalVQVAE(channels=8, residual_channels=4)
+        >>> result = AutoencoderObjective(network)(torch.rand(2, 1, 32, 32))
+        >>> sorted(result)
+        ['codebook_loss', 'codes_0', 'codes_1', 'loss', 'mae', 'mse', 'psnr', 'reconstruction']
+    """
+
+    autoencoder: Any  # whatever keeps the autoencoder contract
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        *,
+        mse_weight: float = 1.0,
+        l1_weight: float = 0.0,
+        codebook_weight: float = 1.0,
+        amp: bool = False,
+    ) -> None:
+        super().__init__()
+        weights = {"mse_weight": mse_weight, "l1_weight": l1_weight, "codebook_weight": codebook_weight}
+        if min(weights.values()) < 0 or mse_weight + l1_weight <= 0:
+            raise InputError(
+                f"Loss weights {weights}: none may be negative, and mse_weight or l1_weight must be positive."
+            )
+        self.autoencoder = autoencoder
+        self.mse_weight, self.l1_weight, self.codebook_weight = mse_weight, l1_weight, codebook_weight
+        self.amp = amp
+
+    def forward(self, images_bcs: Tensor) -> dict[str, Tensor]:
+        """Return the losses, reconstructions and codes of a batch."""
+        with torch.autocast(images_bcs.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            if self.training:
+                reconstruction_bcs, levels = self.autoencoder.train_pass(images_bcs)
+                codes: Sequence[Tensor] = [level.codes_bs for level in levels]
+            else:
+                codes = self.autoencoder.encode(images_bcs)
+                # Sizes that do not divide are padded at the end of an axis, so the image is at its start.
+                window = (..., *(slice(size) for size in images_bcs.shape[2:]))
+                reconstruction_bcs = self.autoencoder.decode(codes)[window]
+        difference_bn = (reconstruction_bcs.float() - images_bcs.float()).flatten(1)
+        mse_b, mae_b = difference_bn.square().mean(1), difference_bn.abs().mean(1)
+        result = {"reconstruction": reconstruction_bcs, "mse": mse_b, "mae": mae_b}
+        result["psnr"] = -10 * mse_b.detach().clamp_min(_SMALLEST_MSE).log10()
+        result.update({f"codes_{level}": codes_bs for level, codes_bs in enumerate(codes)})
+        result["loss"] = self.mse_weight * mse_b.mean() + self.l1_weight * mae_b.mean()
+        if self.training:
+            result["codebook_loss"] = torch.stack([level.loss.float() for level in levels]).sum()
+            result["loss"] = result["loss"] + self.codebook_weight * result["codebook_loss"]
+        return result
+
+
+class PriorObjective(nn.Module):
+    """Cross-entropy of a prior over one level's codes.
+
+    Args:
+        prior: keeps the prior contract: ``forward(codes_bs, coarser, condition) -> logits_bks``.
+        amp: compute in bfloat16 where torch deems it safe; logits are compared in float32.
+
+    Returns of ``forward(codes_bs, coarser, condition_bf)``: ``loss`` (scalar, nats per code) and, per grid (b,),
+    ``nats_per_code`` and ``bits_per_code``.
+
+    Example:
+        >>> from monai_vqgen.networks import GatedPixelCNN
+        >>> prior = GatedPixelCNN(16, channels=8, num_layers=2, attention_every=0)
+        >>> result = PriorObjective(prior)(torch.zeros(2, 4, 4, dtype=torch.int64))
+        >>> result["bits_per_code"].shape
+        torch.Size([2])
+    """
+
+    def __init__(self, prior: nn.Module, *, amp: bool = False) -> None:
+        super().__init__()
+        self.prior = prior
+        self.amp = amp
+
+    def forward(
+        self, codes_bs: Tensor, coarser: Sequence[Tensor] = (), condition: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the loss of a batch of grids."""
+        with torch.autocast(codes_bs.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            logits_bks = self.prior(codes_bs, coarser, condition)
+        nats_bs = F.cross_entropy(logits_bks.float(), codes_bs, reduction="none")
+        nats_b = nats_bs.flatten(1).mean(1)
+        return {"loss": nats_b.mean(), "nats_per_code": nats_b, "bits_per_code": nats_b / math.log(2)}

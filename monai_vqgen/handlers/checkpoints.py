@@ -1,0 +1,201 @@
+"""Weights on disk: plain state dicts, complete at their final name, opened with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from monai_vqgen.data.files import replace_file, write_json
+from monai_vqgen.errors import CheckpointError
+
+__all__ = ["BestCheckpoint", "TrainingState", "load_weights", "plain_state", "save_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """Whatever can be saved and restored: networks, optimizers, schedulers, counters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Take the state back."""
+
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict as plain contiguous CPU tensors, without DDP's prefix and without MONAI's MetaTensor."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        module = module.module
+    return {name: _plain(tensor) for name, tensor in module.state_dict().items()}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().as_subclass(torch.Tensor).cpu().clone(memory_format=torch.contiguous_format)
+
+
+def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a module's plain state dict; an earlier file at ``path`` stays until the new one is complete."""
+    _save(plain_state(module), path)
+
+
+def _save(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    # Serialised in memory first: torch's writer ends the process when the disk fills up under it.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replace_file(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def _load(path: str | os.PathLike[str]) -> Any:
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint at {path}. Train first, or give the path of a .pt file.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a state dict: truncated, damaged or not a .pt file."
+        ) from error
+
+
+def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Load a plain state dict into a module and return it in evaluation mode.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or belongs to another architecture.
+    """
+    state = _load(path)
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        first_lines = " ".join(str(error).split())[:500]
+        raise CheckpointError(
+            f"{path} belongs to another architecture than the configuration's network: use the overlays and options "
+            f"that it was trained with. {first_lines}"
+        ) from error
+    return module.eval()
+
+
+class BestCheckpoint:
+    """Keep the weights with the lowest value of a validation metric, and what to know about them beside them.
+
+    Attach to the evaluator. ``path`` always holds a complete state dict: it is written under a temporary name in the
+    same folder and renamed, so a full disk or a kill leaves the previous best.
+
+    Args:
+        module: the network whose weights are saved (not the objective around it).
+        path: for example ``RUN/model.pt``.
+        metric: name in the evaluator's metrics, smaller is better.
+        description: written to ``path`` with suffix ``.json``, with the metric added as ``validation_<metric>``;
+            None writes no such file.
+
+    Raises:
+        CheckpointError: the metric is not among the evaluator's.
+
+    Example:
+        >>> saver = BestCheckpoint(nn.Linear(1, 1), "out/model.pt", metric="loss")
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        path: str | os.PathLike[str],
+        *,
+        metric: str,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.module, self.path, self.metric = module, Path(path), metric
+        self.description = description
+        self.best = float("inf")
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save when the metric is the lowest so far."""
+        if self.metric not in engine.state.metrics:
+            raise CheckpointError(f"There is no metric {self.metric!r}, only {sorted(engine.state.metrics)}.")
+        value = float(engine.state.metrics[self.metric])
+        if not value < self.best:
+            return
+        save_weights(self.module, self.path)
+        if self.description is not None:
+            write_json(self.path.with_suffix(".json"), {**self.description, f"validation_{self.metric}": value})
+        self.best = value
+        logger.info("Epoch %d: %s %.6g is the best so far, saved %s", engine.state.epoch, self.metric, value, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best value so far."""
+        self.best = float(state_dict["best"])
+
+
+class TrainingState:
+    """Save after every epoch what a later process needs to go on, and go on from there where asked.
+
+    Attach to the trainer as its last handler. With `EpochSeeding` and the same number of processes, a resumed run
+    equals one that was never interrupted.
+
+    Args:
+        path: for example ``RUN/training_state.pt``.
+        parts: what to save by name: objective, optimizer, scheduler, and any handler with a state.
+        resume: whether to go on from ``path`` when the run starts; a missing file starts from the beginning.
+        write: whether this process writes; only the first of several should.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], parts: Mapping[str, Stateful], *, resume: bool = False, write: bool = True
+    ) -> None:
+        self.path, self.parts = Path(path), dict(parts)
+        self.resume, self.write = resume, write
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        if self.resume:
+            engine.add_event_handler(Events.STARTED, self.restore)
+        if self.write:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Write the state of all parts and the trainer's place."""
+        place = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        states = {
+            name: plain_state(part) if isinstance(part, nn.Module) else part.state_dict()
+            for name, part in self.parts.items()
+        }
+        _save({"place": place, "parts": states}, self.path)
+
+    def restore(self, engine: Engine) -> None:
+        """Take the saved state back, where there is one."""
+        if not self.path.is_file():
+            logger.info("Nothing to resume at %s: starting from the beginning.", self.path)
+            return
+        saved = _load(self.path)
+        missing = sorted(set(self.parts) ^ set(saved.get("parts", {})))
+        if missing:
+            raise CheckpointError(f"{self.path} is of another kind of run: it differs in {missing}.")
+        for name, part in self.parts.items():
+            target = part.module if isinstance(part, nn.parallel.DistributedDataParallel) else part
+            try:
+                target.load_state_dict(saved["parts"][name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise CheckpointError(
+                    f"{self.path} does not fit this run's {name}: resume with the options it was started with."
+                ) from error
+        engine.state.epoch, engine.state.iteration = saved["place"]["epoch"], saved["place"]["iteration"]
+        logger.info("Resumed from %s after epoch %d.", self.path, engine.state.epoch)

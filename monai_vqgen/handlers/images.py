@@ -1,0 +1,191 @@
+"""Pictures while training: what the autoencoder makes of slices, and what a prior draws.
+
+Shape suffixes: b batch, c channels, k codebook size, s spatial axes (2 or 3).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import convert_to_tensor
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from monai_vqgen.data.files import replace_file
+
+__all__ = ["ReconstructionImages", "SampleImages", "image_rows"]
+
+_GAP = 2  # pixels between pictures
+_LARGEST_CELL = 256  # pixels of a code's picture, so that code grids can be looked at
+
+
+def image_rows(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
+    """Lay out rows of images (b, 1, *s) in [0, 1] as one grey picture; of volumes the middle slice is shown."""
+    drawn = []
+    for images_bcs in rows:
+        images = images_bcs.detach().float().cpu()[:, 0]
+        while images.ndim > 3:
+            images = images[..., images.shape[-1] // 2]
+        padded = torch.nn.functional.pad(images, (0, _GAP, 0, _GAP), value=1.0)
+        drawn.append(torch.cat(list(padded), dim=1))
+    picture = torch.cat(drawn, dim=0).nan_to_num().clamp(0, 1)
+    return (picture * 255).round().to(torch.uint8).numpy()
+
+
+class _Pictures:
+    """Draw a picture every so many epochs, to ``folder/<name>_epoch0010.png`` and to TensorBoard."""
+
+    def __init__(self, name: str, output_dir: str | os.PathLike[str], interval: int, summary_writer: Any) -> None:
+        self.name, self.folder, self.interval = name, Path(output_dir), interval
+        self.summary_writer = summary_writer
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer; an interval of 0 draws nothing."""
+        if self.interval > 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Draw, and write."""
+        epoch = engine.state.epoch
+        picture = self.draw()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replace_file(self.folder / f"{self.name}_epoch{epoch:04d}.png") as file:
+            Image.fromarray(picture).save(file, format="PNG")
+        if self.summary_writer is not None:
+            self.summary_writer.add_image(self.name, picture, epoch, dataformats="HW")
+
+    def draw(self) -> NDArray[np.uint8]:
+        """Return the picture."""
+        raise NotImplementedError
+
+
+class ReconstructionImages(_Pictures):
+    """Originals, reconstructions, absolute differences and, with several levels, the coarsest level alone.
+
+    Attach to the trainer.
+
+    Args:
+        autoencoder: the network in training.
+        dataset: items with an "image"; pictures are spread evenly over it.
+        output_dir: folder for the PNG files.
+        interval: epochs between pictures, 0 for none.
+        num_images: slices a picture.
+        summary_writer: TensorBoard's `SummaryWriter`, or None.
+    """
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        dataset: Any,
+        *,
+        output_dir: str | os.PathLike[str],
+        interval: int = 10,
+        num_images: int = 8,
+        summary_writer: Any = None,
+    ) -> None:
+        super().__init__("reconstructions", output_dir, interval, summary_writer)
+        self.autoencoder: Any = autoencoder
+        self.dataset, self.num_images = dataset, num_images
+
+    @torch.inference_mode()
+    def draw(self) -> NDArray[np.uint8]:
+        """Return the picture."""
+        picks = np.linspace(0, len(self.dataset) - 1, min(self.num_images, len(self.dataset))).round().astype(int)
+        device = next(self.autoencoder.parameters()).device
+        images = [convert_to_tensor(self.dataset[int(pick)]["image"], track_meta=False).float() for pick in picks]
+        images_bcs = torch.stack(images).to(device)
+        training = self.autoencoder.training
+        self.autoencoder.eval()
+        try:
+            window = (..., *(slice(size) for size in images_bcs.shape[2:]))
+            codes = self.autoencoder.encode(images_bcs)
+            full_bcs = self.autoencoder.decode(codes)[window]
+            rows = [images_bcs, full_bcs, (full_bcs - images_bcs).abs()]
+            if len(codes) > 1:
+                rows.append(self.autoencoder.decode(codes[:1])[window])
+        finally:
+            self.autoencoder.train(training)
+        return image_rows(rows)
+
+
+class SampleImages(_Pictures):
+    """What a prior draws, given the coarser codes and conditions of slices of the data set.
+
+    With an autoencoder the codes are decoded, up to and including the prior's level; without one the grids themselves
+    are shown as shades of grey. Attach to the trainer.
+
+    Args:
+        prior: the prior in training.
+        dataset: items with "codes_0", ..., and "condition" where the prior has one.
+        level: the prior's level, 0 = coarsest.
+        output_dir: folder for the PNG files.
+        interval: epochs between pictures, 0 for none.
+        num_images: samples a picture.
+        autoencoder: decodes the codes, or None.
+        summary_writer: TensorBoard's `SummaryWriter`, or None.
+        seed: of the draws, the same for every picture.
+    """
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        dataset: Any,
+        *,
+        level: int,
+        output_dir: str | os.PathLike[str],
+        interval: int = 10,
+        num_images: int = 8,
+        autoencoder: nn.Module | None = None,
+        summary_writer: Any = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(f"samples_level{level}", output_dir, interval, summary_writer)
+        self.prior: Any = prior
+        self.autoencoder: Any = autoencoder
+        self.dataset, self.level, self.num_images, self.seed = dataset, level, num_images, seed
+
+    @torch.inference_mode()
+    def draw(self) -> NDArray[np.uint8]:
+        """Return the picture."""
+        picks = np.linspace(0, len(self.dataset) - 1, min(self.num_images, len(self.dataset))).round().astype(int)
+        items = [self.dataset[int(pick)] for pick in picks]
+        device = next(self.prior.parameters()).device
+        coarser = [torch.stack([item[f"codes_{level}"] for item in items]).to(device) for level in range(self.level)]
+        condition = torch.stack([item["condition"] for item in items]).to(device) if "condition" in items[0] else None
+        grid = tuple(items[0][f"codes_{self.level}"].shape)
+        training = self.prior.training
+        self.prior.eval()
+        try:
+            codes_bs = self._sample(grid, len(items), coarser, condition)
+        finally:
+            self.prior.train(training)
+        if self.autoencoder is None:
+            return image_rows([self._shades(codes_bs)])
+        decoder_device = next(self.autoencoder.parameters()).device
+        codes = [grid_bs.to(decoder_device) for grid_bs in (*coarser, codes_bs)]
+        return image_rows([self.autoencoder.decode(codes)])
+
+    def _sample(
+        self, grid: tuple[int, ...], batch_size: int, coarser: Sequence[Tensor], condition: Tensor | None
+    ) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        walk = self.prior.incremental(grid, batch_size=batch_size, coarser=coarser, condition=condition)
+        drawn = []
+        for _ in range(int(np.prod(grid))):
+            probabilities_bk = walk.logits().float().softmax(1).cpu()
+            codes_b = torch.multinomial(probabilities_bk, 1, generator=generator)[:, 0]
+            drawn.append(codes_b)
+            walk.push(codes_b.to(next(self.prior.parameters()).device))
+        return torch.stack(drawn, dim=1).reshape(batch_size, *grid)
+
+    def _shades(self, codes_bs: Tensor) -> Tensor:
+        shades = codes_bs[:, None].float() / max(1, int(self.prior.num_codes) - 1)
+        factor = max(1, _LARGEST_CELL // (2 * max(codes_bs.shape[1:])))
+        return torch.nn.functional.interpolate(shades, scale_factor=factor, mode="nearest")

@@ -1,0 +1,63 @@
+"""The output folder: claimed before work starts, so that earlier results are never overwritten silently."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai_vqgen.engines.distributed import process_rank
+from monai_vqgen.errors import InputError, OutputExistsError
+
+__all__ = ["claim_output", "log_to_file"]
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def claim_output(
+    output_dir: str | os.PathLike[str], names: Sequence[str], overwrite: bool = False, *, resume_from: str | None = None
+) -> Path:
+    """Make the output folder, and refuse one that already holds a result of the same name.
+
+    Args:
+        output_dir: folder to write to; made where missing.
+        names: files or folders that the coming run will write, relative to it.
+        overwrite: replace them.
+        resume_from: name of the file that a run to be continued has left; earlier results are welcome then.
+
+    Raises:
+        OutputExistsError: One of ``names`` exists and ``overwrite`` is off.
+        InputError: The folder cannot be made or written to.
+    """
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output_dir={str(folder)!r} cannot be made: {error}. Give another folder.") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"output_dir={str(folder)!r} is not writable. Give another folder.")
+    resuming = resume_from is not None and (folder / resume_from).is_file()
+    # The other processes would race with the first one's writing.
+    if overwrite or resuming or process_rank() > 0:
+        return folder
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        raise OutputExistsError(
+            f"output_dir={str(folder)!r} already holds {', '.join(there)}. Give another --output_dir, or "
+            "--overwrite true to replace earlier results."
+        )
+    return folder
+
+
+def log_to_file(output_dir: str | os.PathLike[str], name: str) -> None:
+    """Also write the log to ``output_dir/name``, from the first process only."""
+    if process_rank() > 0:
+        return
+    path = Path(output_dir) / name
+    root = logging.getLogger()
+    if any(getattr(handler, "baseFilename", None) == str(path.resolve()) for handler in root.handlers):
+        return
+    handler = logging.FileHandler(path.resolve())
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    root.addHandler(handler)
