@@ -1,0 +1,27 @@
+"""Where volumes, slices and codes come from: sources, safe reading, splits, extraction, phantoms, the code store."""
+
+from __future__ import annotations
+
+from monai_vqgen.data.code_store import CodesDataset, CodeStore, save_codes
+from monai_vqgen.data.datalists import load_datalist
+from monai_vqgen.data.extraction import ExtractionReport, extract_slices, position_range
+from monai_vqgen.data.reading import Volume, read_nifti, read_volume
+from monai_vqgen.data.sources import ScanRecord, discover_volumes
+from monai_vqgen.data.splits import SubjectSplit, split_subjects
+
+__all__ = [
+    "CodeStore",
+    "CodesDataset",
+    "ExtractionReport",
+    "ScanRecord",
+    "SubjectSplit",
+    "Volume",
+    "discover_volumes",
+    "extract_slices",
+    "load_datalist",
+    "position_range",
+    "read_nifti",
+    "read_volume",
+    "save_codes",
+    "split_subjects",
+]

@@ -1,0 +1,218 @@
+"""From a folder of scans to a folder of slices: the function behind `extract_slices.json`.
+
+discover_volumes --> one worker a scan: read once, cut, scale, fit, write --> split by subject --> datalist.json
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from monai_vqgen.data.contact_sheet import write_contact_sheet
+from monai_vqgen.data.files import write_json
+from monai_vqgen.data.scan_slices import ScanOutcome, SliceOptions, slices_of_scan
+from monai_vqgen.data.sources import ScanRecord, discover_volumes
+from monai_vqgen.data.splits import SubjectSplit, split_subjects
+from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
+from monai_vqgen.transforms.cutting import check_position_options
+from monai_vqgen.transforms.fitting import check_size
+
+__all__ = ["ExtractionReport", "extract_slices", "position_range"]
+
+logger = logging.getLogger(__name__)
+
+MAX_WORKERS = 8
+
+
+class ExtractionReport(NamedTuple):
+    """What an extraction gave."""
+
+    datalist: Path
+    num_scans: int
+    num_slices: dict[str, int]
+    num_subjects: dict[str, int]
+    skipped: list[dict[str, str]]
+
+
+class _Scans(Dataset[ScanOutcome]):
+    """One item is one scan, done: cut and written."""
+
+    def __init__(self, records: Sequence[ScanRecord], options: SliceOptions, images: Path) -> None:
+        self.records, self.options, self.images = records, options, images
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> ScanOutcome:
+        return slices_of_scan(self.records[index], self.options, self.images)
+
+
+def position_range(start_mm: float, stop_mm: float, step_mm: float) -> list[float]:
+    """Positions from start, below stop, every step (all mm).
+
+    Example:
+        >>> position_range(40, 50, 3)
+        [40.0, 43.0, 46.0, 49.0]
+    """
+    if not step_mm > 0 or not stop_mm > start_mm:
+        raise InputError(f"positions from {start_mm} to {stop_mm} by {step_mm} mm are none; start < stop, step > 0.")
+    count = int((stop_mm - start_mm) / step_mm - 1e-9) + 1
+    return [round(start_mm + i * step_mm, 6) for i in range(count)]
+
+
+def _claim(output_dir: Path, overwrite: bool) -> Path:
+    """The empty images folder; earlier results go only when asked."""
+    images = output_dir / "images"
+    earlier = [p for p in (output_dir / "datalist.json", output_dir / "contact_sheet.png") if p.exists()]
+    if images.is_dir() and any(images.iterdir()):
+        earlier.append(images)
+    if earlier and not overwrite:
+        raise OutputExistsError(
+            f"{output_dir} holds earlier results ({', '.join(p.name for p in earlier)}); "
+            "choose another output_dir, or overwrite=True (--overwrite True) to replace them."
+        )
+    for path in earlier:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    images.mkdir(parents=True, exist_ok=True)
+    return images
+
+
+def _outcomes(scans: _Scans, num_workers: int, progress: bool) -> list[ScanOutcome]:
+    loader = DataLoader(
+        scans, batch_size=None, num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0, collate_fn=_same
+    )
+    with warnings.catch_warnings():
+        # more workers than cores is the caller's choice; the loader warns about it
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        return list(tqdm(loader, total=len(scans), desc="slices", unit="scan", disable=not progress))
+
+
+def _same(item: ScanOutcome) -> ScanOutcome:
+    return item
+
+
+def _datalist(
+    outcomes: Sequence[ScanOutcome], split: SubjectSplit, about: dict[str, Any], skipped: list[dict[str, str]]
+) -> dict[str, Any]:
+    content: dict[str, Any] = dict(about)
+    for part, subjects in split._asdict().items():
+        members = set(subjects)
+        content[part] = [item for outcome in outcomes if outcome.subject in members for item in outcome.items]
+    content["skipped"] = skipped
+    return content
+
+
+def extract_slices(
+    dataset_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    plane: str = "axial",
+    positions: Sequence[float] | None = None,
+    position_start_mm: float = 40.0,
+    position_stop_mm: float = 100.0,
+    position_step_mm: float = 3.0,
+    reference: str = "brain_edge",
+    pixel_mm: float | None = 1.736,
+    image_size: int | Sequence[int] = (128, 128),
+    on_trim: str = "error",
+    lower: float = 0.5,
+    upper: float = 99.5,
+    fractions: Sequence[float] = (0.75, 0.125, 0.125),
+    seed: int = 0,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    suffix: str = "T1w",
+    subject_pattern: str | None = None,
+    source: str = "",
+) -> ExtractionReport:
+    """Cut the slices of every scan in a folder and share them out by subject.
+
+    Writes `images/<name>_<plane>_<position>mm.nii.gz` (`[H, W, 1]` float32 in [0, 1], right affine), then
+    `contact_sheet.png`, then `datalist.json`, whose presence says that the folder is complete.
+
+    Args:
+        dataset_dir: a flat folder of NIfTI, a BIDS tree or folders of DICOM series.
+        output_dir: where the slices go.
+        plane: "axial", "coronal" or "sagittal".
+        positions: millimetres from the reference; one entry gives a single slice a scan. Default: the range below.
+        position_start_mm: first position, from the top of the brain for axial slices.
+        position_stop_mm: positions stay below this.
+        position_step_mm: distance of positions.
+        reference: "brain_edge", "brain_center" or "volume_center".
+        pixel_mm: size of a pixel (antialiased), or None for the scan's own.
+        image_size: rows and columns; padded or cropped around the brain's box.
+        on_trim: "error" skips a slice whose brain does not fit, "warn" crops it; both are logged.
+        lower: percentile of the volume's foreground that becomes 0.
+        upper: percentile that becomes 1.
+        fractions: of subjects in training, validation and test.
+        seed: of the split.
+        num_workers: processes; default one a core, at most 8. 0 works in this process.
+        overwrite: replace earlier results.
+        progress: show a bar.
+        suffix: BIDS contrast.
+        subject_pattern: regular expression for the subject in a file's name.
+        source: free text about the data, copied into the datalist.
+
+    Raises:
+        InputError: an option that cannot work.
+        DatalistError: no scans, no usable scan, or too few subjects.
+        OutputExistsError: earlier results, and not `overwrite`.
+    """
+    places = list(positions) if positions is not None else None
+    if places is None:
+        places = position_range(position_start_mm, position_stop_mm, position_step_mm)
+    size = check_size(image_size if isinstance(image_size, int) else tuple(image_size))  # type: ignore[arg-type]
+    check_position_options(plane, "mm", reference)
+    options = SliceOptions(plane, tuple(places), reference, pixel_mm, size, on_trim, lower, upper).checked()
+    records = discover_volumes(dataset_dir, suffix=suffix, subject_pattern=subject_pattern)
+    split_subjects([record.subject for record in records], fractions, seed=seed)  # too few: say so before the work
+    output_dir = Path(output_dir)
+    images = _claim(output_dir, overwrite)
+    workers = min(MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers
+    outcomes = _outcomes(_Scans(records, options, images), workers, progress)
+
+    skipped = [entry for outcome in outcomes for entry in outcome.skipped]
+    useful = [outcome for outcome in outcomes if outcome.items]
+    if not useful:
+        reasons = "; ".join(entry["reason"] for entry in skipped[:3])
+        raise DatalistError(f"{dataset_dir}: none of {len(records)} scans gave a slice. {reasons}")
+    split = split_subjects([outcome.subject for outcome in useful], fractions, seed=seed)
+    about = {
+        "description": f"{plane} slices at {_range_text(places)} mm from {reference}",
+        "plane": plane,
+        "image_size": list(size),
+        "pixel_mm": pixel_mm,
+        "reference": reference,
+        "source": source,
+        "seed": seed,
+    }
+    content = _datalist(useful, split, about, skipped)
+    write_contact_sheet(output_dir / "contact_sheet.png", output_dir, content["training"])
+    write_json(output_dir / "datalist.json", content)
+    _log_skips(skipped, len(records))
+    return ExtractionReport(
+        output_dir / "datalist.json",
+        len(records),
+        {part: len(content[part]) for part in split._fields},
+        {part: len(names) for part, names in split._asdict().items()},
+        skipped,
+    )
+
+
+def _range_text(places: Sequence[float]) -> str:
+    return f"{places[0]:g}" if len(places) == 1 else f"{min(places):g} to {max(places):g}"
+
+
+def _log_skips(skipped: list[dict[str, str]], num_scans: int) -> None:
+    if skipped:
+        files = len({entry["file"] for entry in skipped})
+        logger.warning("%d skips in %d of %d scans; datalist.json lists them.", len(skipped), files, num_scans)

@@ -1,0 +1,164 @@
+"""From a volume to slices at places given in millimetres: the arithmetic behind `ExtractSlice`, in numpy.
+
+volume (X, Y, Z) --prepare_volume--> PreparedVolume --locate_planes--> planes --cut_plane--> SlicePixels
+                   view, box, window                   index, mm                 pixels, affine
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms.foreground import Box, Window, find_foreground, foreground_window
+from monai_vqgen.transforms.geometry import PlaneView, check_plane, view_plane
+from monai_vqgen.transforms.resampling import resample_plane
+
+__all__ = ["REFERENCES", "Plane", "PreparedVolume", "SlicePixels", "cut_plane", "locate_planes", "prepare_volume"]
+
+REFERENCES = ("brain_edge", "brain_center", "volume_center")
+UNITS = ("mm", "fraction")
+
+Extent = tuple[tuple[float, float], tuple[float, float]]
+
+
+class PreparedVolume(NamedTuple):
+    """A volume seen plane by plane, with what its slices need to know about the whole of it."""
+
+    view: PlaneView
+    box: Box
+    threshold: float
+    window: Window
+    name: str
+
+
+class Plane(NamedTuple):
+    """One voxel plane: its index along the normal and where its centre lies."""
+
+    index: int
+    position: float
+    """In the unit asked for (mm or fraction), of this very plane, not of the request."""
+    position_mm: float
+
+
+class SlicePixels(NamedTuple):
+    """A slice in the volume's own intensities."""
+
+    pixels: NDArray
+    """float32 `[H, W]`, rows down and columns right as one would look at it."""
+    affine: NDArray
+    box: Extent
+    """First and last row, first and last column of the *volume's* foreground, in this slice's pixel indices."""
+
+
+def check_position_options(plane: str, unit: str, reference: str) -> None:
+    """Raise InputError for names that do not exist or do not go together."""
+    check_plane(plane)
+    if reference not in REFERENCES:
+        raise InputError(f"reference {reference!r} is unknown; choose one of {', '.join(REFERENCES)}.")
+    if unit not in UNITS:
+        raise InputError(f"unit {unit!r} is unknown; choose one of {', '.join(UNITS)}.")
+    if unit == "fraction" and reference != "brain_edge":
+        raise InputError(f"a fraction is of the brain's box from its edge; reference {reference!r} needs unit 'mm'.")
+
+
+def prepare_volume(
+    volume_s: NDArray,
+    affine: NDArray,
+    plane: str,
+    *,
+    mask_s: NDArray | None = None,
+    lower: float = 0.5,
+    upper: float = 99.5,
+    name: str = "the volume",
+) -> PreparedVolume:
+    """View a volume along a plane's normal and find its foreground's box and intensity window.
+
+    Raises:
+        ScanError: not a volume, a useless affine, or nothing in it above the background.
+    """
+    view = view_plane(volume_s, affine, plane, name=name)
+    mask_view = None
+    if mask_s is not None:
+        if mask_s.shape != volume_s.shape:
+            raise ScanError(f"{name}: the brain mask's shape {mask_s.shape} is not the volume's {volume_s.shape}.")
+        mask_view = view_plane(mask_s, affine, plane, name=name).volume_s
+    foreground = find_foreground(view.volume_s, mask_s=mask_view)
+    if foreground.box is None:
+        what = "the brain mask is" if mask_s is not None else "the volume is"
+        raise ScanError(f"{name}: {what} empty, no voxel lies above the background; leave the scan out or mend it.")
+    window = foreground_window(view.volume_s, foreground=foreground, mask_s=mask_view, lower=lower, upper=upper)
+    return PreparedVolume(view, foreground.box, foreground.threshold, window, name)
+
+
+def _origin_and_range(prepared: PreparedVolume, reference: str) -> tuple[float, int, int]:
+    """Voxel index of position zero, and the first and last plane that may be asked for."""
+    first, last = prepared.box.start[2], prepared.box.stop[2] - 1
+    if reference == "brain_edge":
+        return float(first), first, last
+    if reference == "brain_center":
+        return (first + last) / 2, first, last
+    depth = prepared.view.volume_s.shape[2]
+    return (depth - 1) / 2, 0, depth - 1
+
+
+def locate_planes(
+    prepared: PreparedVolume, positions: Sequence[float], *, unit: str = "mm", reference: str = "brain_edge"
+) -> list[Plane | None]:
+    """The voxel planes closest to positions; None where a position lies outside.
+
+    Brain references reach from the box's first to its last plane, `volume_center` over the whole volume; half a
+    plane beyond the last voxel centre still belongs to it.
+    """
+    origin, first, last = _origin_and_range(prepared, reference)
+    spacing = prepared.view.spacing[2]
+    step = spacing if unit == "mm" else 1 / max(1, last - first)
+    planes: list[Plane | None] = []
+    for position in positions:
+        # ties go to the lower index, with a little slack so that float32 headers do not decide them
+        index = int(np.ceil(origin + position / step - 0.5 - 1e-4)) if np.isfinite(position) else -1
+        inside = first <= index <= last
+        planes.append(Plane(index, (index - origin) * step, (index - origin) * spacing) if inside else None)
+    return planes
+
+
+def allowed_range(prepared: PreparedVolume, *, unit: str = "mm", reference: str = "brain_edge") -> tuple[float, float]:
+    """The lowest and the highest position that lie in the brain's box (or the volume)."""
+    origin, first, last = _origin_and_range(prepared, reference)
+    step = prepared.view.spacing[2] if unit == "mm" else 1 / max(1, last - first)
+    return (first - origin) * step, (last - origin) * step
+
+
+def outside_message(prepared: PreparedVolume, position: float, *, unit: str, reference: str) -> str:
+    """What a position outside the brain is told: the file, the range, the mend."""
+    low, high = allowed_range(prepared, unit=unit, reference=reference)
+    unit_name = " mm" if unit == "mm" else ""
+    return (
+        f"{prepared.name}: position {position:g}{unit_name} from {reference} lies outside "
+        f"{low:.1f} to {high:.1f}{unit_name}; choose a position in that range."
+    )
+
+
+def cut_plane(
+    prepared: PreparedVolume,
+    plane: Plane,
+    *,
+    pixel_mm: float | tuple[float, float] | None = None,
+    mode: str = "linear",
+) -> SlicePixels:
+    """Take one voxel plane, on another pixel size where one is asked for."""
+    pixels = np.ascontiguousarray(prepared.view.volume_s[:, :, plane.index], dtype=np.float32)
+    affine = prepared.view.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * plane.index
+    box = np.array([prepared.box.start[:2], np.subtract(prepared.box.stop[:2], 1)], dtype=float)
+    if pixel_mm is not None:
+        resampled = resample_plane(pixels, affine, pixel_mm, mode=mode)
+        # the shift of the first pixel, read back from the two affines, in old pixels
+        shift = np.linalg.lstsq(affine[:3, :2], resampled.affine[:3, 3] - affine[:3, 3], rcond=None)[0]
+        box = (box - shift) * np.array(resampled.scale)
+        pixels, affine = resampled.pixels, resampled.affine
+    (r0, c0), (r1, c1) = box.tolist()
+    return SlicePixels(pixels, affine, ((r0, r1), (c0, c1)))

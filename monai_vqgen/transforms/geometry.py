@@ -1,0 +1,88 @@
+"""Where anatomy lies in an array: planes by axis codes, as views of the volume (nothing is copied or resampled).
+
+Array names: `volume_s` has the three spatial axes; a view's axes are (rows, columns, normal).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_vqgen.errors import InputError, ScanError
+
+__all__ = ["PLANES", "PlaneView", "check_affine", "view_plane"]
+
+PLANES: dict[str, tuple[str, str, str]] = {
+    "axial": ("P", "L", "I"),
+    "coronal": ("I", "L", "P"),
+    "sagittal": ("I", "P", "R"),
+}
+"""Axis codes of (rows, columns, normal): a slice looks right when drawn rows down, columns right.
+
+Axial and coronal slices are radiological: the image's left is the patient's right. The third axis runs in the
+direction of increasing position: from the top (axial), the front (coronal), the left (sagittal).
+"""
+
+
+class PlaneView(NamedTuple):
+    """A volume seen plane by plane: `volume_s[:, :, i]` is a slice."""
+
+    volume_s: NDArray
+    affine: NDArray
+    spacing: tuple[float, float, float]
+    """Millimetres between voxel centres along rows, columns and the normal."""
+
+
+def check_affine(affine: NDArray, name: str) -> NDArray:
+    """Return the affine as float64, or raise ScanError where it cannot place a volume."""
+    affine = np.asarray(affine, dtype=np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise ScanError(f"{name}: the affine holds NaN or infinity or is not 4x4; write the scan's geometry again.")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if (lengths == 0).any() or abs(np.linalg.det(affine[:3, :3] / np.where(lengths > 0, lengths, 1))) < 1e-3:
+        raise ScanError(f"{name}: the affine is singular (an axis has no extent of its own); mend the scan's geometry.")
+    return affine
+
+
+def check_plane(plane: str) -> str:
+    """Return the plane's name, or raise InputError."""
+    if plane not in PLANES:
+        raise InputError(f"plane {plane!r} is unknown; choose one of {', '.join(PLANES)}.")
+    return plane
+
+
+def view_plane(volume_s: NDArray, affine: NDArray, plane: str, *, name: str = "the volume") -> PlaneView:
+    """Reorient a volume by axis codes so that its last axis is the plane's normal.
+
+    Oblique volumes are not resampled: each anatomical axis is the voxel axis closest to it.
+
+    Args:
+        volume_s: three spatial axes, any order and direction.
+        affine: 4x4, voxel centres to RAS+ millimetres.
+        plane: "axial", "coronal" or "sagittal".
+        name: what the volume is called in messages, usually its file.
+
+    Returns:
+        A view (no copy) with the affine that belongs to it.
+
+    Example:
+        >>> view = view_plane(np.zeros((4, 5, 6)), np.eye(4), "axial")
+        >>> view.volume_s.shape
+        (5, 4, 6)
+    """
+    check_plane(plane)
+    if volume_s.ndim != 3:
+        raise ScanError(f"{name}: a volume of three axes is due, this one has shape {tuple(volume_s.shape)}.")
+    if 0 in volume_s.shape:
+        raise ScanError(f"{name}: an axis has no voxels (shape {tuple(volume_s.shape)}); export the scan again.")
+    affine = check_affine(affine, name)
+    change = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(PLANES[plane])
+    )
+    turned = affine @ nib.orientations.inv_ornt_aff(change, volume_s.shape)
+    rows, columns, normal = np.linalg.norm(turned[:3, :3], axis=0)
+    spacing = (float(rows), float(columns), float(normal))
+    return PlaneView(nib.orientations.apply_orientation(volume_s, change), turned, spacing)

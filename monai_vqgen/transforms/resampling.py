@@ -1,0 +1,82 @@
+"""A slice on another pixel size: two small matrix products, antialiased when shrinking, voxel centres kept right."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_vqgen.errors import InputError
+
+__all__ = ["ResampledPlane", "resample_plane"]
+
+
+class ResampledPlane(NamedTuple):
+    """Pixels `[..., H, W]` on the new grid, their affine, and new pixels per old pixel along rows and columns."""
+
+    pixels: NDArray
+    affine: NDArray
+    scale: tuple[float, float]
+
+
+def _source_centres(size: int, spacing: float, pixel_mm: float) -> NDArray:
+    """Where the new pixels' centres lie in old pixel indices. Old and new grid share their middle."""
+    # 1e-6 of a pixel: 256 pixels of 0.868 mm on 1.736 mm are 128, whatever rounding the affine suffered
+    new_size = max(1, ceil(size * spacing / pixel_mm - 1e-6 * size))
+    return (size - 1) / 2 + (np.arange(new_size) - (new_size - 1) / 2) * (pixel_mm / spacing)
+
+
+@lru_cache(maxsize=64)
+def _weights(size: int, spacing: float, pixel_mm: float, mode: str) -> NDArray:
+    """The `(new, old)` matrix of one axis: linear, the triangle widened to the new pixel when shrinking."""
+    centres = _source_centres(size, spacing, pixel_mm)
+    if mode == "nearest":
+        matrix = np.zeros((len(centres), size), dtype=np.float32)
+        nearest = np.clip(np.floor(centres + 0.5).astype(int), 0, size - 1)
+        matrix[np.arange(len(centres)), nearest] = 1
+        return matrix
+    reach = max(1.0, pixel_mm / spacing)
+    distance = np.abs(np.clip(centres, 0, size - 1)[:, None] - np.arange(size)[None, :])
+    matrix = np.clip(1 - distance / reach, 0, None)
+    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def resample_plane(
+    pixels: NDArray, affine: NDArray, pixel_mm: float | tuple[float, float], *, mode: str = "linear"
+) -> ResampledPlane:
+    """Resample a slice in its own plane to a pixel size.
+
+    Values stay within the input's range (weights are positive and sum to one). The middle of the grid stays where
+    it was, and the affine says where every new pixel's centre lies.
+
+    Args:
+        pixels: `[..., H, W]`.
+        affine: 4x4 of the slice; its first two columns belong to rows and columns.
+        pixel_mm: new distance between pixel centres, one number or (rows, columns).
+        mode: "linear" (antialiased when shrinking) or "nearest" (labels).
+
+    Raises:
+        InputError: for a pixel size that is not positive, or an unknown mode.
+    """
+    targets = (pixel_mm, pixel_mm) if isinstance(pixel_mm, (int, float)) else tuple(pixel_mm)
+    if len(targets) != 2 or not all(np.isfinite(t) and t > 0 for t in targets):
+        raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimetres.")
+    if mode not in ("linear", "nearest"):
+        raise InputError(f"mode is {mode!r}; choose 'linear' or 'nearest'.")
+    new_affine = np.array(affine, dtype=np.float64)
+    spacing = np.linalg.norm(new_affine[:3, :2], axis=0)
+    first, scale = np.zeros(2), np.ones(2)
+    result = np.asarray(pixels, dtype=np.float32)
+    for axis in range(2):
+        size, old, new = result.shape[axis - 2], float(spacing[axis]), float(targets[axis])
+        if abs(new - old) <= 1e-5 * old:
+            continue
+        matrix = _weights(size, old, new, mode)
+        result = matrix @ result if axis == 0 else result @ matrix.T
+        first[axis], scale[axis] = _source_centres(size, old, new)[0], old / new
+    new_affine[:3, 3] += new_affine[:3, :2] @ first
+    new_affine[:3, :2] /= scale
+    return ResampledPlane(result, new_affine, (float(scale[0]), float(scale[1])))

@@ -1,0 +1,43 @@
+"""Between numpy, torch and MetaTensor: values out, values back with meta and affine."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.data.meta_tensor import MetaTensor
+from numpy.typing import NDArray
+
+__all__ = ["affine_of", "name_of", "to_numpy", "with_values"]
+
+
+def to_numpy(img: NdarrayOrTensor) -> NDArray:
+    """The values as numpy, a view where possible."""
+    if isinstance(img, torch.Tensor):
+        plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+        return plain.detach().cpu().numpy()
+    return np.asarray(img)
+
+
+def affine_of(img: NdarrayOrTensor) -> NDArray:
+    """The image's affine (RAS+, float64); the identity where it carries none."""
+    if isinstance(img, MetaTensor):
+        return np.asarray(img.affine.cpu(), dtype=np.float64)
+    return np.eye(4)
+
+
+def name_of(img: NdarrayOrTensor) -> str:
+    """The image's file for messages."""
+    if isinstance(img, MetaTensor) and img.meta.get("filename_or_obj"):
+        return str(img.meta["filename_or_obj"])
+    return "the image"
+
+
+def with_values(values: NDArray, img: NdarrayOrTensor) -> torch.Tensor:
+    """New values of the same grid, with the image's device, meta, affine and trace of transforms."""
+    tensor = torch.as_tensor(values)
+    if isinstance(img, MetaTensor):
+        result = MetaTensor(tensor.to(img.device))
+        result.copy_meta_from(img)
+        return result
+    return tensor.to(img.device) if isinstance(img, torch.Tensor) else tensor
