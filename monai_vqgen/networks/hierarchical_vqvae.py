@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +129,11 @@ class HierarchicalVQVAE(nn.Module):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Number of codes of each level, coarsest first."""
-        return tuple(int(quantizer.num_codes) for quantizer in self.quantizers)
+        return tuple(quantizer.num_codes for quantizer in self._quantizers)
+
+    @property
+    def _quantizers(self) -> list[Quantizer]:
+        return cast("list[Quantizer]", list(self.quantizers))
 
     def grids(self, image_size: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Return the grid shape of each level for an image of ``image_size`` pixels, coarsest first."""
@@ -157,7 +161,7 @@ class HierarchicalVQVAE(nn.Module):
     def embed(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the embeddings ``(b, d, *s)`` of each grid of codes, coarsest first."""
         self._check_codes(codes)
-        return tuple(q.lookup(grid) for q, grid in zip(self.quantizers, codes, strict=False))
+        return tuple(q.lookup(grid) for q, grid in zip(self._quantizers, codes, strict=False))
 
     def decode(self, codes: Sequence[Tensor]) -> Tensor:
         """Return the images ``(b, c, *s)`` of codes, coarsest grid first.
@@ -167,11 +171,11 @@ class HierarchicalVQVAE(nn.Module):
         embeddings = list(self.embed(codes))
         for level in range(len(embeddings), self.num_levels):
             grid = [size * self.strides[0] // self.strides[level] for size in codes[0].shape[1:]]
-            embeddings.append(embeddings[0].new_zeros(codes[0].shape[0], self.quantizers[level].dim, *grid))
+            embeddings.append(embeddings[0].new_zeros(codes[0].shape[0], self._quantizers[level].dim, *grid))
         return self._decode_embeddings(embeddings)
 
     def _decode_embeddings(self, embeddings: Sequence[Tensor]) -> Tensor:
-        decoded = self.upsamplers[0](embeddings[0])
+        decoded: Tensor = self.upsamplers[0](embeddings[0])
         for embeddings_bds, upsampler in zip(embeddings[1:], self.upsamplers[1:], strict=True):
             decoded = upsampler(torch.cat([embeddings_bds, decoded], 1))
         return decoded
@@ -196,7 +200,7 @@ class HierarchicalVQVAE(nn.Module):
             features.insert(0, downsampler(features[0]))
         levels: list[Quantized] = []
         context: Tensor | None = None
-        for level, quantizer in enumerate(self.quantizers):
+        for level, quantizer in enumerate(self._quantizers):
             if level:
                 coarser_bds = levels[-1].embeddings_bds
                 merged = coarser_bds if context is None else torch.cat([coarser_bds, context], 1)

@@ -17,6 +17,7 @@ from monai_vqgen.networks.quantizers.search import canonical_order, kmeans, near
 
 __all__ = ["EMACodebook"]
 
+_SMOOTHING = 1e-5  # Laplace smoothing of counts, as in the code published with the paper (sonnet)
 _KMEANS_ROWS_PER_CODE = 32  # Lloyd's algorithm gains little from more (faiss warns below 39)
 
 
@@ -84,7 +85,7 @@ class EMACodebook(Quantizer):
         embeddings_kd = torch.randn(num_codes, dim)
         self.register_buffer("embeddings_kd", embeddings_kd)
         self.register_buffer("counts_k", torch.full((num_codes,), float(initial_count)))
-        self.register_buffer("sums_kd", embeddings_kd * initial_count)
+        self.register_buffer("sums_kd", embeddings_kd * (initial_count or 1.0))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("initialized", torch.tensor(not kmeans))
 
@@ -133,9 +134,13 @@ class EMACodebook(Quantizer):
         all_reduce_sum(batch_counts_k)
         self.counts_k.lerp_(batch_counts_k, 1 - self.decay)
         self.sums_kd.lerp_(batch_sums_kd, 1 - self.decay)
-        self.embeddings_kd.copy_(self.sums_kd / self.counts_k[:, None].clamp_min(1e-5))
+        torch.div(self.sums_kd, self._smoothed_counts()[:, None], out=self.embeddings_kd)
         self._restart(rows_nd)
         self.num_updates.add_(1)
+
+    def _smoothed_counts(self) -> Tensor:
+        total = self.counts_k.sum()
+        return (self.counts_k + _SMOOTHING) / (total + self.num_codes * _SMOOTHING) * total
 
     def _restart(self, rows_nd: Tensor) -> None:
         dead = torch.nonzero(self.counts_k < self.restart_below).flatten()

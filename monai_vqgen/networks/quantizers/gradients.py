@@ -5,6 +5,8 @@ Shape suffixes: n vectors, d code dimension.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,9 +37,24 @@ def pass_gradient(latents_nd: Tensor, chosen_nd: Tensor, estimator: str) -> Tens
         estimator: one of :data:`ESTIMATORS`.
     """
     chosen_nd = chosen_nd.detach()
+    if not (torch.is_grad_enabled() and latents_nd.requires_grad):
+        return chosen_nd
     if estimator == "straight_through":
-        return latents_nd + (chosen_nd - latents_nd).detach()
+        passed: Tensor = _StraightThrough.apply(latents_nd, chosen_nd)
+        return passed
     return _rotate_onto(latents_nd, chosen_nd)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument forwards, the identity to the first backwards: no arithmetic, so no rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, latents_nd: Tensor, chosen_nd: Tensor) -> Tensor:
+        return chosen_nd.view_as(chosen_nd)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def _rotate_onto(latents_nd: Tensor, chosen_nd: Tensor) -> Tensor:
