@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monai_vqgen.networks.conditions import ConditionEncoder
 from monai_vqgen.networks.fingerprints import fingerprint
 from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
 from monai_vqgen.networks.priors import GatedPixelCNN, IncrementalPass, PlainIncremental, Prior
@@ -14,6 +15,7 @@ from monai_vqgen.networks.quantizers import (
 )
 
 __all__ = [
+    "ConditionEncoder",
     "EMACodebook",
     "FiniteScalarQuantizer",
     "GatedPixelCNN",

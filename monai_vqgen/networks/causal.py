@@ -76,7 +76,9 @@ def spread(features_bcs: Tensor, grid: Sequence[int]) -> Tensor:
         return features_bcs
     repeated = [m * math.ceil(n / m) for n, m in zip(grid, coarse, strict=True)]
     spread_bcs = F.interpolate(features_bcs, size=repeated, mode="nearest-exact")
-    return spread_bcs[(..., *(slice(n) for n in grid))]
+    for axis, size in enumerate(grid):
+        spread_bcs = spread_bcs.narrow(axis + 2, 0, size)
+    return spread_bcs
 
 
 class CroppedConv(nn.Module):

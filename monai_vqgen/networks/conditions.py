@@ -1,0 +1,161 @@
+"""From named values (position, age, sex, plane) to the condition vector of a prior, and the ranges it was made for.
+
+Legend of suffixes: b batch, f features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_vqgen.errors import InputError
+
+__all__ = ["ConditionEncoder"]
+
+MISSING = ("", "n/a")
+"""Strings that mean "not known" in participants.tsv (BIDS 1.9, section "Tabular files"), beside None."""
+
+
+class ConditionEncoder:
+    """Turns named values into a float vector, and refuses what the prior was not trained on.
+
+        continuous  position_mm = 40 in (20, 60)   ->  [scaled to -1 ... 1, known = 1]   unknown: [0, 0]
+        categorical sex = "F" of ["F", "M"]        ->  [1, 0]                            unknown: [0, 0]
+
+    Features are ordered as the names are given, continuous first.
+
+    Args:
+        continuous: name -> (lowest, highest) value allowed, in the value's own unit (mm, years).
+        categorical: name -> the values allowed.
+
+    Attributes:
+        dim: length of the vector, two a continuous name and one a categorical value.
+        names: all names, in the order of their features.
+
+    Raises:
+        InputError: a name or value that is not known, a number outside its range or not finite.
+
+    Example:
+        >>> encoder = ConditionEncoder({"position_mm": (20, 60)}, {"sex": ["F", "M"]})
+        >>> encoder.encode({"position_mm": 40.0, "sex": "M"})
+        tensor([[0., 1., 0., 1.]])
+        >>> encoder.encode({"sex": "F"})
+        tensor([[0., 0., 1., 0.]])
+    """
+
+    def __init__(
+        self,
+        continuous: Mapping[str, Sequence[float]] | None = None,
+        categorical: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        self.continuous = {name: _checked_range(name, limits) for name, limits in (continuous or {}).items()}
+        self.categorical = {name: tuple(str(value) for value in values) for name, values in (categorical or {}).items()}
+        for name, values in self.categorical.items():
+            if not values or len(set(values)) < len(values):
+                raise InputError(
+                    f"condition {name!r} has the values {list(values)}; give each value once, at least one."
+                )
+        twice = sorted(set(self.continuous) & set(self.categorical))
+        if twice:
+            raise InputError(f"conditions {twice} are both continuous and categorical; name each once.")
+        self.names = (*self.continuous, *self.categorical)
+        self.dim = 2 * len(self.continuous) + sum(len(values) for values in self.categorical.values())
+
+    def encode(self, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Tensor:
+        """The vectors `(b, f)` of one mapping (b = 1) or of several; a name left out, None or "n/a" is unknown.
+
+        Every key must be one of `names`; choose them from a longer record with `select`.
+        """
+        records = [values] if isinstance(values, Mapping) else list(values)
+        rows = [self._encode_one(record) for record in records]
+        return torch.tensor(rows, dtype=torch.float32).view(len(rows), self.dim)
+
+    def select(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of a record that this encoder knows by name."""
+        return {name: record[name] for name in self.names if name in record}
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able description, from which `from_dict` makes the same encoder."""
+        return {
+            "continuous": {name: list(limits) for name, limits in self.continuous.items()},
+            "categorical": {name: list(values) for name, values in self.categorical.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any]) -> ConditionEncoder:
+        """The encoder that `to_dict` described."""
+        return cls(spec.get("continuous"), spec.get("categorical"))
+
+    @classmethod
+    def fit(cls, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> ConditionEncoder:
+        """Ranges and values from records: numbers become continuous, anything else categorical (sorted).
+
+        Args:
+            records: one mapping a slice, such as the entries of a datalist.
+            names: the names to condition on; each must be known in at least one record.
+        """
+        continuous: dict[str, tuple[float, float]] = {}
+        categorical: dict[str, list[str]] = {}
+        for name in names:
+            known = [record[name] for record in records if not _is_missing(record.get(name))]
+            if not known:
+                available = sorted({key for record in records for key in record})
+                raise InputError(f"no record has a value for condition {name!r}; the records have {available}.")
+            numbers = [_as_number(value) for value in known]
+            if all(number is not None for number in numbers):
+                finite = [number for number in numbers if number is not None]
+                continuous[name] = (min(finite), max(finite))
+            else:
+                categorical[name] = sorted({str(value) for value in known})
+        return cls(continuous, categorical)
+
+    def _encode_one(self, record: Mapping[str, Any]) -> list[float]:
+        unknown = sorted(set(record) - set(self.names))
+        if unknown:
+            raise InputError(f"conditions {unknown} are not known to this prior; it takes {list(self.names)}.")
+        features: list[float] = []
+        for name, (low, high) in self.continuous.items():
+            features += _scaled(name, record.get(name), low=low, high=high)
+        for name, allowed in self.categorical.items():
+            value = record.get(name)
+            if not _is_missing(value) and str(value) not in allowed:
+                raise InputError(f"condition {name}={value!r} is not one of {list(allowed)}, the values trained on.")
+            features += [float(not _is_missing(value) and str(value) == option) for option in allowed]
+        return features
+
+
+def _checked_range(name: str, limits: Sequence[float]) -> tuple[float, float]:
+    numbers = [_as_number(limit) for limit in limits]
+    if len(numbers) != 2 or numbers[0] is None or numbers[1] is None or numbers[0] > numbers[1]:
+        raise InputError(f"condition {name!r} has the range {limits!r}; give two finite numbers, the lower one first.")
+    return numbers[0], numbers[1]
+
+
+def _scaled(name: str, value: Any, *, low: float, high: float) -> list[float]:
+    if _is_missing(value):
+        return [0.0, 0.0]
+    number = _as_number(value)
+    if number is None or not low <= number <= high:
+        raise InputError(
+            f"condition {name}={value!r} is not a number between {low:g} and {high:g}, the range trained on."
+        )
+    return [2 * (number - low) / (high - low) - 1 if high > low else 0.0, 1.0]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in MISSING)
+
+
+def _as_number(value: Any) -> float | None:
+    """The finite number that a value (also a string of a table) stands for, or None."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
