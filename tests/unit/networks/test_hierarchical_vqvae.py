@@ -1,0 +1,133 @@
+"""The hierarchy: shapes, purity, what each level sees, and errors that say the mend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.networks import EMACodebook, FiniteScalarQuantizer, HierarchicalVQVAE, fingerprint
+
+
+def small(spatial_dims: int = 2, strides: tuple[int, ...] = (8, 4), **options: float) -> HierarchicalVQVAE:
+    torch.manual_seed(0)
+    quantizers = [EMACodebook(16, 4) for _ in strides]
+    return HierarchicalVQVAE(
+        spatial_dims, channels=8, residual_channels=4, strides=strides, quantizers=quantizers, **options
+    )
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("strides", [(4,), (8, 4), (8, 4, 2)])
+@pytest.mark.parametrize("side", [16, 19, 3])
+def test_output_is_shaped_like_the_input(spatial_dims: int, strides: tuple[int, ...], side: int) -> None:
+    network = small(spatial_dims, strides)
+    images = torch.rand(2, 1, side, *[16] * (spatial_dims - 1))
+    assert network(images).shape == images.shape
+    codes = network.encode(images)
+    assert tuple(tuple(grid.shape[1:]) for grid in codes) == network.grids(images.shape[2:])
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("strides", [(4,), (8, 4), (8, 4, 2)])
+def test_decoding_the_codes_is_the_reconstruction(spatial_dims: int, strides: tuple[int, ...]) -> None:
+    network = small(spatial_dims, strides).eval()
+    images = torch.rand(1, 1, *[16] * spatial_dims)
+    torch.testing.assert_close(network.decode(network.encode(images)), network(images), rtol=0, atol=1e-6)
+
+
+def test_a_size_that_does_not_divide_round_trips_through_padding() -> None:
+    network = small().eval()
+    images = torch.rand(1, 1, 21, 13)
+    decoded = network.decode(network.encode(images))
+    assert decoded.shape == (1, 1, 24, 16)
+    torch.testing.assert_close(decoded[..., :21, :13], network(images), rtol=0, atol=1e-6)
+
+
+def test_only_the_training_pass_changes_a_buffer() -> None:
+    network = small().train()
+    images = torch.rand(2, 1, 16, 16)
+    network.train_pass(images)
+    before = fingerprint(network)
+    network(images)
+    codes = network.encode(images)
+    network.decode(codes)
+    network.embed(codes)
+    assert fingerprint(network) == before
+    network.train_pass(images)
+    assert fingerprint(network) != before
+
+
+def test_the_finer_level_depends_on_the_coarser_codes() -> None:
+    network = small().eval()
+    codes = [grid.clone() for grid in network.encode(torch.rand(1, 1, 16, 16))]
+    original = network.decode(codes)
+    codes[0] = (codes[0] + 1) % 16
+    assert not torch.allclose(network.decode(codes), original)
+
+
+def test_coarse_levels_alone_decode_as_training_with_hidden_levels_does() -> None:
+    network = small(finer_dropout=0.999999)
+    images = torch.rand(2, 1, 16, 16)
+    network.train_pass(images)
+    network.quantizers[0].decay = network.quantizers[1].decay = 1.0  # the codebooks stand still
+    hidden = network.train_pass(images)
+    codes = [level.codes_bs for level in hidden.levels]
+    torch.testing.assert_close(network.decode(codes[:1]), hidden.reconstruction_bcs, rtol=1e-4, atol=1e-4)
+
+
+def test_hidden_levels_leave_gradients_to_the_coarsest_alone() -> None:
+    network = small(finer_dropout=0.999999)
+    network.train_pass(torch.rand(2, 1, 16, 16)).reconstruction_bcs.sum().backward()
+    finest, coarsest = network.to_latents[1].weight.grad, network.to_latents[0].weight.grad
+    assert coarsest is not None
+    assert coarsest.abs().sum() > 0
+    assert finest is None or finest.abs().sum() == 0
+
+
+def test_every_parameter_trains() -> None:
+    network = small(finer_dropout=0.0)
+    passed = network.train_pass(torch.rand(2, 1, 16, 16))
+    (passed.reconstruction_bcs.square().mean() + sum(level.loss for level in passed.levels)).backward()
+    idle = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()]
+    assert idle == []
+
+
+def test_fingerprint_follows_values_names_and_types_but_not_memory_format() -> None:
+    network = small()
+    same = small()
+    assert fingerprint(network) == fingerprint(same.to(memory_format=torch.channels_last))
+    with torch.no_grad():
+        same.quantizers[0].embeddings_kd[0, 0] += 1e-3
+    assert fingerprint(network) != fingerprint(same)
+    assert fingerprint(network) != fingerprint(small().double())
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"spatial_dims": 1}, "spatial_dims=1"),
+        ({"strides": ()}, "strides is empty"),
+        ({"strides": (4, 8)}, "fall from the coarsest"),
+        ({"strides": (12, 4)}, "power of two"),
+        ({"quantizers": [FiniteScalarQuantizer()]}, "one quantiser a level"),
+        ({"finer_dropout": 1.0}, "finer_dropout"),
+    ],
+)
+def test_an_architecture_that_cannot_work_is_refused(options: dict, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        HierarchicalVQVAE(channels=8, **options)
+
+
+def test_images_and_codes_that_do_not_fit_are_refused() -> None:
+    network = small()
+    with pytest.raises(InputError, match="2 spatial dimensions"):
+        network(torch.rand(1, 1, 8, 8, 8))
+    with pytest.raises(InputError, match="no pixels"):
+        network(torch.rand(1, 1, 0, 8))
+    with pytest.raises(CodesMismatchError, match="2 levels"):
+        network.decode([torch.zeros(1, 2, 2, dtype=torch.long)] * 3)
+    with pytest.raises(CodesMismatchError, match="level 1 has codes of shape"):
+        network.decode([torch.zeros(1, 2, 2, dtype=torch.long)] * 2)
+    with pytest.raises(CodesMismatchError, match="outside 0"):
+        network.decode([torch.full((1, 2, 2), 16)])

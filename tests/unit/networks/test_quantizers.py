@@ -1,0 +1,217 @@
+"""Quantisers against numpy, and the promises that peers break."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from monai_vqgen.errors import InputError
+from monai_vqgen.networks import EMACodebook, FiniteScalarQuantizer, GradientCodebook, Quantizer
+from monai_vqgen.networks.quantizers.gradients import pass_gradient
+from monai_vqgen.networks.quantizers.search import canonical_order, kmeans, nearest_codes
+
+
+def every_quantizer() -> list[Quantizer]:
+    return [
+        EMACodebook(7, 3),
+        EMACodebook(7, 3, gradient_estimator="rotation"),
+        GradientCodebook(7, 3),
+        FiniteScalarQuantizer((4, 3, 2)),
+    ]
+
+
+@pytest.mark.parametrize("quantizer", every_quantizer(), ids=lambda q: type(q).__name__)
+@pytest.mark.parametrize("spatial", [(5, 4), (3, 2, 4), (0, 4)])
+class TestEveryQuantizer:
+    def test_lookup_of_codes_is_the_embedding(self, quantizer: Quantizer, spatial: tuple[int, ...]) -> None:
+        latents = torch.randn(2, 3, *spatial, generator=torch.Generator().manual_seed(0))
+        quantized = quantizer(latents)
+        assert quantized.codes_bs.shape == (2, *spatial)
+        assert quantized.codes_bs.dtype == torch.int64
+        torch.testing.assert_close(quantizer.lookup(quantized.codes_bs), quantized.embeddings_bds)
+
+    def test_forward_changes_no_state_in_train_mode(self, quantizer: Quantizer, spatial: tuple[int, ...]) -> None:
+        quantizer.train()
+        before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+        quantizer(torch.randn(2, 3, *spatial))
+        for name, value in quantizer.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+    def test_gradient_reaches_the_latents(self, quantizer: Quantizer, spatial: tuple[int, ...]) -> None:
+        latents = torch.randn(2, 3, *spatial, requires_grad=True)
+        quantizer(latents).embeddings_bds.sum().backward()
+        assert latents.grad is not None
+        assert latents.grad.shape == latents.shape
+        assert (latents.grad != 0).any() or latents.numel() == 0
+
+    def test_autocast_leaves_codes_as_they_are(self, quantizer: Quantizer, spatial: tuple[int, ...]) -> None:
+        latents = torch.randn(2, 3, *spatial)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = quantizer(latents)
+        assert inside.embeddings_bds.dtype == torch.float32
+        assert torch.equal(inside.codes_bs, quantizer(latents).codes_bs)
+
+
+def test_nearest_codes_agree_with_numpy() -> None:
+    rng = np.random.default_rng(1)
+    rows, embeddings = rng.normal(size=(3000, 6)), rng.normal(size=(97, 6))
+    expected = ((rows[:, None] - embeddings[None]) ** 2).sum(-1).argmin(1)
+    found = nearest_codes(torch.from_numpy(rows).float(), torch.from_numpy(embeddings).float())
+    assert np.array_equal(found.numpy(), expected)
+
+
+def test_ema_update_agrees_with_numpy() -> None:
+    codebook = EMACodebook(5, 2, decay=0.9, kmeans=False, restart_below=0.0)
+    rng = np.random.default_rng(2)
+    counts, sums = np.ones(5), codebook.embeddings_kd.numpy().astype(np.float64)
+    for _ in range(3):
+        latents = torch.from_numpy(rng.normal(size=(2, 2, 3, 3))).float()
+        rows = latents.permute(0, 2, 3, 1).reshape(-1, 2).double().numpy()
+        codes = ((rows[:, None] - codebook.embeddings_kd.double().numpy()) ** 2).sum(-1).argmin(1)
+        onehot = np.eye(5)[codes]
+        counts = 0.9 * counts + 0.1 * onehot.sum(0)
+        sums = 0.9 * sums + 0.1 * onehot.T @ rows
+        codebook.learn(latents, codebook(latents).codes_bs)
+        np.testing.assert_allclose(codebook.counts_k.numpy(), counts, rtol=1e-5)
+        np.testing.assert_allclose(codebook.embeddings_kd.numpy(), sums / counts[:, None], rtol=2e-4, atol=1e-6)
+
+
+def test_commitment_is_the_weighted_mean_squared_distance() -> None:
+    codebook = EMACodebook(5, 2, commitment=0.5, kmeans=False)
+    latents = torch.randn(1, 2, 4, 4)
+    quantized = codebook(latents)
+    expected = 0.5 * ((latents - codebook.lookup(quantized.codes_bs)) ** 2).mean()
+    torch.testing.assert_close(quantized.loss, expected)
+
+
+def mixture(vectors: int, centres: int, dim: int, seed: int) -> torch.Tensor:
+    """Latents that support ``centres`` codes: a mixture of as many tight clusters."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(centres, dim, generator=torch.Generator().manual_seed(99))
+    picks = torch.randint(centres, (vectors,), generator=generator)
+    return (means[picks] + 0.02 * torch.randn(vectors, dim, generator=generator)).t().reshape(1, dim, vectors // 32, 32)
+
+
+@pytest.mark.parametrize("by_kmeans", [True, False])
+def test_cold_start_keeps_nine_tenths_of_512_codes_in_use(by_kmeans: bool) -> None:
+    codebook = EMACodebook(512, 16, kmeans=by_kmeans, restart_below=0.1)
+    for step in range(300):
+        latents = mixture(2048, 600, 16, seed=step)
+        codebook.prepare(latents)
+        codebook.learn(latents, codebook(latents).codes_bs)
+    used = codebook(mixture(32768, 600, 16, seed=1000)).codes_bs.unique().numel()
+    assert used >= 0.9 * 512
+
+
+def test_unused_codes_do_not_run_away_from_a_cold_start() -> None:
+    codebook = EMACodebook(512, 16, kmeans=False, restart_below=0.0)
+    latents = mixture(2048, 4, 16, seed=0)
+    longest = codebook.embeddings_kd.norm(dim=1).max()
+    codebook.learn(latents, codebook(latents).codes_bs)
+    assert codebook.embeddings_kd.norm(dim=1).max() < 1.1 * longest
+
+
+def test_restart_resets_code_count_and_sum_together() -> None:
+    codebook = EMACodebook(4, 2, kmeans=False, restart_below=0.5)
+    codebook.counts_k[2] = 0.01
+    codebook.embeddings_kd[2] = 1e3
+    codebook.sums_kd[2] = 10.0
+    latents = torch.randn(1, 2, 4, 4)
+    codebook.learn(latents, codebook(latents).codes_bs)
+    assert codebook.counts_k[2] == 1
+    assert torch.equal(codebook.embeddings_kd[2], codebook.sums_kd[2])
+    rows = latents.permute(0, 2, 3, 1).reshape(-1, 2)
+    assert (rows == codebook.embeddings_kd[2]).all(1).any()
+    codebook.learn(latents, codebook(latents).codes_bs)  # the next step must not undo it
+    assert codebook.embeddings_kd[2].norm() < 10
+
+
+def test_non_finite_latents_never_enter_the_codebook() -> None:
+    codebook = EMACodebook(8, 2)
+    latents = torch.randn(1, 2, 8, 8)
+    latents[0, 0, 0, 0] = float("nan")
+    latents[0, 1, 2, 2] = float("inf")
+    codebook.prepare(latents)
+    codebook.learn(latents, codebook(latents).codes_bs)
+    for name, value in codebook.state_dict().items():
+        assert torch.isfinite(value.double()).all(), name
+
+
+def test_a_resumed_codebook_is_not_initialised_again() -> None:
+    trained, resumed = EMACodebook(8, 2), EMACodebook(8, 2)
+    trained.prepare(torch.randn(1, 2, 8, 8))
+    resumed.load_state_dict(trained.state_dict())
+    resumed.prepare(100 + torch.randn(1, 2, 8, 8))
+    assert torch.equal(resumed.embeddings_kd, trained.embeddings_kd)
+
+
+def test_kmeans_finds_separated_clusters_whatever_the_order_of_rows() -> None:
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    rows = (centres[:, None] + 0.1 * torch.randn(4, 50, 2, generator=torch.Generator().manual_seed(3))).reshape(-1, 2)
+    shuffled = rows[torch.randperm(200, generator=torch.Generator().manual_seed(4))]
+    found = []
+    for given in (rows, shuffled):
+        generator = torch.Generator().manual_seed(0)
+        found.append(kmeans(canonical_order(given, generator), 4, generator=generator))
+    torch.testing.assert_close(found[0], found[1])
+    assert torch.cdist(centres, found[0]).min(1).values.max() < 0.1
+
+
+def test_fewer_rows_than_codes_still_initialise_every_code() -> None:
+    codebook = EMACodebook(64, 2)
+    codebook.prepare(torch.randn(1, 2, 2, 2))
+    assert codebook.embeddings_kd.unique(dim=0).shape[0] == 64
+
+
+def test_fsq_codes_enumerate_all_levels() -> None:
+    quantizer = FiniteScalarQuantizer((4, 3, 2))
+    embeddings = quantizer.lookup(torch.arange(24)[None])[0].t()
+    expected = [[a, b, c] for c in (-1, 0) for b in (-1, 0, 1) for a in (-1, -0.5, 0, 0.5)]
+    np.testing.assert_allclose(embeddings.numpy(), expected)
+    wide = quantizer(3 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    assert wide.codes_bs.unique().numel() == 24
+
+
+def test_straight_through_copies_the_gradient_and_gives_the_code_exactly() -> None:
+    latents, chosen = torch.randn(5, 3, requires_grad=True), 1e4 * torch.randn(5, 3)
+    passed = pass_gradient(latents, chosen, "straight_through")
+    weights = torch.randn(5, 3)
+    (passed * weights).sum().backward()
+    assert torch.equal(passed, chosen)
+    assert latents.grad is not None
+    assert torch.equal(latents.grad, weights)
+
+
+def test_rotation_trick_turns_the_gradient_with_the_code() -> None:
+    latents = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    passed = pass_gradient(latents, torch.tensor([[0.0, 2.0]]), "rotation")  # a quarter turn, twice as long
+    passed.backward(torch.tensor([[0.0, 1.0]]))  # along the code
+    assert latents.grad is not None
+    torch.testing.assert_close(latents.grad, torch.tensor([[2.0, 0.0]]))  # along the latent
+    torch.testing.assert_close(passed.detach(), torch.tensor([[0.0, 2.0]]))
+
+
+def test_gradient_codebook_moves_only_chosen_codes() -> None:
+    codebook = GradientCodebook(6, 2)
+    quantized = codebook(torch.ones(1, 2, 3, 3))
+    quantized.loss.backward()
+    assert codebook.embeddings_kd.grad is not None
+    moved = codebook.embeddings_kd.grad.abs().sum(1) > 0
+    assert set(torch.nonzero(moved).flatten().tolist()) == set(quantized.codes_bs.unique().tolist())
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: EMACodebook(1, 4), "num_codes=1"),
+        (lambda: EMACodebook(8, 4, decay=1.0), "decay"),
+        (lambda: EMACodebook(8, 4, restart_below=2.0), "restart_below"),
+        (lambda: EMACodebook(8, 4, gradient_estimator="gumbel"), "straight_through"),
+        (lambda: GradientCodebook(8, 0), "dim=0"),
+        (lambda: FiniteScalarQuantizer((8, 1)), "at least 2 levels"),
+    ],
+)
+def test_a_value_out_of_range_is_named(build, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        build()
