@@ -28,6 +28,7 @@ Extent = tuple[tuple[float, float], tuple[float, float]]
 class PreparedVolume(NamedTuple):
     """A volume seen plane by plane, with what its slices need to know about the whole of it."""
 
+    plane: str
     view: PlaneView
     box: Box
     threshold: float
@@ -91,7 +92,7 @@ def prepare_volume(
         what = "the brain mask is" if mask_s is not None else "the volume is"
         raise ScanError(f"{name}: {what} empty, no voxel lies above the background; leave the scan out or mend it.")
     window = foreground_window(view.volume_s, foreground=foreground, mask_s=mask_view, lower=lower, upper=upper)
-    return PreparedVolume(view, foreground.box, foreground.threshold, window, name)
+    return PreparedVolume(plane, view, foreground.box, foreground.threshold, window, name)
 
 
 def _origin_and_range(prepared: PreparedVolume, reference: str) -> tuple[float, int, int]:

@@ -22,6 +22,7 @@ __all__ = ["ScaleForeground", "scale_to_window"]
 logger = logging.getLogger(__name__)
 
 META_WINDOW = "foreground_window"
+META_THRESHOLD = "foreground_threshold"
 
 
 def scale_to_window(pixels: NDArray, window: Window) -> NDArray:
@@ -82,6 +83,9 @@ class ScaleForeground(Transform):
         result = with_values(scale_to_window(pixels, window), img)
         if isinstance(result, MetaTensor):
             result.meta[META_WINDOW] = (0.0, 1.0)  # what is scaled once stays as it is
+            if META_THRESHOLD in result.meta and window.high > window.low:
+                threshold = (float(result.meta[META_THRESHOLD]) - window.low) / (window.high - window.low)
+                result.meta[META_THRESHOLD] = max(0.0, threshold)
         return result
 
     def _stored(self, img: NdarrayOrTensor) -> Window | None:

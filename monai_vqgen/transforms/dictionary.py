@@ -1,0 +1,231 @@
+"""The dictionary twins of the array transforms, in MONAI's manner: `keys` name the entries to change."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.inverse import InvertibleTransform
+from monai.transforms.transform import MapTransform
+from monai.utils.misc import ensure_tuple_rep
+
+from monai_vqgen.errors import ScanError
+from monai_vqgen.transforms.intensity import ScaleForeground
+from monai_vqgen.transforms.loading import LoadSlice
+from monai_vqgen.transforms.size import FitToSize
+from monai_vqgen.transforms.slices import ExtractSlice, ExtractSlices
+
+__all__ = ["ExtractSliced", "ExtractSlicesd", "FitToSized", "LoadSliced", "ScaleForegroundd"]
+
+
+class ExtractSlicesd(MapTransform):
+    """Dictionary twin of `ExtractSlices`: one dictionary in, a list of dictionaries out, one a position.
+
+    MONAI's datasets and `list_data_collate` flatten such lists, and `Compose` maps what follows over them. All keys
+    are cut at the planes of `box_key`, so image and label stay together. Each dictionary also gets `plane` and
+    `position_mm`; other entries are copied.
+
+    Args:
+        keys: entries to cut, volumes on one grid.
+        plane: see `ExtractSlices`.
+        positions: see `ExtractSlices`.
+        unit: see `ExtractSlices`.
+        reference: see `ExtractSlices`.
+        pixel_mm: see `ExtractSlices`.
+        mode: "linear" or "nearest", one or one for each key.
+        box_key: whose foreground places the box; default the first key.
+        mask_key: an entry with a brain mask that takes the foreground's place.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        plane: str = "axial",
+        positions: Sequence[float] = (0.0,),
+        *,
+        unit: str = "mm",
+        reference: str = "brain_edge",
+        pixel_mm: float | Sequence[float] | None = None,
+        mode: str | Sequence[str] = "linear",
+        box_key: str | None = None,
+        mask_key: str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.box_key: Hashable = box_key if box_key is not None else self.keys[0]
+        self.mask_key = mask_key
+        self.cutters = {
+            key: ExtractSlices(plane, positions, unit=unit, reference=reference, pixel_mm=pixel_mm, mode=key_mode)
+            for key, key_mode in zip(self.keys, ensure_tuple_rep(mode, len(self.keys)), strict=True)
+        }
+        self.placer = ExtractSlices(plane, positions, unit=unit, reference=reference)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
+        """Cut every key at every position."""
+        guide = data[self.box_key]
+        prepared = self.placer.prepare(guide, data[self.mask_key] if self.mask_key is not None else None)
+        results = []
+        for plane in self.placer.locate(prepared):
+            item = dict(data)
+            for key in self.key_iterator(item):
+                if tuple(data[key].shape[1:]) != tuple(guide.shape[1:]):
+                    raise ScanError(f"{key}: shape {tuple(data[key].shape)} is not on the grid of {self.box_key}.")
+                item[key] = self.cutters[key].cut(data[key], prepared, plane)
+            item.update(plane=self.placer.plane, position_mm=plane.position_mm)
+            results.append(item)
+        return results
+
+
+class ExtractSliced(MapTransform):
+    """Dictionary twin of `ExtractSlice`: one dictionary in, one out; the middle of the brain without a position.
+
+    Args:
+        keys: entries to cut, volumes on one grid.
+        plane: see `ExtractSlice`.
+        position: see `ExtractSlice`.
+        unit: see `ExtractSlice`.
+        reference: see `ExtractSlice`.
+        pixel_mm: see `ExtractSlice`.
+        mode: "linear" or "nearest", one or one for each key.
+        box_key: whose foreground places the box; default the first key.
+        mask_key: an entry with a brain mask that takes the foreground's place.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        plane: str = "axial",
+        position: float | None = None,
+        *,
+        unit: str = "mm",
+        reference: str = "brain_edge",
+        pixel_mm: float | Sequence[float] | None = None,
+        mode: str | Sequence[str] = "linear",
+        box_key: str | None = None,
+        mask_key: str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        one = ExtractSlice(plane, position, unit=unit, reference=reference).slices
+        self.slices = ExtractSlicesd(
+            keys,
+            plane,
+            one.positions,
+            unit=one.unit,
+            reference=one.reference,
+            pixel_mm=pixel_mm,
+            mode=mode,
+            box_key=box_key,
+            mask_key=mask_key,
+            allow_missing_keys=allow_missing_keys,
+        )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Cut every key."""
+        return self.slices(data)[0]
+
+
+class ScaleForegroundd(MapTransform):
+    """Dictionary twin of `ScaleForeground`.
+
+    Args:
+        keys: entries to scale.
+        lower: see `ScaleForeground`.
+        upper: see `ScaleForeground`.
+        window: see `ScaleForeground`.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        *,
+        window: tuple[float, float] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.scaler = ScaleForeground(lower, upper, window=window)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale every key."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.scaler(item[key])
+        return item
+
+
+class FitToSized(MapTransform, InvertibleTransform):
+    """Dictionary twin of `FitToSize`, with its inverse.
+
+    Args:
+        keys: entries to fit.
+        size: see `FitToSize`.
+        on_trim: see `FitToSize`.
+        fill: see `FitToSize`.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        size: int | Sequence[int],
+        *,
+        on_trim: str = "error",
+        fill: float = 0.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.fitter = FitToSize(size, on_trim=on_trim, fill=fill)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Fit every key."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.fitter(item[key])
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Undo the fit of every key."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.fitter.inverse(item[key])
+        return item
+
+
+class LoadSliced(MapTransform):
+    """Dictionary twin of `LoadSlice`; entries `subject`, `plane`, `position_mm` of the item go into the meta as well.
+
+    Args:
+        keys: entries that hold paths.
+        value_range: see `LoadSlice`.
+        color: see `LoadSlice`.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        value_range: Sequence[float] | None = None,
+        color: str = "error",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.loader = LoadSlice(value_range=value_range, color=color)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Load every key."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            path: str | Path = item[key]
+            image: MetaTensor = self.loader(path)
+            image.meta.update({name: item[name] for name in ("subject", "plane", "position_mm") if name in item})
+            item[key] = image
+        return item

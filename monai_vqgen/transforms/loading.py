@@ -1,0 +1,153 @@
+"""Slices from files: NIfTI and PNG, one shape and one range, whatever wrote them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import Transform
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms.geometry import check_affine
+
+__all__ = ["LoadSlice"]
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+RANGE_SLACK = 1e-4  # rounding of other programs' floats; clipped
+
+
+class LoadSlice(Transform):
+    """Load one slice as `[1, H, W]`, float32 in [0, 1], in array order: rows down, columns right, as one sees it.
+
+    | file | values |
+    |---|---|
+    | PNG, 8 or 16 bit grey | divided by 255 or 65,535 |
+    | PNG in colour | an error, or its luminance with `color="luminance"` |
+    | NIfTI `[H, W]` or `[H, W, 1]` within [0, 1], as `extract_slices` writes | as they are |
+    | NIfTI of uint8 without scaling | divided by 255 |
+    | any other NIfTI | an error: give `value_range`, one for all slices, or cut slices from the volumes |
+
+    Args:
+        value_range: (low, high) in the file's units that become 0 and 1, clipped.
+        color: "error" or "luminance".
+
+    Shapes: a path to a MetaTensor. A PNG's affine is the identity. meta: `filename_or_obj`, and what the file itself
+    says of `subject`, `plane` and `position_mm`.
+
+    Raises:
+        ScanError: missing, unreadable, truncated, damaged, not a slice, NaN, or values of an unknown range.
+
+    Example:
+        >>> Image.fromarray(np.full((4, 6), 255, dtype=np.uint8)).save("/tmp/white.png")
+        >>> image = LoadSlice()("/tmp/white.png")
+        >>> tuple(image.shape), float(image.max())
+        ((1, 4, 6), 1.0)
+    """
+
+    def __init__(self, *, value_range: Sequence[float] | None = None, color: str = "error") -> None:
+        if value_range is not None and (len(value_range) != 2 or not value_range[1] > value_range[0]):
+            raise InputError(f"value_range is {value_range}; give (low, high) with low below high.")
+        if color not in ("error", "luminance"):
+            raise InputError(f"color is {color!r}; choose 'error' or 'luminance'.")
+        self.value_range = (float(value_range[0]), float(value_range[1])) if value_range is not None else None
+        self.color = color
+
+    def __call__(self, filename: str | Path) -> MetaTensor:
+        """Load one file."""
+        path = Path(filename)
+        if not path.is_file():
+            raise ScanError(f"{path}: no such file.")
+        if path.name.lower().endswith(".png"):
+            pixels, affine, meta = self._png(path), np.eye(4), {}
+        else:
+            pixels, affine, meta = self._nifti(path)
+        meta["filename_or_obj"] = str(path)
+        image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)[None])
+        return MetaTensor(image, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
+
+    def _png(self, path: Path) -> NDArray:
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+                mode, pixels = picture.mode, np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise ScanError(f"{path}: unreadable or truncated picture ({error}); fetch the file again.") from error
+        if pixels.ndim == 3:
+            pixels = self._grey(pixels, path)
+        if self.value_range is not None:
+            return self._windowed(pixels)
+        full = 65535 if mode.startswith("I") else 1 if mode == "1" else 255
+        return np.asarray(pixels, dtype=np.float32) / full
+
+    def _grey(self, pixels: NDArray, path: Path) -> NDArray:
+        colour = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
+        if (colour == colour[..., :1]).all():  # grey stored as colour
+            return colour[..., 0]
+        if self.color == "error":
+            raise ScanError(f"{path}: a colour picture; convert it to grey, or use color='luminance'.")
+        return colour @ LUMA
+
+    def _nifti(self, path: Path) -> tuple[NDArray, NDArray, dict[str, Any]]:
+        try:
+            with path.open("rb") as raw:
+                packed = raw.read(2) == b"\x1f\x8b"
+            with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+                image = nib.Nifti1Image.from_stream(stream)
+                pixels = np.asarray(image.dataobj)
+                stream.read(1)  # the byte after the last makes gzip check the CRC
+        except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError) as error:
+            raise ScanError(f"{path}: unreadable, truncated or damaged ({error}); fetch the file again.") from error
+        if pixels.ndim < 2 or 0 in pixels.shape or set(pixels.shape[2:]) - {1} or pixels.dtype.kind not in "iuf":
+            raise ScanError(f"{path}: shape {pixels.shape} of {pixels.dtype}; a grey slice [H, W] or [H, W, 1] is due.")
+        unscaled = image.dataobj.slope == 1 and image.dataobj.inter == 0
+        kind = image.get_data_dtype()
+        pixels = pixels.reshape(pixels.shape[:2])
+        return (
+            self._ranged(pixels, kind == np.uint8 and unscaled, path),
+            check_affine(image.affine, str(path)),
+            _about(image),
+        )
+
+    def _ranged(self, pixels: NDArray, is_byte: bool, path: Path) -> NDArray:
+        if not np.isfinite(pixels).all():
+            raise ScanError(f"{path}: holds NaN or infinite values; leave the slice out or mend it.")
+        if self.value_range is not None:
+            return self._windowed(pixels)
+        if is_byte:
+            return np.asarray(pixels, dtype=np.float32) / 255
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+            raise ScanError(
+                f"{path}: values from {low:g} to {high:g} are not in [0, 1]; give value_range=(low, high), the same "
+                "for all slices, or cut the slices from the volumes with extract_slices."
+            )
+        return np.clip(pixels, 0, 1)
+
+    def _windowed(self, pixels: NDArray) -> NDArray:
+        assert self.value_range is not None
+        low, high = self.value_range
+        return np.clip((np.asarray(pixels, dtype=np.float32) - low) / (high - low), 0, 1)
+
+
+def _about(image: nib.Nifti1Image) -> dict[str, Any]:
+    """Subject, plane and position where `extract_slices` noted them in the header's comment."""
+    for extension in image.header.extensions:
+        try:
+            noted = json.loads(extension.text) if extension.get_code() == 6 else None
+        except (ValueError, UnicodeDecodeError):
+            continue
+        if isinstance(noted, dict):
+            return {key: noted[key] for key in ("subject", "plane", "position_mm") if key in noted}
+    return {}

@@ -1,0 +1,205 @@
+"""One slice or several of a volume, by plane and place; what comes back is a MetaTensor that knows where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import Transform
+from monai.utils.enums import MetaKeys, TransformBackends
+from numpy.typing import NDArray
+
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms.cutting import (
+    Plane,
+    PreparedVolume,
+    check_position_options,
+    cut_plane,
+    locate_planes,
+    outside_message,
+    prepare_volume,
+)
+from monai_vqgen.transforms.geometry import view_plane
+from monai_vqgen.transforms.tensors import affine_of, name_of, to_numpy
+
+__all__ = ["ExtractSlice", "ExtractSlices"]
+
+
+class ExtractSlices(Transform):
+    """Cut slices out of a volume at places in millimetres, the same anatomy whatever the stored axis order.
+
+        axial      rows: posterior, columns: left, position grows downwards from the top of the brain
+        coronal    rows: inferior,  columns: left, position grows backwards from its front
+        sagittal   rows: inferior,  columns: posterior, position grows rightwards from its left
+
+    A slice is the voxel plane whose centre is nearest to the position; nothing is interpolated across planes, and the
+    slice of an oblique volume stays oblique (its affine says how). In its own plane it is resampled where `pixel_mm`
+    is given. The brain's box is that of `foreground_box` or of a mask.
+
+    Args:
+        plane: "axial", "coronal" or "sagittal".
+        positions: millimetres along the plane's normal, or fractions (0 to 1) of the box's extent from its edge.
+        unit: "mm" or "fraction".
+        reference: where 0 mm is: "brain_edge" (first plane of the box: top, front or left), "brain_center",
+            "volume_center".
+        pixel_mm: size of the slice's pixels, one number or (rows, columns); None keeps the scan's own.
+        mode: in-plane interpolation: "linear" (antialiased when shrinking) or "nearest" (labels).
+
+    Shapes: `[C, X, Y, Z]` to a list of `[C, H, W]`, float32 MetaTensors in the volume's own intensities (scale them
+    with `ScaleForeground`). The 4x4 affine's first two columns belong to H and W, the third to the normal, so a NIfTI
+    `[H, W, 1]` with it is right. Without a MetaTensor the affine is taken as the identity. meta: `plane`,
+    `position_mm` (of the very plane, not of the request), `foreground_box` (first and last row and column of the
+    volume's box, in this slice), `foreground_window` and `foreground_threshold` of the whole volume.
+
+    Raises:
+        InputError: an unknown plane, unit or reference, no positions.
+        ScanError: not a volume, an empty one, or a position outside the brain; names the file and the allowed range.
+
+    Example:
+        >>> volume = torch.rand(1, 20, 24, 18) + 0.1
+        >>> [tuple(s.shape) for s in ExtractSlices("axial", [3, 9])(volume)]
+        [(1, 24, 20), (1, 24, 20)]
+    """
+
+    backend = [TransformBackends.NUMPY]  # noqa: RUF012 (MONAI's own convention)
+
+    def __init__(
+        self,
+        plane: str = "axial",
+        positions: Sequence[float] = (0.0,),
+        *,
+        unit: str = "mm",
+        reference: str = "brain_edge",
+        pixel_mm: float | Sequence[float] | None = None,
+        mode: str = "linear",
+    ) -> None:
+        check_position_options(plane, unit, reference)
+        if len(positions) == 0:
+            raise InputError("no positions are given; name at least one.")
+        if mode not in ("linear", "nearest"):
+            raise InputError(f"mode is {mode!r}; choose 'linear' or 'nearest'.")
+        self.plane, self.unit, self.reference, self.mode = plane, unit, reference, mode
+        self.positions = tuple(float(p) for p in positions)
+        self.pixel_mm = _pixel_size(pixel_mm)
+
+    def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> list[MetaTensor]:
+        """Cut the slices, in the order of the positions."""
+        prepared = self.prepare(img, mask)
+        return [self.cut(img, prepared, plane) for plane in self.locate(prepared)]
+
+    def prepare(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> PreparedVolume:
+        """Find the box and the window of a volume (of its first channel)."""
+        volume_s = _finite(_first_channel(img))
+        mask_s = _first_channel(mask) if mask is not None else None
+        return prepare_volume(volume_s, affine_of(img), self.plane, mask_s=mask_s, name=name_of(img))
+
+    def locate(self, prepared: PreparedVolume) -> list[Plane]:
+        """The planes at the positions, or ScanError."""
+        planes = []
+        found = locate_planes(prepared, self.positions, unit=self.unit, reference=self.reference)
+        for position, plane in zip(self.positions, found, strict=True):
+            if plane is None:
+                raise ScanError(outside_message(prepared, position, unit=self.unit, reference=self.reference))
+            planes.append(plane)
+        return planes
+
+    def cut(self, img: NdarrayOrTensor, prepared: PreparedVolume, plane: Plane) -> MetaTensor:
+        """One slice of all channels."""
+        channels = _finite(to_numpy(img))
+        views = [prepared.view._replace(volume_s=_turned(prepared, channel, affine_of(img))) for channel in channels]
+        cuts = [cut_plane(prepared._replace(view=v), plane, pixel_mm=self.pixel_mm, mode=self.mode) for v in views]
+        meta = _slice_meta(img)
+        meta.update(
+            plane=self.plane,
+            position_mm=plane.position_mm,
+            foreground_box=cuts[0].box,
+            foreground_window=tuple(prepared.window),
+            foreground_threshold=prepared.threshold,
+        )
+        pixels = torch.from_numpy(np.stack([cut.pixels for cut in cuts]))
+        device = img.device if isinstance(img, torch.Tensor) else None
+        return MetaTensor(pixels, affine=torch.as_tensor(cuts[0].affine), meta=meta, device=device)
+
+
+class ExtractSlice(Transform):
+    """Cut one slice out of a volume; the middle of the brain's box where no position is given.
+
+    Everything else is as in `ExtractSlices`.
+
+    Args:
+        plane: "axial", "coronal" or "sagittal".
+        position: where, or None for the middle of the brain's box.
+        unit: "mm" or "fraction".
+        reference: "brain_edge", "brain_center" or "volume_center".
+        pixel_mm: size of the slice's pixels, or None for the scan's own.
+        mode: "linear" or "nearest".
+
+    Shapes: `[C, X, Y, Z]` to `[C, H, W]`.
+
+    Raises:
+        InputError, ScanError: as `ExtractSlices`.
+
+    Example:
+        >>> tuple(ExtractSlice("coronal")(torch.rand(1, 20, 24, 18) + 0.1).shape)
+        (1, 18, 20)
+    """
+
+    backend = [TransformBackends.NUMPY]  # noqa: RUF012 (MONAI's own convention)
+
+    def __init__(
+        self,
+        plane: str = "axial",
+        position: float | None = None,
+        *,
+        unit: str = "mm",
+        reference: str = "brain_edge",
+        pixel_mm: float | Sequence[float] | None = None,
+        mode: str = "linear",
+    ) -> None:
+        check_position_options(plane, unit, reference)
+        if position is None:
+            position, unit, reference = 0.0, "mm", "brain_center"
+        self.slices = ExtractSlices(plane, [position], unit=unit, reference=reference, pixel_mm=pixel_mm, mode=mode)
+
+    def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> MetaTensor:
+        """Cut the slice."""
+        return self.slices(img, mask)[0]
+
+
+def _pixel_size(pixel_mm: float | Sequence[float] | None) -> float | tuple[float, float] | None:
+    if pixel_mm is None:
+        return None
+    sizes = (pixel_mm, pixel_mm) if isinstance(pixel_mm, (int, float)) else tuple(pixel_mm)
+    if len(sizes) != 2 or not all(np.isfinite(s) and s > 0 for s in sizes):
+        raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimetres, one or (rows, columns).")
+    return float(sizes[0]), float(sizes[1])
+
+
+def _first_channel(img: NdarrayOrTensor) -> NDArray:
+    volume = to_numpy(img)
+    if volume.ndim != 4 or volume.shape[0] < 1:
+        raise ScanError(
+            f"{name_of(img)}: shape {tuple(volume.shape)}; a volume [C, X, Y, Z] is due (EnsureChannelFirst adds C)."
+        )
+    return volume[0]
+
+
+def _finite(volume: NDArray) -> NDArray:
+    """NaN and infinity count as background."""
+    if volume.dtype.kind == "f" and not np.isfinite(volume).all():
+        return np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
+    return volume
+
+
+def _turned(prepared: PreparedVolume, channel: NDArray, affine: NDArray) -> NDArray:
+    return view_plane(channel, affine, prepared.plane, name=prepared.name).volume_s
+
+
+def _slice_meta(img: NdarrayOrTensor) -> dict[str, Any]:
+    """The volume's meta that still holds for a slice: whose it is, not how it lay in its array."""
+    meta = dict(img.meta) if isinstance(img, MetaTensor) else {}
+    return {key: meta[key] for key in ("filename_or_obj", "subject", MetaKeys.SPACE) if key in meta}
