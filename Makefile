@@ -1,0 +1,50 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each builds the virtual environment it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+OUTPUT ?= out/demo
+DEMO_OPTIONS ?=
+
+.PHONY: help setup demo test test-all lint format bench clean
+
+help:
+	@echo "make demo [DATA=folder] [OUTPUT=out/demo]  scans to new slices, ends with a report"
+	@echo "make test      the tests (a few minutes)"
+	@echo "make test-all  the tests, slow ones included"
+	@echo "make lint      format, lint and type checks"
+	@echo "make bench     the benchmarks, written to out/bench/results.json"
+	@echo "make setup     the virtual environment alone"
+
+$(VENV)/.done: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: $(VENV)/.done
+
+demo: setup
+	$(BIN)/python -m monai_vqgen demo $(if $(DATA),--data "$(DATA)") --output "$(OUTPUT)" $(DEMO_OPTIONS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+test-all: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python -m benchmarks --output out/bench/results.json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
