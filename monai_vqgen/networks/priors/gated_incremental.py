@@ -1,0 +1,239 @@
+"""Sampling a gated PixelCNN one position at a time, computing every feature once.
+
+Legend of suffixes: b batch, c channels, k number of codes, s spatial axes, n raster positions, w positions of a row.
+
+    once a call       context network, coordinates, rearranged weights, all buffers and their views
+    once a plane/row  the other stacks as large matrix products (`slabs`); their links, with bias and context, become
+                      the buffer in which the horizontal stack's gates add up
+    once a position   a layer: window of the row buffer @ weight, tanh, gate, 1x1 + residual into the next layer's row
+                      an attention: layer norm, one product, one query against the keys and values so far
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from monai_vqgen.networks.causal import CausalAttention
+from monai_vqgen.networks.priors.base import IncrementalPass, check_prior_inputs
+from monai_vqgen.networks.priors.gated_weights import attention_weights, matrix, stack_weights
+from monai_vqgen.networks.priors.slabs import ContextRows, SlabStack
+
+if TYPE_CHECKING:
+    from monai_vqgen.networks.priors.gated import GatedPixelCNN
+
+__all__ = ["GatedIncremental"]
+
+
+class _Step(NamedTuple):
+    """Views of one layer's buffers at one column of the row."""
+
+    window: Tensor
+    pre: Tensor
+    value: Tensor
+    gate: Tensor
+    here: Tensor
+    after: Tensor
+
+
+class _KeyValueCache:
+    """One self-attention over the positions so far."""
+
+    def __init__(self, attention: CausalAttention, *, coordinates_ps: Tensor, batch_size: int) -> None:
+        self._weights = attention_weights(attention, coordinates_ps)
+        self._position = list(self._weights.position_n.unbind())
+        n, b, heads = len(self._position), batch_size, attention.num_heads
+        like, size = self._weights.qkv, attention.width // attention.num_heads
+        self._channels = (like.shape[0],)
+        self._store = like.new_empty(2, b, heads, n, size)
+        self._keys_t = self._store[0].view(b * heads, n, size).transpose(1, 2)
+        self._values = self._store[1].view(b * heads, n, size)
+        self._qkv = like.new_empty(b, 3 * attention.width)
+        queries, *key_value = self._qkv.view(b, 3, heads, size).unbind(1)
+        self._queries = queries
+        self._key_value = self._qkv.view(b, 3, heads, size)[:, 1:].movedim(1, 0)
+        self._rows = (b * heads, 1, size)
+        self._attended_shape = (b, attention.width)
+
+    def add_to(self, features_bc: Tensor, *, position: int) -> None:
+        """Add the attention's output at `position` to its features, in place."""
+        normal_bc = F.layer_norm(features_bc, self._channels)
+        torch.addmm(self._position[position], normal_bc, self._weights.qkv, out=self._qkv)
+        self._store[:, :, :, position].copy_(self._key_value)
+        so_far = position + 1
+        scores = torch.bmm(self._queries.reshape(self._rows), self._keys_t[:, :, :so_far])
+        attended = torch.bmm(scores.softmax(-1), self._values[:, :so_far])
+        features_bc.addmm_(attended.view(self._attended_shape), self._weights.output)
+
+
+class GatedIncremental(IncrementalPass):
+    """The incremental pass of a `GatedPixelCNN`; logits equal the full forward's to float precision.
+
+    Args:
+        prior: the network; dropout is off whatever its mode, and later changes of its weights have no effect.
+        grid: sizes of the spatial axes.
+        batch_size: number of grids.
+        coarser: grids of the coarser levels, coarsest first.
+        condition: float `(batch_size, f)` or None.
+
+    Raises:
+        InputError: coarser grids or condition that do not fit.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        prior: GatedPixelCNN,
+        grid: Sequence[int],
+        *,
+        batch_size: int,
+        coarser: Sequence[Tensor] = (),
+        condition: Tensor | None = None,
+    ) -> None:
+        table = prior.embedding.weight.detach()
+        blank = torch.zeros(batch_size, *grid, dtype=torch.long, device=table.device)
+        check_prior_inputs(prior, blank, coarser=coarser, condition=condition)
+        self._grid, self._row, self._b, self._c = tuple(grid), grid[-1], batch_size, prior.channels
+        coordinates_ps = prior.coordinates(grid)
+        positions = [p[0].movedim(0, -1).contiguous() for p in self._positions(prior, coordinates_ps)]
+        context_bsc = None
+        if prior.context is not None:
+            context_bsc = prior.context(coarser, condition).movedim(1, -1).contiguous()
+        self._slabs = [
+            SlabStack(
+                prior, axis, grid=grid, batch_size=batch_size, position_sc=positions[axis], context_bsc=context_bsc
+            )
+            for axis in range(len(grid) - 1)
+        ]
+        self._prepare_codes(prior, table)
+        self._prepare_rows(prior, position_sc=positions[-1], context_bsc=context_bsc)
+        self._caches = {
+            int(index): _KeyValueCache(attention, coordinates_ps=coordinates_ps, batch_size=batch_size)  # type: ignore[arg-type]
+            for index, attention in prior.attentions.items()
+        }
+        self._prepare_head(prior)
+        self._position, self._total, self._features_ready = 0, math.prod(grid), False
+
+    @staticmethod
+    def _positions(prior: GatedPixelCNN, coordinates_ps: Tensor) -> tuple[Tensor, ...]:
+        return prior.position(coordinates_ps[None]).chunk(prior.spatial_dims, dim=1)
+
+    def _prepare_codes(self, prior: GatedPixelCNN, table: Tensor) -> None:
+        """The codes so far, behind a margin of "outside" codes whose embedding is zero."""
+        self._margin = prior.inputs[0].taps  # type: ignore[assignment]
+        self._table = torch.cat([table, table.new_zeros(1, table.shape[1])])
+        lead = [n + int(self._margin) for n in self._grid[:-1]]
+        self._codes = torch.full((self._b, *lead, self._row), prior.num_codes, device=table.device)
+        # What a code adds to the horizontal stack's input 1, 2, ... positions later, straight from a table.
+        kernel = prior.inputs[-1].conv.weight.detach().flatten(2)  # type: ignore[union-attr, operator]
+        self._code_terms = torch.einsum("kc,oct->kto", table, kernel.flip(-1)).contiguous()
+
+    def _prepare_rows(self, prior: GatedPixelCNN, *, position_sc: Tensor, context_bsc: Tensor | None) -> None:
+        """Row buffers of the horizontal stack, and the views of them that each column needs."""
+        weights = [stack_weights(layer, len(self._grid) - 1) for layer in prior.layers]  # type: ignore[arg-type]
+        self._products = [(w.taps[0], w.residual) for w in weights]
+        self._biases = [w.bias for w in weights]
+        self._context = None
+        if context_bsc is not None:
+            contexts = [w.context for w in weights if w.context is not None]
+            self._context = ContextRows(context_bsc, contexts, grid=self._grid, lead=len(self._grid) - 1)
+        self._start_sc = position_sc + prior.inputs[-1].conv.bias.detach()  # type: ignore[union-attr, operator]
+        b, c, w, reach = self._b, self._c, self._row, prior.kernel_size // 2
+        spare = self._code_terms.shape[1]  # columns past the row's end, written and never read
+        rows = [position_sc.new_zeros(b, reach + w + spare, c) for _ in range(len(weights) + 1)]
+        self._inputs_bwc = rows[0][:, reach : reach + w]
+        self._later = [rows[0][:, reach + x + 1 : reach + x + 1 + spare] for x in range(w)]
+        self._outputs = [rows[-1][:, reach + x] for x in range(w)]
+        self._gated_bc = position_sc.new_empty(b, c)
+        gates = self._slabs[-1].links
+        self._steps = [
+            [
+                _Step(
+                    window=rows[layer].flatten(1)[:, x * c : (x + reach + 1) * c],
+                    pre=gates[layer][:, x],
+                    value=gates[layer][:, x, :c],
+                    gate=gates[layer][:, x, c:],
+                    here=rows[layer][:, reach + x],
+                    after=rows[layer + 1][:, reach + x],
+                )
+                for layer in range(len(weights))
+            ]
+            for x in range(w)
+        ]
+
+    def _prepare_head(self, prior: GatedPixelCNN) -> None:
+        self._blocks = [
+            (matrix(block.hidden), block.hidden.bias.detach(), matrix(block.output), block.output.bias.detach())  # type: ignore[union-attr, operator, arg-type]
+            for block in prior.output_blocks
+        ]
+        hidden, output = prior.head[1], prior.head[3]
+        self._hidden, self._hidden_bias = matrix(hidden), hidden.bias.detach()  # type: ignore[union-attr, operator]
+        self._output, self._output_bias = matrix(output), output.bias.detach()  # type: ignore[union-attr, operator]
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Logits `(b, k)` of the next position."""
+        self._run_position()
+        x_bc = self._outputs[self._position % self._row]
+        for hidden, hidden_bias, output, output_bias in self._blocks:
+            inner_bc = torch.addmm(hidden_bias, x_bc.relu(), hidden).relu_()
+            x_bc = torch.addmm(output_bias, inner_bc, output).add_(x_bc)
+        inner_bc = torch.addmm(self._hidden_bias, x_bc.relu(), self._hidden).relu_()
+        return torch.addmm(self._output_bias, inner_bc, self._output)
+
+    @torch.inference_mode()
+    def push(self, codes_b: Tensor) -> None:
+        """Fix the codes at this position and move on."""
+        self._run_position()
+        index, x = self._lead_index(), self._position % self._row
+        self._codes[(slice(None), *(i + self._margin for i in index), x)] = codes_b
+        self._later[x].add_(self._code_terms.index_select(0, codes_b))
+        self._position += 1
+        self._features_ready = False
+
+    def _lead_index(self) -> tuple[int, ...]:
+        """Coordinates of the current row: all axes but the last."""
+        row, index = self._position // self._row, []
+        for size in reversed(self._grid[:-1]):
+            row, coordinate = divmod(row, size)
+            index.append(coordinate)
+        return tuple(reversed(index))
+
+    def _run_position(self) -> None:
+        """Compute all layers' horizontal features at the current position, unless that is done."""
+        if self._features_ready:
+            return
+        x = self._position % self._row
+        if x == 0:
+            self._begin_row(self._lead_index())
+        gated_bc, caches = self._gated_bc, self._caches
+        for layer, (step, (taps, residual)) in enumerate(zip(self._steps[x], self._products, strict=True)):
+            step.pre.addmm_(step.window, taps).tanh_()
+            torch.addcmul(step.value, step.value, step.gate, out=gated_bc)
+            torch.addmm(step.here, gated_bc, residual, out=step.after)
+            if layer in caches:
+                caches[layer].add_to(step.after, position=self._position)
+        self._features_ready = True
+
+    def _begin_row(self, index: tuple[int, ...]) -> None:
+        """Advance the other stacks to the row at `index`, and start the horizontal stack's row."""
+        for axis, slab in enumerate(self._slabs):
+            if any(index[axis + 1 :]):
+                continue  # this stack's slab began with an earlier row
+            if axis and index[axis] == 0:
+                slab.reset()
+            before = tuple(slice(i + self._margin, i + self._margin + 1) for i in index[:axis])
+            codes = self._codes[(slice(None), *before, slice(index[axis], index[axis] + self._margin))]
+            codes = codes[(slice(None),) * (axis + 2) + (slice(self._margin, None),) * (len(index) - axis - 1)]
+            above = None if axis == 0 else [link[:, index[axis]] for link in self._slabs[axis - 1].links]
+            following = self._biases if slab is self._slabs[-1] else self._slabs[axis + 1].biases
+            slab.advance(F.embedding(codes, self._table), index[: axis + 1], links=above, biases=following)
+        if self._context is not None:
+            for link, term in zip(self._slabs[-1].links, self._context.gates(index), strict=True):
+                link.add_(term)
+        self._inputs_bwc.copy_(self._start_sc[index])

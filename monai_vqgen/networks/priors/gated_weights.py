@@ -1,0 +1,93 @@
+"""The weights of a gated PixelCNN, rearranged once a call for incremental sampling.
+
+Legend of suffixes: c channels, k number of codes, l later axes' taps, m rows of a matrix product.
+
+All products read `features @ weight`, so weights are stored `(in, out)`. Since sigmoid(x) = (1 + tanh(x / 2)) / 2,
+
+    tanh(a) sigmoid(b) = (t + t u) / 2    with t = tanh(a), u = tanh(b / 2)
+
+and the gate is one tanh over all channels and one fused multiply-add, once everything that adds up to `b` is halved
+(`halve_gates`) and the product that reads the gate is halved too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from monai_vqgen.networks.causal import CausalAttention, CroppedConv, GatedLayer
+
+__all__ = ["AttentionWeights", "StackWeights", "attention_weights", "halve_gates", "matrix", "stack_weights"]
+
+
+class StackWeights(NamedTuple):
+    """One layer of one stack."""
+
+    taps: tuple[Tensor, ...]
+    """Oldest slab first, each `(later taps * c, 2c)`; the last stack has one, over all its taps."""
+    bias: Tensor
+    """`(2c,)`, added at the gate."""
+    residual: Tensor
+    """`(c, c)`, from the gated features back to the stack."""
+    link: Tensor | None
+    """`(c, 2c)`, from the gated features to the next stack's gate; None for the last stack."""
+    context: Tensor | None
+    """`(c, 2c)`, from the context map to the gate; None without context."""
+
+
+class AttentionWeights(NamedTuple):
+    """One self-attention; the softmax's scale is in the queries."""
+
+    qkv: Tensor
+    output: Tensor
+    position_n: Tensor
+    """`(n, 3 * width)`: what each position adds to queries, keys and values."""
+
+
+def halve_gates(gates: Tensor, *, channels: int) -> Tensor:
+    """A copy whose last axis, tanh and sigmoid halves of `channels` each, has the sigmoid half halved."""
+    scale = gates.new_ones(2 * channels)
+    scale[channels:] = 0.5
+    return gates * scale
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """The weight of a linear or pointwise layer as a contiguous `(in, out)` matrix."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.detach().flatten(1).t().contiguous()
+
+
+def stack_weights(layer: GatedLayer, axis: int) -> StackWeights:
+    """One layer's weights for the stack of `axis`."""
+    c = layer.channels
+    conv: CroppedConv = layer.convs[axis]  # type: ignore[assignment]
+    kernel = conv.conv.weight.detach()  # (2c, c, 1..., taps, k...)
+    kernel_tlc2c = kernel.flatten(2, 2 + axis).movedim((0, 1), (-1, -2))
+    rows = halve_gates(kernel_tlc2c.reshape(conv.taps, -1, 2 * c), channels=c)
+    last = axis == len(layer.convs) - 1
+    taps = (rows.flatten(0, 1).contiguous(),) if last else tuple(rows.contiguous().unbind())
+    bias: Tensor = conv.conv.bias.detach()  # type: ignore[union-attr]
+    outputs = 0.5 * matrix(layer.outputs[axis])
+    context = None
+    if layer.context is not None:
+        context = halve_gates(matrix(layer.context).chunk(len(layer.convs), dim=1)[axis], channels=c)
+    return StackWeights(
+        taps=taps,
+        bias=halve_gates(bias, channels=c),
+        residual=outputs[:, :c].contiguous(),
+        link=None if last else halve_gates(outputs[:, c:], channels=c).contiguous(),
+        context=None if context is None else context.contiguous(),
+    )
+
+
+def attention_weights(attention: CausalAttention, coordinates_ps: Tensor) -> AttentionWeights:
+    """One self-attention's weights, with the coordinates of every position applied."""
+    width = attention.width
+    scale = torch.ones(3 * width, dtype=coordinates_ps.dtype, device=coordinates_ps.device)
+    scale[:width] = (width // attention.num_heads) ** -0.5
+    position = attention.position(coordinates_ps.flatten(1).t())
+    return AttentionWeights(
+        qkv=matrix(attention.qkv) * scale, output=matrix(attention.output), position_n=position * scale
+    )
