@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monai_vqgen.engines.batches import PrepareCodes, PrepareImages, channels_last, place
 from monai_vqgen.engines.command_line import check_command_line
+from monai_vqgen.engines.conditions import encode_records
 from monai_vqgen.engines.distributed import (
     distribute,
     end_distributed,
@@ -26,6 +27,7 @@ __all__ = [
     "channels_last",
     "check_command_line",
     "distribute",
+    "encode_records",
     "end_distributed",
     "local_device",
     "objective_loss",

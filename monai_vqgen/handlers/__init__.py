@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from monai_vqgen.handlers.checkpoints import BestCheckpoint, TrainingState, load_weights, plain_state, save_weights
-from monai_vqgen.handlers.guards import FiniteLoss, Patience
+from monai_vqgen.handlers.guards import FiniteLoss, GradientClipping, Patience
 from monai_vqgen.handlers.history import History
 from monai_vqgen.handlers.images import ReconstructionImages, SampleImages, image_rows
 from monai_vqgen.handlers.output import claim_output, log_to_file
 from monai_vqgen.handlers.progress import TrainingProgress
-from monai_vqgen.handlers.statistics import CodebookHealth, ObjectiveMean
+from monai_vqgen.handlers.statistics import CodebookHealth, EpochLog, ObjectiveMean
 
 __all__ = [
     "BestCheckpoint",
     "CodebookHealth",
+    "EpochLog",
     "FiniteLoss",
+    "GradientClipping",
     "History",
     "ObjectiveMean",
     "Patience",

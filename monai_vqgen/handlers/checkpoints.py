@@ -97,6 +97,7 @@ class BestCheckpoint:
         module: the network whose weights are saved (not the objective around it).
         path: for example ``RUN/model.pt``.
         metric: name in the evaluator's metrics, smaller is better.
+        write: whether this process writes; only the first of several should.
         description: written to ``path`` with suffix ``.json``, with the metric added as ``validation_<metric>``;
             None writes no such file.
 
@@ -113,10 +114,11 @@ class BestCheckpoint:
         path: str | os.PathLike[str],
         *,
         metric: str,
+        write: bool = True,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.module, self.path, self.metric = module, Path(path), metric
-        self.description = description
+        self.write, self.description = write, description
         self.best = float("inf")
 
     def attach(self, engine: Engine) -> None:
@@ -130,10 +132,12 @@ class BestCheckpoint:
         value = float(engine.state.metrics[self.metric])
         if not value < self.best:
             return
+        self.best = value
+        if not self.write:
+            return
         save_weights(self.module, self.path)
         if self.description is not None:
             write_json(self.path.with_suffix(".json"), {**self.description, f"validation_{self.metric}": value})
-        self.best = value
         logger.info("Epoch %d: %s %.6g is the best so far, saved %s", engine.state.epoch, self.metric, value, self.path)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from monai.engines import IterationEvents
+from torch import nn
 
 from monai_vqgen.errors import InputError, VQGenError
 
-__all__ = ["FiniteLoss", "Patience"]
+__all__ = ["FiniteLoss", "GradientClipping", "Patience"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,29 @@ class FiniteLoss:
                 "Weights saved so far are untouched. Lower --learning_rate or switch --amp off; if it happens in the "
                 "first iterations, look for values that are not numbers in the data."
             )
+
+
+class GradientClipping:
+    """Scale gradients down to a largest norm before the optimizer's step (Pascanu et al. 2013). Attach to the trainer.
+
+    Args:
+        module: whose gradients, all together.
+        max_norm: largest Euclidean norm; 0 leaves them as they are.
+    """
+
+    def __init__(self, module: nn.Module, max_norm: float) -> None:
+        if max_norm < 0:
+            raise InputError(f"max_norm={max_norm} must be 0 (no clipping) or positive.")
+        self.module, self.max_norm = module, max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        if self.max_norm > 0:
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Clip the gradients that were just computed."""
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm)
 
 
 class Patience:

@@ -94,7 +94,7 @@ class ReconstructionImages(_Pictures):
         self.autoencoder: Any = autoencoder
         self.dataset, self.num_images = dataset, num_images
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def draw(self) -> NDArray[np.uint8]:
         """Return the picture."""
         picks = np.linspace(0, len(self.dataset) - 1, min(self.num_images, len(self.dataset))).round().astype(int)
@@ -151,7 +151,7 @@ class SampleImages(_Pictures):
         self.autoencoder: Any = autoencoder
         self.dataset, self.level, self.num_images, self.seed = dataset, level, num_images, seed
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def draw(self) -> NDArray[np.uint8]:
         """Return the picture."""
         picks = np.linspace(0, len(self.dataset) - 1, min(self.num_images, len(self.dataset))).round().astype(int)

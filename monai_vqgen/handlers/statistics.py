@@ -5,6 +5,7 @@ Shape suffixes: b batch, k codebook size, s spatial axes (2 or 3).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
+from monai.utils import is_scalar
 
 from monai_vqgen.metrics.codebook import CodebookCounter
 
-__all__ = ["CodebookHealth", "ObjectiveMean"]
+__all__ = ["CodebookHealth", "EpochLog", "ObjectiveMean"]
 
 
 class ObjectiveMean(Metric):
@@ -47,6 +49,26 @@ class ObjectiveMean(Metric):
         """Return the mean over all processes."""
         total, count = float(idist.all_reduce(self.total)), float(idist.all_reduce(self.count))
         return total / count if count else float("nan")
+
+
+class EpochLog:
+    """One line of figures an epoch, for `epoch_print_logger` of MONAI's `StatsHandler`.
+
+    The handler's own printer goes round the log file, because its logger does not pass messages on.
+
+    Args:
+        name: what the line begins with: "training" or "validation".
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.logger = logging.getLogger(f"monai_vqgen.{name}")
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the line."""
+        metrics = sorted(engine.state.metrics.items())
+        figures = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics if is_scalar(value))
+        self.logger.info("epoch %d: %s", engine.state.epoch, figures)
 
 
 class CodebookHealth:

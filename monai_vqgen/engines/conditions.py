@@ -1,0 +1,51 @@
+"""Condition vectors of slices that exist: training records, and held-out ones that may lie outside the ranges.
+
+Shape suffixes: n slices, f condition features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from monai_vqgen.networks import ConditionEncoder
+
+__all__ = ["encode_records"]
+
+logger = logging.getLogger(__name__)
+
+
+def encode_records(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Encode what the encoder knows of each record, for training and scoring.
+
+    A user who asks for a value outside the trained range gets an error from the encoder. A held-out subject who is
+    older than all training subjects must still be scored: numbers are moved to the nearest end of the range, and
+    values of a category that training has not seen count as unknown. Both are counted in the log.
+
+    Returns:
+        Features (n, f).
+
+    Example:
+        >>> encode_records(ConditionEncoder({"age": (20, 60)}), [{"age": 70.0, "subject": "sub-01"}])
+        tensor([[1., 1.]])
+    """
+    moved = 0
+    fitted = []
+    for record in records:
+        known = encoder.select(record)
+        for name, (low, high) in encoder.continuous.items():
+            value = known.get(name)
+            if isinstance(value, int | float) and not low <= value <= high:
+                known[name] = min(max(value, low), high)
+                moved += 1
+        for name, allowed in encoder.categorical.items():
+            if known.get(name) is not None and str(known[name]) not in allowed:
+                known[name] = None
+                moved += 1
+        fitted.append(known)
+    if moved:
+        logger.warning("%d condition values of %d slices lie outside the training ranges.", moved, len(records))
+    return encoder.encode(fitted)
