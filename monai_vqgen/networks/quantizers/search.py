@@ -11,19 +11,35 @@ from torch import Tensor
 __all__ = ["canonical_order", "kmeans", "nearest_codes"]
 
 _CHUNK_ELEMENTS = 1 << 17  # distances held at once: 512 KiB of float32, which stays in a core's second-level cache
+_LANES = 32  # columns left for argmin after amin; measured best of 16, 32 and 64 for 512 codes
 
 
 @torch.no_grad()
 def nearest_codes(rows_nd: Tensor, embeddings_kd: Tensor) -> Tensor:
-    """Return the index of the nearest embedding (Euclidean) of each row, ``(n,)`` int64; the lowest index on ties."""
+    """Return the index of the nearest embedding (Euclidean) of each row, ``(n,)`` int64."""
     half_norms_k = embeddings_kd.square().sum(1).mul_(0.5)
     transposed_dk = embeddings_kd.t()
     chunk = max(1, _CHUNK_ELEMENTS // embeddings_kd.shape[0])
     codes_n = torch.empty(rows_nd.shape[0], dtype=torch.int64, device=rows_nd.device)
     for start in range(0, rows_nd.shape[0], chunk):
         rows = rows_nd[start : start + chunk]
-        torch.argmin(torch.addmm(half_norms_k, rows, transposed_dk, alpha=-1), 1, out=codes_n[start : start + chunk])
+        codes_n[start : start + chunk] = _argmin(torch.addmm(half_norms_k, rows, transposed_dk, alpha=-1))
     return codes_n
+
+
+def _argmin(distances_nk: Tensor) -> Tensor:
+    """Return the column of each row's least entry.
+
+    On a CPU torch's ``amin`` is vectorised and its ``argmin`` is not, so the columns are first reduced by ``amin`` to
+    :data:`_LANES`; the two short searches that remain find the lane, and the place within it.
+    """
+    rows, columns = distances_nk.shape
+    if columns % _LANES or distances_nk.device.type != "cpu":
+        return distances_nk.argmin(1)
+    lanes = distances_nk.view(rows, columns // _LANES, _LANES)
+    lane_n = lanes.amin(1).argmin(1)
+    place_n = lanes[torch.arange(rows), :, lane_n].argmin(1)
+    return place_n * _LANES + lane_n
 
 
 @torch.no_grad()

@@ -53,9 +53,10 @@ class TestEveryQuantizer:
         assert torch.equal(inside.codes_bs, quantizer(latents).codes_bs)
 
 
-def test_nearest_codes_agree_with_numpy() -> None:
+@pytest.mark.parametrize("num_codes", [7, 96, 97])  # with and without the search in lanes
+def test_nearest_codes_agree_with_numpy(num_codes: int) -> None:
     rng = np.random.default_rng(1)
-    rows, embeddings = rng.normal(size=(3000, 6)), rng.normal(size=(97, 6))
+    rows, embeddings = rng.normal(size=(3000, 6)), rng.normal(size=(num_codes, 6))
     expected = ((rows[:, None] - embeddings[None]) ** 2).sum(-1).argmin(1)
     found = nearest_codes(torch.from_numpy(rows).float(), torch.from_numpy(embeddings).float())
     assert np.array_equal(found.numpy(), expected)
