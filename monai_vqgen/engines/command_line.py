@@ -5,16 +5,18 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from pydoc import locate
+from types import TracebackType
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from monai_vqgen.errors import InputError
+from monai_vqgen.errors import InputError, VQGenError
 
 __all__ = ["check_command_line"]
 
@@ -32,6 +34,9 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     MONAI adds an unknown `--option` to the configuration without a word, so a misspelt `--max_epoch 5` trains for the
     default number of epochs. Does nothing when the program is not `python -m monai.bundle run`.
 
+    From here on the program also ends with the one line of an error of ours, where MONAI's parser would wrap it into
+    pages of traceback; set the environment variable MONAI_VQGEN_TRACEBACK=1 to see them.
+
     Args:
         arguments: program and arguments; `sys.argv` by default.
 
@@ -44,6 +49,7 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv if arguments is None else arguments
     if len(arguments) < 2 or arguments[1] != "run" or not re.search(r"monai[/\\.]bundle", arguments[0]):
         return
+    sys.excepthook = _show_own_errors_plainly
     options = _options(arguments[2:])
     defaults = ConfigParser.load_config_file(options["args_file"]) if "args_file" in options else {}
     given = {**{str(name): "" for name in defaults}, **options}
@@ -56,6 +62,16 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
         if path in allowed or path.startswith("_meta_") or _is_known(parser, path):
             continue
         raise InputError(_message(name, path, parser, files))
+
+
+def _show_own_errors_plainly(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    own: BaseException | None = error
+    while own is not None and not isinstance(own, VQGenError):
+        own = own.__cause__ or own.__context__
+    if own is None or os.environ.get("MONAI_VQGEN_TRACEBACK"):
+        sys.__excepthook__(kind, error, traceback)
+    if own is not None:
+        print(f"\n{type(own).__name__}: {own}", file=sys.stderr)
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:

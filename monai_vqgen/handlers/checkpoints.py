@@ -14,11 +14,14 @@ from typing import Any, Protocol
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from monai_vqgen.data.files import replace_file, write_json
 from monai_vqgen.errors import CheckpointError
 
 __all__ = ["BestCheckpoint", "TrainingState", "load_weights", "plain_state", "save_weights"]
+
+_PLACE_IN_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
 logger = logging.getLogger(__name__)
 
@@ -195,8 +198,12 @@ class TrainingState:
             raise CheckpointError(f"{self.path} is of another kind of run: it differs in {missing}.")
         for name, part in self.parts.items():
             target = part.module if isinstance(part, nn.parallel.DistributedDataParallel) else part
+            state = saved["parts"][name]
+            if isinstance(part, LRScheduler):
+                # Its place only: the length of the schedule is this run's, which may be longer.
+                state = {**part.state_dict(), **{key: state[key] for key in _PLACE_IN_SCHEDULE}}
             try:
-                target.load_state_dict(saved["parts"][name])
+                target.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise CheckpointError(
                     f"{self.path} does not fit this run's {name}: resume with the options it was started with."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from monai_vqgen.networks.conditions import ConditionEncoder
 from monai_vqgen.networks.fingerprints import fingerprint
 from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
-from monai_vqgen.networks.priors import GatedPixelCNN, IncrementalPass, PlainIncremental, Prior
+from monai_vqgen.networks.priors import GatedPixelCNN, IncrementalPass, PlainIncremental, Prior, pick_prior
 from monai_vqgen.networks.quantizers import (
     EMACodebook,
     FiniteScalarQuantizer,
@@ -28,4 +28,5 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "fingerprint",
+    "pick_prior",
 ]
