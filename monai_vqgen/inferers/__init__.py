@@ -1,0 +1,9 @@
+"""Inferers: sampling from priors, and reconstruction."""
+
+from __future__ import annotations
+
+from monai_vqgen.inferers.ancestral import AncestralSampler
+from monai_vqgen.inferers.noise import GumbelNoise
+from monai_vqgen.inferers.truncation import Truncation
+
+__all__ = ["AncestralSampler", "GumbelNoise", "Truncation"]

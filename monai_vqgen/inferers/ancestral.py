@@ -1,0 +1,321 @@
+"""Sampling, scoring and completing hierarchies of codes with one prior a level.
+
+Legend of suffixes: b batch, f condition features, k number of codes, n raster positions, s spatial axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from monai_vqgen.errors import InputError
+from monai_vqgen.inferers.noise import GumbelNoise
+from monai_vqgen.inferers.truncation import Truncation
+from monai_vqgen.networks.priors import IncrementalPass, PlainIncremental, Prior
+
+__all__ = ["AncestralSampler"]
+
+Progress = Callable[[int, int], None]
+"""Called with (positions done, positions in all), over all levels and samples."""
+
+
+class AncestralSampler:
+    """Draws codes level by level, coarsest first, and position by position in raster order.
+
+        p(codes) = p(level 0) p(level 1 | level 0) ...      p(level) = product over i of p(code i | codes before i)
+
+    Drives any prior that keeps the contract of `Prior`. A sample is a function of (weights, seed, sample index) and of
+    the sampler's temperature and truncation alone: not of batch size, of caching, or of how samples are shared out
+    among processes (`first_sample`), but for ties at float precision. Priors run without dropout, whatever their
+    mode, and are left in the mode they were in.
+
+    Args:
+        priors: one a level, coarsest first.
+        temperature: above 0; below 1 gives more probable, less varied samples.
+        top_k: keep this many codes at each position; None keeps all.
+        top_p: keep this much probability at each position; None keeps all.
+        cached: use each prior's incremental pass; otherwise its whole forward at every position (slow, the oracle).
+        batch_size: samples drawn together.
+
+    Raises:
+        InputError: arguments out of range, priors that do not fit each other, grids or codes that do not fit them.
+
+    Example:
+        >>> from monai_vqgen.networks import GatedPixelCNN
+        >>> top = GatedPixelCNN(8, channels=8, num_layers=2, attention_every=0)
+        >>> bottom = GatedPixelCNN(8, channels=8, num_layers=2, attention_every=0, coarser_codes=[8])
+        >>> sampler = AncestralSampler([top, bottom])
+        >>> [tuple(codes.shape) for codes in sampler.sample([(2, 2), (4, 4)], num_samples=3, seed=7)]
+        [(3, 2, 2), (3, 4, 4)]
+    """
+
+    def __init__(
+        self,
+        priors: Sequence[Prior],
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        cached: bool = True,
+        batch_size: int = 16,
+    ) -> None:
+        if not priors:
+            raise InputError("no priors given; give one a level, coarsest first.")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give at least 1.")
+        sizes: list[int] = []
+        for level, prior in enumerate(priors):
+            coarser = list(prior.coarser_codes)
+            if coarser != sizes:
+                raise InputError(
+                    f"the prior of level {level} is for coarser codebooks of sizes {coarser}, but the priors before it "
+                    f"have {sizes}. Give all levels' priors, coarsest first."
+                )
+            sizes.append(prior.num_codes)
+        self.priors = list(priors)
+        self.truncation = Truncation(temperature=temperature, top_k=top_k, top_p=top_p)
+        self.cached, self.batch_size = cached, batch_size
+
+    def sample(
+        self,
+        grids: Sequence[Sequence[int]],
+        *,
+        num_samples: int,
+        seed: int = 0,
+        first_sample: int = 0,
+        condition: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Draw new codes.
+
+        Args:
+            grids: each level's grid, coarsest first.
+            num_samples: how many, at least 1.
+            seed: with the sample's index, decides the result.
+            first_sample: index of the first sample; samples 4 to 7 are the same drawn alone or after 0 to 3.
+            condition: float `(num_samples, f)`, or `(1, f)` for the same condition throughout; None where no prior
+                needs one. Priors without a condition ignore it.
+            progress: called with (positions done, positions in all).
+
+        Returns:
+            Integers `(num_samples, *grid)` a level, on the priors' device.
+        """
+        if num_samples < 1:
+            raise InputError(f"num_samples is {num_samples}; give at least 1.")
+        self._check_grids(grids)
+        device = _device(self.priors[0])
+        codes = [torch.zeros(num_samples, *grid, dtype=torch.long, device=device) for grid in grids]
+        masks = [torch.ones(num_samples, *grid, dtype=torch.bool) for grid in grids]
+        self._fill(codes, masks, seed=seed, first_sample=first_sample, condition=condition, progress=progress)
+        return tuple(codes)
+
+    def complete(
+        self,
+        codes: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        *,
+        seed: int = 0,
+        first_sample: int = 0,
+        condition: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Draw the codes at the positions of a mask, and keep the rest.
+
+        Each is drawn given the coarser levels and all codes before it in raster order, known or drawn. Known codes
+        *after* it do not influence it: a raster-order model has no cheap way to look ahead, so this is not the
+        posterior given all known codes unless these all come first.
+
+        Args:
+            codes: integers `(b, *grid)` a level, coarsest first; those under the mask are not looked at.
+            masks: booleans a level, `(b, *grid)` or `(*grid)`; True where a code is to be drawn.
+            seed: with the sample's index, decides the result.
+            first_sample: index of the first sample.
+            condition: float `(b, f)` or `(1, f)`, or None.
+            progress: called with (positions done, positions in all).
+
+        Returns:
+            New tensors of the shapes of `codes`.
+        """
+        if len(masks) != len(codes):
+            raise InputError(f"{len(masks)} masks and {len(codes)} levels of codes given; give one mask a level.")
+        for level, (codes_bs, mask) in enumerate(zip(codes, masks, strict=True)):
+            if mask.dtype != torch.bool or tuple(mask.shape) not in (tuple(codes_bs.shape), tuple(codes_bs.shape[1:])):
+                raise InputError(
+                    f"the mask of level {level} has shape {tuple(mask.shape)} and type {mask.dtype}; give booleans of "
+                    f"the codes' shape {tuple(codes_bs.shape)}, with or without the batch."
+                )
+        drawn = [mask.expand(codes_bs.shape).cpu() for codes_bs, mask in zip(codes, masks, strict=True)]
+        device = _device(self.priors[0])
+        # A code under the mask is a placeholder and may be anything; 0 is always in range.
+        filled = [
+            c.to(device).long().masked_fill(m.to(device), 0).contiguous() for c, m in zip(codes, drawn, strict=True)
+        ]
+        self._check_codes(filled)
+        self._fill(filled, drawn, seed=seed, first_sample=first_sample, condition=condition, progress=progress)
+        return tuple(filled)
+
+    def log_prob(self, codes: Sequence[Tensor], condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Log-probability of given codes under the priors as trained, without temperature and truncation.
+
+        Args:
+            codes: integers `(b, *grid)` a level, coarsest first.
+            condition: float `(b, f)` or `(1, f)`, or None.
+
+        Returns:
+            float32 `(b,)` in nats a level; their sum is the log-probability of the whole hierarchy.
+        """
+        device = _device(self.priors[0])
+        codes = [codes_bs.to(device).long() for codes_bs in codes]
+        self._check_codes(codes)
+        count = codes[0].shape[0]
+        condition_bf = self._condition(condition, count=count)
+        result = [torch.zeros(count, dtype=torch.float32, device=device) for _ in self.priors]
+        with _evaluating(self.priors), torch.inference_mode():
+            for start in range(0, count, self.batch_size):
+                part = slice(start, start + self.batch_size)
+                for level, prior in enumerate(self.priors):
+                    given = _given(prior, condition_bf, part)
+                    logits_bks = prior(codes[level][part], [c[part] for c in codes[:level]], given)
+                    log_probs = logits_bks.float().log_softmax(1).gather(1, codes[level][part][:, None])
+                    result[level][part] = log_probs.flatten(1).double().sum(1).float()
+        return tuple(result)
+
+    def _fill(
+        self,
+        codes: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        *,
+        seed: int,
+        first_sample: int,
+        condition: Tensor | None,
+        progress: Progress | None,
+    ) -> None:
+        """Draw the masked positions of `codes` in place, batch by batch and level by level."""
+        if first_sample < 0:
+            raise InputError(f"first_sample is {first_sample}; give at least 0.")
+        count = codes[0].shape[0]
+        condition_bf = self._condition(condition, count=count)
+        noises = [GumbelNoise(seed, level=level, num_codes=prior.num_codes) for level, prior in enumerate(self.priors)]
+        total, done = sum(mask.numel() for mask in masks), 0
+        with _evaluating(self.priors), torch.inference_mode():
+            for start in range(0, count, self.batch_size):
+                part = slice(start, min(start + self.batch_size, count))
+                samples = range(first_sample + part.start, first_sample + part.stop)
+                for level, prior in enumerate(self.priors):
+                    given = _given(prior, condition_bf, part)
+                    level_codes = codes[level][part]
+                    steps = self._steps(prior, level_codes, coarser=[c[part] for c in codes[:level]], condition=given)
+                    level_mask = masks[level][part].flatten(1)
+                    for positions in self._draw(steps, level_codes, level_mask, noises[level], samples):
+                        done += positions * len(samples)
+                        if progress is not None:
+                            progress(done, total)
+
+    def _steps(
+        self, prior: Prior, codes_bs: Tensor, *, coarser: Sequence[Tensor], condition: Tensor | None
+    ) -> IncrementalPass:
+        make = prior.incremental if self.cached else _plain(prior)
+        steps: IncrementalPass = make(
+            tuple(codes_bs.shape[1:]), batch_size=codes_bs.shape[0], coarser=coarser, condition=condition
+        )
+        return steps
+
+    def _draw(
+        self, steps: IncrementalPass, codes_bs: Tensor, mask_bn: Tensor, noise: GumbelNoise, samples: Sequence[int]
+    ) -> Iterator[int]:
+        """Fill one level of one batch in place; yields after each row with its number of positions."""
+        row, codes_bn = codes_bs.shape[-1], codes_bs.view(codes_bs.shape[0], -1)
+        wanted_n, whole_n = mask_bn.any(0).tolist(), mask_bn.all(0).tolist()
+        last = max((i for i, wanted in enumerate(wanted_n) if wanted), default=-1)
+        mask_bn = mask_bn.to(codes_bs.device)
+        for first in range(0, codes_bn.shape[1], row):
+            if first <= last:
+                needed = any(wanted_n[first : first + row])
+                # One row of the grid at a time: the noise never needs more memory than a row's logits.
+                noise_bnk = noise.rows(samples, first=first, count=row).to(codes_bs.device) if needed else None
+                for i in range(first, min(first + row, last + 1)):
+                    if wanted_n[i] and noise_bnk is not None:
+                        drawn_b = self.truncation.apply(steps.logits()).add(noise_bnk[:, i - first]).argmax(1)
+                        if not whole_n[i]:
+                            drawn_b = torch.where(mask_bn[:, i], drawn_b, codes_bn[:, i])
+                        codes_bn[:, i] = drawn_b
+                    steps.push(codes_bn[:, i])
+            yield row
+
+    def _check_grids(self, grids: Sequence[Sequence[int]]) -> None:
+        if len(grids) != len(self.priors):
+            raise InputError(f"{len(grids)} grids given for {len(self.priors)} priors; give one grid a level.")
+        for level, (grid, prior) in enumerate(zip(grids, self.priors, strict=True)):
+            if len(grid) != prior.spatial_dims or any(size < 1 for size in grid):
+                raise InputError(
+                    f"the grid of level {level} is {tuple(grid)}; give {prior.spatial_dims} sizes of at least 1."
+                )
+            coarser = grids[level - 1] if level else grid
+            if any(m > n for m, n in zip(coarser, grid, strict=True)):
+                raise InputError(
+                    f"the grid of level {level}, {tuple(grid)}, is smaller than that of the coarser level {level - 1}, "
+                    f"{tuple(coarser)}; give the grids coarsest first."
+                )
+
+    def _check_codes(self, codes: Sequence[Tensor]) -> None:
+        if len(codes) != len(self.priors):
+            raise InputError(f"{len(codes)} levels of codes given for {len(self.priors)} priors; give one a level.")
+        self._check_grids([tuple(codes_bs.shape[1:]) for codes_bs in codes])
+        counts = [codes_bs.shape[0] for codes_bs in codes]
+        if len(set(counts)) > 1 or counts[0] < 1:
+            raise InputError(f"the levels hold {counts} samples; give the same number at each, at least 1.")
+        for level, (codes_bs, prior) in enumerate(zip(codes, self.priors, strict=True)):
+            low, high = int(codes_bs.min()), int(codes_bs.max())
+            if low < 0 or high >= prior.num_codes:
+                raise InputError(
+                    f"codes of level {level} reach from {low} to {high}; its prior knows 0 to {prior.num_codes - 1}. "
+                    "Were they made by another autoencoder?"
+                )
+
+    def _condition(self, condition: Tensor | None, *, count: int) -> Tensor | None:
+        """The condition on the priors' device, one row a sample."""
+        dims = sorted({prior.condition_dim for prior in self.priors} - {0})
+        if not dims:
+            if condition is not None and condition.shape[-1]:
+                raise InputError("a condition is given, but no prior was trained with one; leave it out.")
+            return None
+        if condition is None:
+            raise InputError(f"the priors need a condition of {dims} features; make it with their ConditionEncoder.")
+        if condition.ndim != 2 or condition.shape[0] not in (1, count) or dims != [condition.shape[1]]:
+            raise InputError(
+                f"the condition has shape {tuple(condition.shape)}; give ({count}, {dims[0]}) or (1, {dims[0]})."
+            )
+        return condition.to(_device(self.priors[0])).expand(count, -1)
+
+
+def _given(prior: Prior, condition_bf: Tensor | None, part: slice) -> Tensor | None:
+    return condition_bf[part] if condition_bf is not None and prior.condition_dim else None
+
+
+def _plain(prior: Prior) -> Callable[..., IncrementalPass]:
+    def make(
+        grid: Sequence[int], *, batch_size: int, coarser: Sequence[Tensor], condition: Tensor | None
+    ) -> PlainIncremental:
+        return PlainIncremental(prior, grid, batch_size=batch_size, coarser=coarser, condition=condition)
+
+    return make
+
+
+def _device(prior: Prior) -> torch.device:
+    return next(prior.parameters()).device
+
+
+@contextmanager
+def _evaluating(priors: Sequence[Prior]) -> Iterator[None]:
+    """Switch the priors to eval mode, and each of their modules back to its own mode afterwards."""
+    modes = [(module, module.training) for prior in priors for module in prior.modules()]
+    try:
+        for prior in priors:
+            prior.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
