@@ -5,6 +5,7 @@ from __future__ import annotations
 from monai_vqgen.data.code_store import CodesDataset, CodeStore, save_codes
 from monai_vqgen.data.datalists import load_datalist
 from monai_vqgen.data.extraction import ExtractionReport, extract_slices, position_range
+from monai_vqgen.data.phantoms import Phantom, make_phantom, make_phantoms
 from monai_vqgen.data.reading import Volume, read_nifti, read_volume
 from monai_vqgen.data.sources import ScanRecord, discover_volumes
 from monai_vqgen.data.splits import SubjectSplit, split_subjects
@@ -13,12 +14,15 @@ __all__ = [
     "CodeStore",
     "CodesDataset",
     "ExtractionReport",
+    "Phantom",
     "ScanRecord",
     "SubjectSplit",
     "Volume",
     "discover_volumes",
     "extract_slices",
     "load_datalist",
+    "make_phantom",
+    "make_phantoms",
     "position_range",
     "read_nifti",
     "read_volume",
