@@ -1,0 +1,138 @@
+"""Every command of the README runs: the stages in their order, from another working directory, at a tiny size."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+
+from monai_vqgen.data import make_phantoms
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+TINY_NETWORK = {
+    "network_def::channels": "16",
+    "network_def::residual_channels": "8",
+    "network_def::num_residual_blocks": "1",
+    "network_def::quantizers::0::num_codes": "16",
+    "network_def::quantizers::1::num_codes": "16",
+}
+TINY_PRIORS = {
+    f"prior_defs::{level}::{name}": value
+    for level in (0, 1)
+    for name, value in {"num_codes": "16", "channels": "16", "num_layers": "2", "attention_every": "2"}.items()
+} | {"prior_defs::1::coarser_codes": "[16]"}
+EPOCHS = {"max_epochs": "1", "batch_size": "8"}
+OVERRIDES = {
+    "extract_slices.json": {"image_size": "[32,32]", "pixel_mm": "7.0", "position_step_mm": "20.0"},
+    "train.json": TINY_NETWORK | EPOCHS,
+    "extract_codes.json": TINY_NETWORK,
+    "train_prior.json": TINY_NETWORK | TINY_PRIORS | EPOCHS,
+    "inference.json": TINY_NETWORK | {"image_size": "[32,32]", "pixel_mm": "7.0"},
+    "sample.json": TINY_NETWORK | TINY_PRIORS | {"num_samples": "2"},
+    "evaluate.json": TINY_NETWORK | TINY_PRIORS | {"num_samples": "2"},
+}
+
+
+def stage_commands() -> list[str]:
+    """The commands of the README's table of stages, top to bottom; the prior's is there once for each level."""
+    rows = re.findall(r"^\| \w+ \| `(python -m monai\.bundle run [^`]+)`(.*)$", README, flags=re.MULTILINE)
+    commands = []
+    for command, rest in rows:
+        commands.append(command)
+        if "`--level 1`" in rest:
+            commands.append(command.replace("--level 0", "--level 1"))
+    return commands
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MONAI_FAIL_ON_DUPLICATE_CONFIG": "1"}
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def prepared(command: str, folder: Path) -> list[str]:
+    """The command with absolute paths and tiny sizes, as someone in another folder would type it."""
+    arguments = [sys.executable, *shlex.split(command)[1:]]
+    config = next(Path(word).name for word in arguments if word.endswith(".json"))
+    for index, word in enumerate(arguments):
+        if word.startswith("bundle/"):
+            arguments[index] = str(ROOT / word)
+        elif word == "SCANS":
+            arguments[index] = str(folder / "scans")
+        elif word.startswith("out/"):
+            arguments[index] = str(folder / word)
+    arguments += ["--bundle_root", str(ROOT / "bundle")]
+    for name, value in OVERRIDES[config].items():
+        if f"--{name}" in arguments:
+            arguments[arguments.index(f"--{name}") + 1] = value
+        else:
+            arguments += [f"--{name}", value]
+    return arguments
+
+
+@pytest.mark.slow
+def test_the_stages_run_in_the_order_of_the_table(tmp_path: Path) -> None:
+    make_phantoms(tmp_path / "scans", num_subjects=8, seed=1)
+    commands = stage_commands()
+    assert len(commands) == 8
+    for command in commands:
+        done = run(prepared(command, tmp_path), tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    out = tmp_path / "out"
+    assert json.loads((out / "slices/datalist.json").read_text())["test"]
+    assert (out / "slices/contact_sheet.png").stat().st_size > 0
+    for name in ("autoencoder/model.pt", "priors/model_prior_level0.pt", "priors/model_prior_level1.pt"):
+        assert (out / name).stat().st_size > 0
+    scan = nib.load(sorted((tmp_path / "scans").rglob("*.nii.gz"))[0])
+    reconstructed = [nib.load(path) for path in sorted((out / "reconstructions").rglob("*.nii.gz"))]
+    assert len(reconstructed) == 8
+    assert any(
+        image.shape == scan.shape and abs(image.affine - scan.affine).max() < 1e-4 for image in reconstructed
+    )
+    assert len(list((out / "samples").rglob("*.nii.gz"))) == 2
+    assert json.loads((out / "evaluation/metrics.json").read_text())["sampling"]["num_samples"] == 2
+
+    again = run(prepared(commands[0], tmp_path), tmp_path)
+    assert again.returncode != 0
+    assert "overwrite" in again.stderr
+    typo = run([*prepared(commands[1], tmp_path), "--max_epoch", "7"], tmp_path)
+    assert typo.returncode != 0
+    assert "max_epochs" in typo.stderr
+
+
+def test_every_link_and_file_of_the_readme_exists() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+    for target in re.findall(r"`((?:bundle|configs|benchmarks|docs|monai_vqgen|tests)/[\w./]+)`", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make ([a-z][a-z-]+)", README)):
+        if target not in {"sure", "it", "them"}:
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def python_snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_phantoms(tmp_path / "scans", num_subjects=1, seed=0)
+    (tmp_path / "scans").rename(tmp_path / "all")
+    scan = sorted((tmp_path / "all").rglob("*.nii.gz"))[0]
+    scan.rename(tmp_path / "scan.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    assert python_snippets()
+    for snippet in python_snippets():
+        exec(compile(snippet, "README.md", "exec"), {})
