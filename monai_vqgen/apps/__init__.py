@@ -1,0 +1,27 @@
+"""What runs on top of the parts: sampling to a folder, evaluation, the demo and its report."""
+
+from __future__ import annotations
+
+from monai_vqgen.apps.bundles import bundle_root, run_stage
+from monai_vqgen.apps.evaluation import evaluate, split_records
+from monai_vqgen.apps.priors import TrainedPriors, condition_dim, load_autoencoder, load_priors
+from monai_vqgen.apps.sampling import draw_conditions, draw_samples, sample_to_folder
+from monai_vqgen.apps.scans import CompleteNiftiWriter, LoadScand, reconstruction_names, reconstruction_records
+
+__all__ = [
+    "CompleteNiftiWriter",
+    "LoadScand",
+    "TrainedPriors",
+    "bundle_root",
+    "condition_dim",
+    "draw_conditions",
+    "draw_samples",
+    "evaluate",
+    "load_autoencoder",
+    "load_priors",
+    "reconstruction_names",
+    "reconstruction_records",
+    "run_stage",
+    "sample_to_folder",
+    "split_records",
+]

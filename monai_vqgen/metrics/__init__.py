@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from monai_vqgen.metrics.baselines import BaselineScores, baseline_scores, mean_image
+from monai_vqgen.metrics.codebook import CodebookCounter, CodebookUse, codebook_use
+from monai_vqgen.metrics.likelihood import PositionHistogram, bits_per_code, uniform_bits_per_code
 from monai_vqgen.metrics.reconstruction import (
     ForegroundPSNRMetric,
     ForegroundSSIMMetric,
@@ -15,13 +17,19 @@ from monai_vqgen.metrics.reconstruction import (
 
 __all__ = [
     "BaselineScores",
+    "CodebookCounter",
+    "CodebookUse",
     "ForegroundPSNRMetric",
     "ForegroundSSIMMetric",
+    "PositionHistogram",
     "ReconstructionScores",
     "baseline_scores",
+    "bits_per_code",
+    "codebook_use",
     "foreground_mask",
     "mean_image",
     "mean_scores",
     "reconstruction_scores",
     "ssim_map",
+    "uniform_bits_per_code",
 ]

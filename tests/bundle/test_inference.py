@@ -1,0 +1,145 @@
+"""`inference.json` reconstructs volumes and slices in their own geometry."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
+
+from monai_vqgen.apps import bundle_root, run_stage
+from monai_vqgen.data import read_volume
+from monai_vqgen.data.writing import write_slice_nifti
+from monai_vqgen.errors import CheckpointError, DatalistError, OutputExistsError, ScanError
+from monai_vqgen.handlers import save_weights
+from monai_vqgen.inferers import VolumeReconstructionInferer
+from monai_vqgen.networks import HierarchicalVQVAE
+
+TINY = {"network_def::channels": 8, "network_def::residual_channels": 4}
+
+
+def tiny_network() -> HierarchicalVQVAE:
+    torch.manual_seed(0)
+    return HierarchicalVQVAE(channels=8, residual_channels=4).eval()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "model.pt"
+    save_weights(tiny_network(), path)
+    return path
+
+
+def write_blob(path: Path, shape, affine, seed=0) -> None:
+    grid = np.meshgrid(*(np.linspace(-1.2, 1.2, n) for n in shape), indexing="ij")
+    blob = np.where(sum(x**2 for x in grid) < 1, 400 + 100 * grid[0] + seed, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(blob.astype(np.int16), affine), path)
+
+
+def run(dataset_dir: Path, output_dir: Path, model: Path, **options) -> None:
+    options = {**TINY, "dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "model": str(model), **options}
+    run_stage("inference", options=options)
+
+
+def test_config_has_every_property_that_monai_asks_for(tmp_path, model):
+    write_blob(tmp_path / "scans" / "a.nii.gz", (12, 12, 4), np.eye(4))
+    root = bundle_root()
+    workflow = ConfigWorkflow(
+        config_file=str(root / "configs" / "inference.json"),
+        workflow_type="inference",
+        logging_file=False,
+        bundle_root=str(root),
+        model=str(model),
+        dataset_dir=str(tmp_path / "scans"),
+        output_dir=str(tmp_path / "out"),
+        **TINY,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_volumes_of_any_layout_come_back_in_their_own_geometry(tmp_path, model):
+    oblique = nib.affines.from_matvec(
+        np.array([[0.1, -0.9, 0.05], [1.1, 0.1, 0.1], [0.1, 0.05, -2.0]]), [10.0, -20.0, 5.0]
+    )
+    write_blob(tmp_path / "scans" / "sub-01" / "anat" / "sub-01_T1w.nii.gz", (19, 22, 9), oblique)
+    write_blob(tmp_path / "scans" / "sub-02" / "anat" / "sub-02_T1w.nii.gz", (11, 17, 21), np.diag([-2.0, 1.5, 1, 1]))
+    run(tmp_path / "scans", tmp_path / "out", model, pixel_mm=1.5, plane="coronal")
+    for subject in ("sub-01", "sub-02"):
+        original = nib.load(tmp_path / "scans" / subject / "anat" / f"{subject}_T1w.nii.gz")
+        result = nib.load(tmp_path / "out" / subject / "anat" / f"{subject}_T1w_recon.nii.gz")
+        assert result.shape == original.shape
+        np.testing.assert_allclose(result.affine, original.affine, atol=1e-5)
+        expected = VolumeReconstructionInferer("coronal", pixel_mm=1.5)(
+            MetaTensor(torch.tensor(original.get_fdata()).float()[None], affine=torch.tensor(original.affine))[None],
+            tiny_network(),
+        )
+        np.testing.assert_allclose(result.get_fdata(), expected[0, 0].numpy(), rtol=1e-3, atol=1e-2)
+
+
+def test_slices_of_the_test_split_come_back_in_their_own_geometry(tmp_path, model):
+    affine = np.array([[0, -2.0, 0, 31], [-2.0, 0, 0, 20], [0, 0, -1.0, 65], [0, 0, 0, 1]])
+    image = np.random.default_rng(0).random((20, 24)).astype(np.float32)
+    for split in ("train", "test"):
+        (tmp_path / "slices" / split).mkdir(parents=True)
+        write_slice_nifti(tmp_path / "slices" / split / "a.nii.gz", image, affine, {})
+    run(tmp_path / "slices", tmp_path / "out", model)
+    written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.nii.gz"))
+    assert written == ["test/a_recon.nii.gz"]
+    result = nib.load(tmp_path / "out" / written[0])
+    assert result.shape == (20, 24, 1)
+    np.testing.assert_allclose(result.affine, affine)
+    expected = tiny_network()(torch.tensor(image)[None, None]).detach().clamp(0, 1)[0, 0].numpy()
+    np.testing.assert_allclose(result.get_fdata()[..., 0], expected, atol=1e-4)
+
+
+def test_earlier_results_are_not_overwritten_silently(tmp_path, model):
+    write_blob(tmp_path / "scans" / "a.nii.gz", (12, 12, 4), np.eye(4))
+    run(tmp_path / "scans", tmp_path / "out", model)
+    with pytest.raises(OutputExistsError, match="a_recon"):
+        run(tmp_path / "scans", tmp_path / "out", model)
+    run(tmp_path / "scans", tmp_path / "out", model, overwrite=True)
+
+
+def test_bad_input_is_named(tmp_path, model):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatalistError, match="no scans"):
+        run(tmp_path / "empty", tmp_path / "out", model)
+    write_blob(tmp_path / "scans" / "a.nii.gz", (12, 12, 4), np.eye(4))
+    with pytest.raises(CheckpointError, match=r"nowhere\.pt"):
+        run(tmp_path / "scans", tmp_path / "out", tmp_path / "nowhere.pt")
+    with pytest.raises(CheckpointError, match="another architecture"):
+        run(tmp_path / "scans", tmp_path / "out", model, **{"network_def::channels": 16})
+    whole = (tmp_path / "scans" / "a.nii.gz").read_bytes()
+    (tmp_path / "scans" / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises((ScanError, RuntimeError), match=r"a\.nii\.gz"):
+        run(tmp_path / "scans", tmp_path / "out", model)
+
+
+def real_data() -> Path:
+    folder = Path(os.environ.get("MONAI_VQGEN_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not (folder / "volumes").is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no real scans at {folder}: set MONAI_VQGEN_REAL_DATA")
+        pytest.skip(f"no real scans at {folder}: set MONAI_VQGEN_REAL_DATA")
+    return folder
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_real_volumes_of_mixed_geometry_come_back_in_their_own(tmp_path, model):
+    folder = real_data() / "volumes"
+    run(folder, tmp_path / "out", model, pixel_mm=3.0)
+    inputs = sorted(folder.glob("*.nii.gz"))
+    assert len(inputs) >= 9
+    for path in inputs:
+        volume, result = read_volume(path), nib.load(tmp_path / "out" / path.name.replace(".nii.gz", "_recon.nii.gz"))
+        assert result.shape == volume.voxels_s.shape
+        np.testing.assert_allclose(result.affine, volume.affine, atol=1e-4)
+        assert np.isfinite(result.get_fdata(dtype=np.float32)).all()

@@ -1,0 +1,214 @@
+"""`sample.json` draws slices that belong to their priors, reproducibly, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_vqgen.apps import draw_conditions, load_priors, run_stage
+from monai_vqgen.apps.sampling import sample_affine
+from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError
+from monai_vqgen.handlers import save_weights
+from monai_vqgen.inferers import AncestralSampler
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+from monai_vqgen.transforms.geometry import PLANES
+
+CODES, GRIDS = 12, [(3, 4), (6, 8)]
+TINY_PRIOR = {"channels": 8, "num_layers": 2, "attention_every": 0, "num_codes": CODES}
+OPTIONS = {
+    "network_def::channels": 8,
+    "network_def::residual_channels": 4,
+    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
+    **{f"prior_defs::{level}::{key}": value for level in (0, 1) for key, value in TINY_PRIOR.items()},
+    "prior_defs::1::coarser_codes": [CODES],
+}
+
+
+def write_run(folder: Path, encoder: ConditionEncoder | None) -> HierarchicalVQVAE:
+    """A tiny, untrained but complete model: autoencoder, two priors, sidecars."""
+    torch.manual_seed(0)
+    network = HierarchicalVQVAE(
+        channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16), EMACodebook(CODES, 16)]
+    )
+    save_weights(network, folder / "model.pt")
+    for level in (0, 1):
+        prior = GatedPixelCNN(
+            CODES,
+            channels=8,
+            num_layers=2,
+            attention_every=0,
+            coarser_codes=[CODES] * level,
+            condition_dim=encoder.dim if encoder else 0,
+        )
+        save_weights(prior, folder / f"model_prior_level{level}.pt")
+        sidecar = {
+            "level": level,
+            "grid": GRIDS[level],
+            "num_codes": CODES,
+            "coarser": [CODES] * level,
+            "autoencoder_fingerprint": fingerprint(network),
+            "condition": (encoder or ConditionEncoder()).to_dict(),
+            "validation_bits_per_code": 3.0,
+        }
+        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
+    return network
+
+
+@pytest.fixture(scope="module")
+def conditioned(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("conditioned")
+    write_run(folder, ConditionEncoder({"position_mm": (40.0, 97.0)}, {"sex": ["F", "M"]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("plain")
+    write_run(folder, None)
+    return folder
+
+
+def sample(run: Path, output: Path, **options) -> dict:
+    where = {"model": str(run / "model.pt"), "priors_dir": str(run), "output_dir": str(output)}
+    run_stage("sample", options={**OPTIONS, **where, "num_samples": 3, "seed": 7, **options})
+    return json.loads((output / "samples.json").read_text())
+
+
+def test_samples_are_written_as_nifti_png_and_one_picture(tmp_path, conditioned):
+    content = sample(conditioned, tmp_path, position_mm=65, pixel_mm=2.0)
+    assert (content["seed"], content["num_samples"], content["temperature"]) == (7, 3, 1.0)
+    assert len(content["samples"]) == 3
+    for entry in content["samples"]:
+        assert entry["synthetic"] is True
+        assert entry["condition"]["position_mm"] == 65
+        image = nib.load(tmp_path / entry["image"])
+        assert image.shape == (24, 32, 1)
+        assert nib.aff2axcodes(image.affine) == PLANES["axial"]
+        np.testing.assert_allclose(image.header.get_zooms()[:2], 2.0)
+        picture = np.asarray(Image.open(tmp_path / entry["picture"]))
+        np.testing.assert_array_equal(picture, np.round(image.get_fdata()[..., 0] * 255))
+    assert np.asarray(Image.open(tmp_path / "samples.png")).shape[0] >= 48
+
+
+def test_samples_are_the_samplers_codes_decoded(tmp_path, plain):
+    content = sample(plain, tmp_path, temperature=0.7, top_k=5)
+    torch.manual_seed(0)
+    network = write_run(tmp_path, None)  # the same weights again
+    priors = [
+        GatedPixelCNN(CODES, channels=8, num_layers=2, attention_every=0, coarser_codes=[CODES] * level)
+        for level in (0, 1)
+    ]
+    for level, prior in enumerate(priors):
+        prior.load_state_dict(torch.load(plain / f"model_prior_level{level}.pt", weights_only=True))
+    codes = AncestralSampler(priors, temperature=0.7, top_k=5).sample(GRIDS, num_samples=3, seed=7)
+    expected = network.eval().decode(codes).detach().clamp(0, 1)[:, 0].numpy()
+    for index, entry in enumerate(content["samples"]):
+        np.testing.assert_allclose(nib.load(tmp_path / entry["image"]).get_fdata()[..., 0], expected[index], atol=1e-5)
+
+
+def test_a_sample_depends_on_seed_and_index_alone(tmp_path, conditioned):
+    def images(name: str, **options) -> list[np.ndarray]:
+        content = sample(conditioned, tmp_path / name, **options)
+        return [nib.load(tmp_path / name / entry["image"]).get_fdata() for entry in content["samples"]]
+
+    first, again = images("first"), images("again", num_samples=2, batch_size=1)
+    other = images("other", seed=8)
+    for index in range(2):
+        np.testing.assert_allclose(again[index], first[index], atol=1e-5)
+    assert not np.allclose(other[0], first[0])
+
+
+def test_positions_not_given_are_drawn_from_the_trained_range(tmp_path, conditioned):
+    content = sample(conditioned, tmp_path, condition={"sex": "F"})
+    positions = [entry["condition"]["position_mm"] for entry in content["samples"]]
+    assert len(set(positions)) == 3
+    assert all(40 <= position <= 97 for position in positions)
+    assert {entry["condition"]["sex"] for entry in content["samples"]} == {"F"}
+
+
+def test_conditions_cover_the_range_evenly(conditioned):
+    network = write_run(conditioned, ConditionEncoder({"position_mm": (40.0, 97.0)}, {"sex": ["F", "M"]})).eval()
+    defs = [
+        GatedPixelCNN(
+            CODES, channels=8, num_layers=2, attention_every=0, coarser_codes=[CODES] * level, condition_dim=4
+        )
+        for level in (0, 1)
+    ]
+    priors = load_priors(defs, conditioned, autoencoder=network)
+    drawn = draw_conditions(priors, num_samples=2000, seed=1)
+    positions = np.array([values["position_mm"] for values in drawn])
+    counts = np.histogram(positions, bins=4, range=(40, 97))[0]
+    assert counts.min() > 430
+    assert 900 < sum(values["sex"] == "F" for values in drawn) < 1100
+    assert draw_conditions(priors, num_samples=3, seed=1) == drawn[:3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"position_mm": 10}, "position_mm"),
+        ({"condition": {"age": 30}}, "age"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(tmp_path, conditioned, options, message):
+    with pytest.raises(InputError, match=message):
+        sample(conditioned, tmp_path, **options)
+    assert not (tmp_path / "samples.json").exists()
+
+
+def test_a_condition_for_unconditional_priors_is_refused(tmp_path, plain):
+    with pytest.raises(InputError, match="position_mm"):
+        sample(plain, tmp_path, position_mm=65)
+
+
+def test_priors_of_another_autoencoder_are_refused(tmp_path, plain):
+    for file in plain.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.manual_seed(99)
+    other = HierarchicalVQVAE(
+        channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16), EMACodebook(CODES, 16)]
+    )
+    save_weights(other, tmp_path / "model.pt")
+    with pytest.raises(CodesMismatchError, match="another autoencoder"):
+        sample(tmp_path, tmp_path / "out")
+
+
+def test_a_missing_level_and_a_damaged_sidecar_are_named(tmp_path, plain):
+    for file in plain.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model_prior_level1.json").unlink()
+    with pytest.raises(CheckpointError, match="level 1"):
+        sample(tmp_path, tmp_path / "out")
+    (tmp_path / "model_prior_level1.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        sample(tmp_path, tmp_path / "out")
+
+
+def test_earlier_samples_are_not_overwritten_silently(tmp_path, plain):
+    sample(plain, tmp_path)
+    with pytest.raises(OutputExistsError, match=r"samples\.json"):
+        sample(plain, tmp_path)
+    sample(plain, tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_the_affine_of_a_sample_places_its_middle_at_its_position(plane):
+    affine = sample_affine(plane, (20, 30), 1.5, 65.0)
+    assert nib.aff2axcodes(affine) == PLANES[plane]
+    middle = affine @ [9.5, 14.5, 0, 1]
+    axis = {"axial": 2, "coronal": 1, "sagittal": 0}[plane]
+    towards = {"axial": -1, "coronal": -1, "sagittal": 1}[plane]
+    expected = np.zeros(3)
+    expected[axis] = towards * 65.0
+    np.testing.assert_allclose(middle[:3], expected, atol=1e-9)
