@@ -1,0 +1,205 @@
+"""`evaluate.json` writes figures that an independent computation confirms, each beside its baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+from monai_vqgen.apps import run_stage
+from monai_vqgen.data.writing import write_slice_nifti
+from monai_vqgen.errors import DatalistError, OutputExistsError
+from monai_vqgen.handlers import save_weights
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+
+CODES, SIZE, GRIDS = 12, (24, 32), [(3, 4), (6, 8)]
+TINY_PRIOR = {"channels": 8, "num_layers": 2, "attention_every": 0, "num_codes": CODES}
+OPTIONS = {
+    "network_def::channels": 8,
+    "network_def::residual_channels": 4,
+    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
+    **{f"prior_defs::{level}::{key}": value for level in (0, 1) for key, value in TINY_PRIOR.items()},
+    "prior_defs::1::coarser_codes": [CODES],
+}
+ISSUE_KEYS = {
+    "reconstruction": {"ssim", "ssim_brain", "psnr", "psnr_brain", "mae", "baselines"},
+    "codebook": {"level", "size", "usage", "perplexity"},
+    "prior": {"level", "bits_per_code", "uniform_bits_per_code", "histogram_bits_per_code"},
+    "sampling": {"num_samples", "seconds", "ratio_to_whole_grid"},
+    "data": {"subjects", "slices", "image_size"},
+}
+COUNTS = {"training": 4, "validation": 1, "test": 2}
+
+
+def write_slices(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    datalist: dict = {"plane": "axial", "image_size": SIZE, "skipped": []}
+    (folder / "images").mkdir(parents=True)
+    for split, subjects in COUNTS.items():
+        datalist[split] = []
+        for subject in range(subjects):
+            for position in (40.0, 50.0, 60.0):
+                disc = (rows - 12) ** 2 + (columns - 16) ** 2 < 90 + position / 2
+                image = disc * rng.uniform(0.3, 1, SIZE)
+                name = f"images/{split}{subject}_{position:g}.nii.gz"
+                write_slice_nifti(folder / name, image, np.eye(4), {})
+                record = {"image": name, "subject": f"{split}{subject}", "plane": "axial", "position_mm": position}
+                datalist[split].append(record)
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Slices, a tiny model whose codebooks are spread over its latents, its priors, and their evaluation."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_slices(folder / "slices")
+    torch.manual_seed(0)
+    network = HierarchicalVQVAE(
+        channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16), EMACodebook(CODES, 16)]
+    )
+    network.train_pass(torch.rand(8, 1, *SIZE))  # first batch: codebooks from data
+    save_weights(network, folder / "model.pt")
+    encoder = ConditionEncoder({"position_mm": (40.0, 55.0)})  # narrower than the test positions
+    for level in (0, 1):
+        prior = GatedPixelCNN(
+            CODES, channels=8, num_layers=2, attention_every=0, coarser_codes=[CODES] * level, condition_dim=encoder.dim
+        )
+        save_weights(prior, folder / f"model_prior_level{level}.pt")
+        sidecar = {
+            "level": level,
+            "grid": GRIDS[level],
+            "num_codes": CODES,
+            "autoencoder_fingerprint": fingerprint(network),
+            "condition": encoder.to_dict(),
+        }
+        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
+    evaluate(folder, folder / "out")
+    return folder
+
+
+def evaluate(run: Path, output: Path, **options) -> None:
+    where = {"model": str(run / "model.pt"), "priors_dir": str(run), "dataset_dir": str(run / "slices")}
+    options = {**OPTIONS, **where, "output_dir": str(output), "num_samples": 3, "batch_size": 4, **options}
+    run_stage("evaluate", options=options)
+
+
+@pytest.fixture(scope="module")
+def metrics(run) -> dict:
+    return json.loads((run / "out" / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def slices(run) -> dict[str, np.ndarray]:
+    datalist = json.loads((run / "slices" / "datalist.json").read_text())
+    return {
+        split: np.stack([nib.load(run / "slices" / item["image"]).get_fdata()[..., 0] for item in datalist[split]])
+        for split in COUNTS
+    }
+
+
+@pytest.fixture(scope="module")
+def network(run) -> HierarchicalVQVAE:
+    result = HierarchicalVQVAE(
+        channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16), EMACodebook(CODES, 16)]
+    )
+    result.load_state_dict(torch.load(run / "model.pt", weights_only=True))
+    return result.eval()
+
+
+def test_metrics_have_the_keys_that_were_promised(metrics):
+    assert set(metrics) >= set(ISSUE_KEYS)
+    assert set(metrics["reconstruction"]) >= ISSUE_KEYS["reconstruction"]
+    assert set(metrics["reconstruction"]["baselines"]) == {"all_black", "mean_image"}
+    for scores in metrics["reconstruction"]["baselines"].values():
+        assert set(scores) == set(metrics["reconstruction"]) - {"baselines"}
+    for name in ("codebook", "prior"):
+        assert [row["level"] for row in metrics[name]] == [0, 1]
+        assert all(set(row) == ISSUE_KEYS[name] for row in metrics[name])
+    assert set(metrics["sampling"]) >= ISSUE_KEYS["sampling"]
+    assert metrics["data"] == {
+        "subjects": COUNTS,
+        "slices": {split: 3 * n for split, n in COUNTS.items()},
+        "image_size": list(SIZE),
+    }
+
+
+def test_reconstruction_and_baselines_agree_with_scikit_image(metrics, slices, network):
+    test, mean = slices["test"], slices["training"].mean(0)
+    with torch.no_grad():
+        images = torch.tensor(test[:, None], dtype=torch.float32)
+        codes = network.encode(images)
+        reconstructions = network.decode(codes).clamp(0, 1)[:, 0].double().numpy()
+        coarsest = network.decode(codes[:1]).clamp(0, 1)[:, 0].double().numpy()
+
+    def scores(candidates):
+        ssim, brain, psnr = [], [], []
+        for x, y in zip(candidates, test, strict=True):
+            value, full = structural_similarity(
+                x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, full=True
+            )
+            ssim.append(value)
+            brain.append(full[y > 0.02].mean())
+            psnr.append(-10 * np.log10(((x - y) ** 2).mean()))
+        return {"ssim": np.mean(ssim), "ssim_brain": np.mean(brain), "psnr": np.mean(psnr)}
+
+    found = metrics["reconstruction"]
+    pairs = [
+        (found, reconstructions),
+        (found["baselines"]["all_black"], np.zeros_like(test)),
+        (found["baselines"]["mean_image"], np.broadcast_to(mean, test.shape)),
+        (metrics["top_only"], coarsest),
+    ]
+    for result, candidates in pairs:
+        for name, expected in scores(candidates).items():
+            assert result[name] == pytest.approx(expected, abs=2e-4), name
+
+
+def test_codebook_prior_and_rate_agree_with_numpy(metrics, slices, network, run):
+    with torch.no_grad():
+        codes = network.encode(torch.tensor(slices["test"][:, None], dtype=torch.float32))
+    positions = torch.tensor([40.0, 50.0, 55.0] * COUNTS["test"])  # 60 mm lies outside and takes the range's end
+    condition = ConditionEncoder({"position_mm": (40.0, 55.0)}).encode([{"position_mm": p.item()} for p in positions])
+    total = 0.0
+    for level in (0, 1):
+        counts = np.bincount(codes[level].numpy().ravel(), minlength=CODES)
+        p = counts[counts > 0] / counts.sum()
+        assert metrics["codebook"][level]["usage"] == pytest.approx((counts > 0).mean())
+        assert metrics["codebook"][level]["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+        prior = GatedPixelCNN(
+            CODES, channels=8, num_layers=2, attention_every=0, coarser_codes=[CODES] * level, condition_dim=2
+        )
+        prior.load_state_dict(torch.load(run / f"model_prior_level{level}.pt", weights_only=True))
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(
+                prior.eval()(codes[level], list(codes[:level]), condition), codes[level]
+            )
+        assert metrics["prior"][level]["bits_per_code"] == pytest.approx(loss.item() / math.log(2), rel=1e-4)
+        assert metrics["prior"][level]["uniform_bits_per_code"] == pytest.approx(math.log2(CODES))
+        total += loss.item() / math.log(2) * math.prod(GRIDS[level])
+    pixels = math.prod(SIZE)
+    assert metrics["rate"]["raw_bits_per_pixel"] == pytest.approx((12 + 48) * math.log2(CODES) / pixels)
+    assert metrics["rate"]["coded_bits_per_pixel"] == pytest.approx(total / pixels, rel=1e-4)
+
+
+def test_pictures_are_there_and_the_key_names_the_sampled_ones(run):
+    for name in ("reconstructions", "samples", "usage", "real_and_sampled"):
+        with Image.open(run / "out" / f"{name}.png") as picture:
+            assert min(picture.size) > 50
+    sampled = json.loads((run / "out" / "real_and_sampled.json").read_text())["sampled"]
+    assert len(sampled) == 3
+    assert set(sampled) <= set(range(1, 3 + 6 + 1))
+
+
+def test_earlier_results_and_missing_slices_are_named(run, tmp_path):
+    with pytest.raises(OutputExistsError, match=r"metrics\.json"):
+        evaluate(run, run / "out")
+    with pytest.raises(DatalistError):
+        evaluate(run, tmp_path / "out", dataset_dir=str(tmp_path))
