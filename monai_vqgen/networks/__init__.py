@@ -5,7 +5,15 @@ from __future__ import annotations
 from monai_vqgen.networks.conditions import ConditionEncoder
 from monai_vqgen.networks.fingerprints import fingerprint
 from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
-from monai_vqgen.networks.priors import GatedPixelCNN, IncrementalPass, PlainIncremental, Prior, pick_prior
+from monai_vqgen.networks.priors import (
+    DecoderOnlyPrior,
+    GatedPixelCNN,
+    IncrementalPass,
+    MaskedPixelCNN,
+    PlainIncremental,
+    Prior,
+    pick_prior,
+)
 from monai_vqgen.networks.quantizers import (
     EMACodebook,
     FiniteScalarQuantizer,
@@ -16,6 +24,7 @@ from monai_vqgen.networks.quantizers import (
 
 __all__ = [
     "ConditionEncoder",
+    "DecoderOnlyPrior",
     "EMACodebook",
     "FiniteScalarQuantizer",
     "GatedPixelCNN",
@@ -23,6 +32,7 @@ __all__ = [
     "HierarchicalVQVAE",
     "HierarchyPass",
     "IncrementalPass",
+    "MaskedPixelCNN",
     "PlainIncremental",
     "Prior",
     "Quantized",

@@ -27,6 +27,7 @@ __all__ = [
     "CausalAttention",
     "CroppedConv",
     "GatedLayer",
+    "MaskedConv",
     "coordinate_features",
     "pointwise",
     "spread",
@@ -210,3 +211,47 @@ class CausalAttention(nn.Module):
         attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
         out_bnc = self.output(attended.transpose(1, 2).flatten(2))
         return features_bcs + self.dropout(out_bnc).transpose(1, 2).unflatten(2, features_bcs.shape[2:])
+
+
+class MaskedConv(nn.Module):
+    """A convolution over the past in raster order, with the last taps masked (van den Oord et al. 2016b, mask A, B).
+
+        mask A, kernel 3:   x x x        mask B:   x x x
+                            x . .                  x x .
+
+    Stacking these leaves a blind spot to the right of the rows above; `CroppedConv` has none. The rows (3D: planes)
+    after this one are cropped, the rest of the future is masked.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: odd size of the uncropped kernel.
+        include_center: mask B (True) or mask A (False).
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, *, out_channels: int, kernel_size: int, include_center: bool
+    ) -> None:
+        super().__init__()
+        reach = kernel_size // 2
+        conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        kernel = (reach + 1,) + (kernel_size,) * (spatial_dims - 1)
+        self.reach, self.include_center = reach, include_center
+        self.conv = conv(in_channels, out_channels, kernel, padding=reach)  # type: ignore[arg-type]
+        slab = kernel_size ** (spatial_dims - 1)
+        center = reach * slab + slab // 2
+        mask = torch.arange((reach + 1) * slab) < center + int(include_center)
+        self.register_buffer("mask", mask.view(kernel).float(), persistent=False)
+
+    def forward(self, features_bcs: Tensor) -> Tensor:
+        """Convolve; the output has the size of the input."""
+        convolve = F.conv2d if features_bcs.ndim == 4 else F.conv3d
+        out = convolve(features_bcs, self.masked_weight(), self.conv.bias, padding=self.reach)
+        return out.narrow(2, 0, features_bcs.shape[2])
+
+    def masked_weight(self) -> Tensor:
+        """The kernel as applied: `(out, in, reach + 1, kernel_size, ...)`."""
+        return self.conv.weight * self.mask

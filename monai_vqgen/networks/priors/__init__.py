@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
+from monai_vqgen.networks.priors.decoder_only import DecoderOnlyPrior
 from monai_vqgen.networks.priors.gated import GatedPixelCNN
+from monai_vqgen.networks.priors.masked import MaskedPixelCNN
 from monai_vqgen.networks.priors.selection import pick_prior
 
-__all__ = ["GatedPixelCNN", "IncrementalPass", "PlainIncremental", "Prior", "pick_prior"]
+__all__ = [
+    "DecoderOnlyPrior",
+    "GatedPixelCNN",
+    "IncrementalPass",
+    "MaskedPixelCNN",
+    "PlainIncremental",
+    "Prior",
+    "pick_prior",
+]

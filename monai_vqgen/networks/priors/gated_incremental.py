@@ -54,8 +54,7 @@ class _KeyValueCache:
         self._keys_t = self._store[0].view(b * heads, n, size).transpose(1, 2)
         self._values = self._store[1].view(b * heads, n, size)
         self._qkv = like.new_empty(b, 3 * attention.width)
-        queries, *key_value = self._qkv.view(b, 3, heads, size).unbind(1)
-        self._queries = queries
+        self._queries = self._qkv.view(b, 3, heads, size)[:, 0]
         self._key_value = self._qkv.view(b, 3, heads, size)[:, 1:].movedim(1, 0)
         self._rows = (b * heads, 1, size)
         self._attended_shape = (b, attention.width)
