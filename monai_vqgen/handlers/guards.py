@@ -34,7 +34,7 @@ class FiniteLoss:
     def __call__(self, engine: Engine) -> None:
         """Look at the loss that was just computed."""
         output: Any = engine.state.output
-        loss = output["loss"]
+        loss = output["loss"].detach()
         if not bool(torch.isfinite(loss)):
             raise VQGenError(
                 f"The loss became {float(loss)} at epoch {engine.state.epoch}, iteration {engine.state.iteration}. "

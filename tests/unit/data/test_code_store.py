@@ -1,0 +1,113 @@
+"""The code store gives back what was put in, says whose it is, and notices damage."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from monai_vqgen.data.code_store import CodesDataset, CodeStore, save_codes
+from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.networks import GatedPixelCNN
+
+SIZES = (12, 40000)
+
+
+def write(folder, count=5):
+    generator = torch.Generator().manual_seed(0)
+    grids, records = {}, {}
+    for split, number in {"training": count, "validation": 2}.items():
+        coarse = torch.randint(0, SIZES[0], (number, 2, 3), generator=generator)
+        fine = torch.randint(0, SIZES[1], (number, 4, 6), generator=generator)
+        grids[split] = [coarse, fine]
+        records[split] = [{"subject": f"sub-{i}", "position_mm": float(i)} for i in range(number)]
+    grids["training"][1][0, 0, 0] = SIZES[1] - 1
+    save_codes(folder, grids, records, codebook_sizes=SIZES, fingerprint="abc", image_size=(16, 24))
+    return grids, records
+
+
+def test_codes_and_records_come_back_as_they_were(tmp_path):
+    grids, records = write(tmp_path)
+    store = CodeStore(tmp_path)
+    assert (store.fingerprint, store.codebook_sizes, store.image_size) == ("abc", SIZES, (16, 24))
+    assert store.grids == ((2, 3), (4, 6))
+    for split in ("training", "validation"):
+        assert store.records(split) == records[split]
+        for level in (0, 1):
+            assert torch.equal(store.codes(split, level), grids[split][level])
+    assert [torch.equal(a, b[3]) for a, b in zip(store.read("training", 3), grids["training"], strict=True)] == [
+        True
+    ] * 2
+
+
+def test_items_of_the_data_set_are_slices_with_their_condition(tmp_path):
+    grids, _ = write(tmp_path)
+    dataset = CodesDataset(
+        CodeStore(tmp_path),
+        "training",
+        encode_condition=lambda records: torch.tensor([[record["position_mm"]] for record in records]),
+    )
+    assert len(dataset) == 5
+    item = dataset[4]
+    assert item["codes_1"].dtype == torch.int64
+    assert torch.equal(item["codes_0"], grids["training"][0][4])
+    assert item["condition"].tolist() == [4.0]
+    assert "condition" not in CodesDataset(CodeStore(tmp_path), "training")[0]
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "missing", "json", "field"])
+def test_damage_is_noticed_when_the_store_is_opened(tmp_path, damage):
+    write(tmp_path)
+    tensors, description = tmp_path / "codes.safetensors", tmp_path / "codes.json"
+    content = bytearray(tensors.read_bytes())
+    if damage == "bit":
+        content[-3] ^= 1
+        tensors.write_bytes(content)
+    elif damage == "truncated":
+        tensors.write_bytes(content[:-10])
+    elif damage == "missing":
+        tensors.unlink()
+    elif damage == "json":
+        description.write_text(description.read_text()[:-30])
+    else:
+        fields = json.loads(description.read_text())
+        del fields["grids"]
+        description.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=r"damaged.*Run extract_codes"):
+        CodeStore(tmp_path)
+
+
+def test_what_does_not_exist_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"run extract_codes\.json first"):
+        CodeStore(tmp_path)
+    write(tmp_path)
+    store = CodeStore(tmp_path)
+    for level in (2, -1, True, "0"):
+        with pytest.raises(InputError, match=r"levels 0 \(coarsest\) to 1"):
+            store.codes("training", level)
+    with pytest.raises(InputError, match="training, validation"):
+        CodesDataset(store, "test")
+
+
+def test_codes_of_another_autoencoder_or_size_are_refused(tmp_path):
+    write(tmp_path)
+    store = CodeStore(tmp_path)
+    store.check_fingerprint("abc")
+    store.check_fingerprint(None)
+    with pytest.raises(CodesMismatchError, match="another|made by"):
+        store.check_fingerprint("def")
+    small = {"channels": 4, "num_layers": 1, "attention_every": 0}
+    store.check_prior(GatedPixelCNN(12, **small), 0)
+    with pytest.raises(CodesMismatchError, match="num_codes=12"):
+        store.check_prior(GatedPixelCNN(13, **small), 0)
+    with pytest.raises(CodesMismatchError, match="coarser_codes"):
+        store.check_prior(GatedPixelCNN(12, coarser_codes=[4], **small), 0)
+
+
+def test_codes_that_do_not_fit_one_another_are_not_written(tmp_path):
+    codes = torch.zeros(2, 2, 2, dtype=torch.int64)
+    with pytest.raises(CodesMismatchError, match="outside"):
+        save_codes(tmp_path, {"training": [codes + 4]}, {"training": [{}, {}]}, codebook_sizes=(4,), fingerprint="")
+    with pytest.raises(CodesMismatchError, match="records"):
+        save_codes(tmp_path, {"training": [codes]}, {"training": [{}]}, codebook_sizes=(4,), fingerprint="")

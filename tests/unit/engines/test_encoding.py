@@ -1,0 +1,72 @@
+"""Slices become codes once, in order, and held-out subjects outside the trained ranges can still be scored."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_vqgen.engines import encode_records, write_codes
+from monai_vqgen.errors import DatalistError, InputError
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, HierarchicalVQVAE, fingerprint
+from monai_vqgen.transforms import LoadSliced
+
+
+def write_folders(folder, counts=(5, 2), size=(16, 16)) -> None:
+    random = np.random.default_rng(0)
+    for split, count in zip(("train", "validate"), counts, strict=True):
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 255, size, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / split / f"{i}.png")
+
+
+@pytest.fixture
+def network() -> HierarchicalVQVAE:
+    torch.manual_seed(0)
+    quantizers = [EMACodebook(16, 4, kmeans=False), EMACodebook(16, 4, kmeans=False)]
+    return HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=quantizers)
+
+
+def test_each_slice_has_its_own_codes_whatever_the_batch_and_mirrored_copies_follow(tmp_path, network):
+    write_folders(tmp_path / "slices")
+    load = LoadSliced("image")
+    store = write_codes(
+        network, tmp_path / "slices", tmp_path / "codes", preprocessing=load, batch_size=2, mirror_training=True
+    )
+    assert store.fingerprint == fingerprint(network)
+    assert store.image_size == (16, 16)
+    assert store.splits == ("training", "validation")  # a missing test split is no error
+    records = store.records("training")
+    assert [record.get("mirrored", False) for record in records] == [False] * 5 + [True] * 5
+    for index, record in enumerate(records):
+        image = load({"image": str(tmp_path / "slices" / "train" / record["image"])})["image"].as_tensor()[None]
+        image = image.flip(-1) if record.get("mirrored") else image
+        for level, codes_bs in enumerate(network.encode(image)):
+            assert torch.equal(store.codes("training", level)[index], codes_bs[0])
+
+
+def test_slices_of_different_sizes_are_refused_with_the_mend(tmp_path, network):
+    write_folders(tmp_path)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "train" / "9.png")
+    with pytest.raises(InputError, match="image_size"):
+        write_codes(network, tmp_path, tmp_path / "codes", preprocessing=LoadSliced("image"), batch_size=2)
+
+
+def test_a_missing_training_split_is_an_error(tmp_path, network):
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DatalistError):
+        write_codes(network, tmp_path, tmp_path / "codes", preprocessing=LoadSliced("image"))
+
+
+def test_values_outside_the_trained_ranges_are_moved_and_counted(caplog):
+    encoder = ConditionEncoder({"age": (20, 60)}, {"sex": ["F", "M"]})
+    records = [{"age": 70.0, "sex": "F"}, {"age": 20.0, "sex": "X", "subject": "sub-1"}, {}]
+    with caplog.at_level(logging.WARNING):
+        features = encode_records(encoder, records)
+    expected = encoder.encode([{"age": 60, "sex": "F"}, {"age": 20}, {}])
+    assert torch.equal(features, expected)
+    assert "2 condition values" in caplog.text

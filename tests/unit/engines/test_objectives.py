@@ -1,0 +1,91 @@
+"""Objectives add up what they say, learn only while training, and take one item for one item."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_vqgen.engines import AutoencoderObjective, PrepareCodes, PrepareImages, PriorObjective, place
+from monai_vqgen.errors import InputError
+from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE, fingerprint
+
+
+def tiny_autoencoder() -> HierarchicalVQVAE:
+    torch.manual_seed(0)
+    quantizers = [EMACodebook(8, 4), EMACodebook(8, 4)]
+    return HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=quantizers, finer_dropout=0.0)
+
+
+def test_loss_is_the_weighted_sum_that_numpy_gives():
+    network, images = tiny_autoencoder(), torch.rand(3, 1, 16, 16)
+    network.train_pass(images)  # initialises the codebooks
+    levels = network.train()._pass(images, learning=False).levels
+    result = AutoencoderObjective(network, mse_weight=2.0, l1_weight=0.5, codebook_weight=3.0).train()(images)
+    difference = (result["reconstruction"] - images).detach().numpy()
+    codebook = sum(float(level.loss.detach()) for level in levels)
+    expected = 2 * np.mean(difference**2) + 0.5 * np.mean(np.abs(difference)) + 3 * codebook
+    assert float(result["loss"].detach()) == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(result["psnr"].numpy(), -10 * np.log10((difference**2).mean(axis=(1, 2, 3))), rtol=1e-4)
+
+
+def test_evaluation_changes_nothing_and_training_does():
+    objective = AutoencoderObjective(tiny_autoencoder())
+    objective.train()(torch.rand(2, 1, 16, 16))
+    before = fingerprint(objective)
+    objective.eval()(torch.rand(2, 1, 16, 16))
+    assert fingerprint(objective) == before
+    objective.train()(torch.rand(2, 1, 16, 16))
+    assert fingerprint(objective) != before
+
+
+def test_evaluation_reconstructs_what_forward_does_for_sizes_that_do_not_divide():
+    network, images = tiny_autoencoder(), torch.rand(2, 1, 13, 18)
+    network.train_pass(images)
+    result = AutoencoderObjective(network).eval()(images)
+    torch.testing.assert_close(result["reconstruction"], network(images))
+    assert "codebook_loss" not in result
+
+
+def test_weights_that_cannot_work_are_refused():
+    with pytest.raises(InputError, match="mse_weight or l1_weight"):
+        AutoencoderObjective(tiny_autoencoder(), mse_weight=0.0)
+
+
+class UniformPrior(torch.nn.Module):
+    """Knows nothing: every code costs log2 K bits."""
+
+    def forward(self, codes_bs, coarser, condition):
+        return torch.zeros(codes_bs.shape[0], 32, *codes_bs.shape[1:])
+
+
+def test_a_prior_that_knows_nothing_pays_log2_of_the_codebook():
+    result = PriorObjective(UniformPrior())(torch.randint(0, 32, (3, 4, 5)))
+    assert float(result["loss"]) == pytest.approx(math.log(32))
+    torch.testing.assert_close(result["bits_per_code"], torch.full((3,), 5.0))
+
+
+def test_images_are_prepared_as_plain_float_tensors_channels_last():
+    images, target = PrepareImages()({"image": MetaTensor(torch.ones(2, 3, 4, 4, dtype=torch.float64))}, "cpu")
+    assert type(images) is torch.Tensor
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert target is None
+
+
+def test_codes_are_prepared_with_all_coarser_levels_coarsest_first():
+    batch = {f"codes_{level}": torch.full((2, 2, 2), level) for level in range(3)}
+    codes, target, (coarser, condition), _ = PrepareCodes(2)(batch, "cpu")
+    assert int(codes.max()) == 2
+    assert [int(grid.max()) for grid in coarser] == [0, 1]
+    assert target is None
+    assert condition is None
+
+
+def test_placing_a_network_keeps_its_values():
+    network = tiny_autoencoder()
+    before = fingerprint(network)
+    assert fingerprint(place(network, "cpu")) == before

@@ -1,0 +1,59 @@
+"""Randomness is a function of seed and epoch, and the order of rows does not depend on the number of processes."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import Dataset
+from monai.transforms import RandFlip
+
+from monai_vqgen.engines import EpochSeeding, shard
+from monai_vqgen.errors import InputError
+
+
+def draws_of_epochs(seed: int, *, first_epoch: int, epochs: int) -> list[tuple[float, ...]]:
+    transform = RandFlip(prob=0.5)
+    drawn = []
+
+    def step(engine, batch):
+        drawn.append((random.random(), np.random.rand(), float(torch.rand(())), transform.R.rand()))
+
+    engine = Engine(step)
+    EpochSeeding(seed, Dataset([0], transform)).attach(engine)
+    engine.state.epoch = first_epoch
+    for epoch in range(first_epoch + 1, first_epoch + epochs + 1):
+        engine.state.epoch = epoch
+        engine.fire_event(Events.EPOCH_STARTED)
+        step(engine, None)
+    return drawn
+
+
+def test_an_epoch_draws_the_same_however_it_was_reached():
+    whole = draws_of_epochs(3, first_epoch=0, epochs=3)
+    resumed = draws_of_epochs(3, first_epoch=2, epochs=1)
+    assert resumed[-1] == whole[-1]
+    assert len({row for row in whole}) == 3
+    assert draws_of_epochs(4, first_epoch=0, epochs=1) != whole[:1]
+
+
+def test_two_processes_share_the_order_of_one(monkeypatch):
+    dataset = list(range(12))
+    alone = list(shard(dataset, shuffle=True, seed=5))
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr("monai_vqgen.engines.distributed.process_count", lambda: 2)
+        monkeypatch.setattr("monai_vqgen.engines.distributed.process_rank", lambda rank=rank: rank)
+        parts.append(list(shard(dataset, shuffle=True, seed=5)))
+    assert [row for pair in zip(*parts, strict=True) for row in pair] == alone
+
+
+def test_an_empty_data_set_and_processes_that_are_not_joined_are_refused(monkeypatch):
+    with pytest.raises(InputError, match="empty"):
+        shard([], shuffle=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="multi_gpu"):
+        shard([1], shuffle=True)

@@ -1,0 +1,148 @@
+"""Checkpoints are the best so far, plain, complete, and open without MONAI."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from torch import nn
+
+from monai_vqgen.errors import CheckpointError
+from monai_vqgen.handlers import BestCheckpoint, TrainingState, load_weights, save_weights
+
+
+class WithBuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(2, 3, 3)
+        self.register_buffer("codebook", MetaTensor(torch.ones(4, 2)))
+
+
+def run_with_metrics(handler, values):
+    engine = Engine(lambda engine, batch: None)
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def set_metric(engine):
+        engine.state.metrics["loss"] = values[engine.state.epoch - 1]
+
+    handler.attach(engine)
+    engine.run([0], max_epochs=len(values))
+
+
+def test_the_file_holds_the_weights_of_the_lowest_loss_and_says_so_beside_it(tmp_path):
+    module, path, epoch_values = nn.Linear(1, 1), tmp_path / "model.pt", [3.0, 1.0, float("nan"), 2.0]
+    engine = Engine(lambda engine, batch: module.weight.data.fill_(float(engine.state.epoch)))
+    saver = BestCheckpoint(module, path, metric="loss", description={"level": 1})
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def set_metric(engine):
+        engine.state.metrics["loss"] = epoch_values[engine.state.epoch - 1]
+
+    saver.attach(engine)
+    engine.run([0], max_epochs=4)
+    assert float(torch.load(path, weights_only=True)["weight"]) == 2.0
+    assert json.loads((tmp_path / "model.json").read_text()) == {"level": 1, "validation_loss": 1.0}
+
+
+def test_tensors_are_plain_and_contiguous_without_metadata(tmp_path):
+    module = WithBuffer().to(memory_format=torch.channels_last)
+    save_weights(module, tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert {type(tensor) for tensor in state.values()} == {torch.Tensor}
+    assert all(tensor.is_contiguous() for tensor in state.values())
+    torch.testing.assert_close(state["layer.weight"], module.layer.weight.detach().contiguous())
+
+
+def test_the_wrapped_network_is_saved_under_its_own_names(tmp_path, monkeypatch):
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", Wrapper)
+    save_weights(Wrapper(nn.Linear(1, 1)), tmp_path / "model.pt")
+    assert sorted(torch.load(tmp_path / "model.pt", weights_only=True)) == ["bias", "weight"]
+
+
+def test_a_missing_metric_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="bits"):
+        run_with_metrics(BestCheckpoint(nn.Linear(1, 1), tmp_path / "m.pt", metric="bits"), [1.0])
+
+
+def test_other_processes_keep_count_and_write_nothing(tmp_path):
+    saver = BestCheckpoint(nn.Linear(1, 1), tmp_path / "m.pt", metric="loss", write=False)
+    run_with_metrics(saver, [2.0, 1.0])
+    assert saver.state_dict() == {"best": 1.0}
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "text", "other architecture", "not a state dict"])
+def test_weights_that_cannot_be_loaded_are_a_clear_error(tmp_path, damage):
+    path = tmp_path / "model.pt"
+    save_weights(nn.Linear(4, 4), path)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("weights")
+    elif damage == "not a state dict":
+        torch.save([1, 2], path)
+    target = nn.Linear(4, 5) if damage == "other architecture" else nn.Linear(4, 4)
+    with pytest.raises(CheckpointError, match=r"model\.pt"):
+        load_weights(target, path)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    torch.save({"weight": Evil()}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError):
+        load_weights(nn.Linear(1, 1), tmp_path / "model.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def train(folder, *, stop_after: int, total: int = 6, resume: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+
+    def step(engine, batch):
+        torch.manual_seed(engine.state.iteration)
+        optimizer.zero_grad()
+        (module(torch.randn(8, 3)) - 1).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+
+    engine = Engine(step)
+    parts = {"objective": module, "optimizer": optimizer, "lr_scheduler": scheduler}
+    TrainingState(folder / "state.pt", parts, resume=resume).attach(engine)
+    engine.run([0], max_epochs=stop_after)
+    return module
+
+
+def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = train(tmp_path / "a", stop_after=6)
+    train(tmp_path / "b", stop_after=3)
+    resumed = train(tmp_path / "b", stop_after=6, resume=True)
+    assert torch.equal(whole.weight, resumed.weight)
+    assert torch.equal(whole.bias, resumed.bias)
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    train(tmp_path, stop_after=1)
+    engine = Engine(lambda engine, batch: None)
+    TrainingState(tmp_path / "state.pt", {"objective": nn.Linear(9, 9)}, resume=True).attach(engine)
+    with pytest.raises(CheckpointError, match="another kind"):
+        engine.run([0], max_epochs=2)
