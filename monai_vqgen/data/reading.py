@@ -65,10 +65,14 @@ def _from_stream(stream: BinaryIO, path: Path, max_bytes: int) -> tuple[NDArray,
             f"{path}: its header announces {count / 2**30:.1f} GiB of voxels, more than {max_bytes / 2**30:.1f} GiB; "
             "if the file is sound, crop it or raise max_bytes."
         )
-    voxels = image.dataobj.get_unscaled()
+    # one read into one buffer: nibabel's own path copies the voxels once more
+    stream.seek(image.dataobj.offset)
+    content = stream.read(count)
+    if len(content) < count:
+        raise ScanError(f"{path}: truncated, {len(content)} of {count} bytes of voxels are there; fetch it again.")
     if stream.read(1):
         raise ScanError(f"{path}: holds more data than its header says; the file is damaged, fetch it again.")
-    return voxels, image
+    return np.frombuffer(content, dtype).reshape(shape, order="F"), image
 
 
 def _first_volume(voxels: NDArray, path: Path) -> NDArray:

@@ -17,7 +17,7 @@ __all__ = ["Box", "Foreground", "Window", "find_foreground", "foreground_box", "
 
 THRESHOLD_FRACTION = 0.02  # of the 99.5th percentile; DESIGN.md, "Positions"
 THRESHOLD_PERCENTILE = 99.5
-SAMPLES_PER_AXIS = 72  # a strided subset keeps at least this many voxels of an axis: about 300,000 in all
+SAMPLES_PER_AXIS = 56  # a strided subset keeps at least this many voxels of an axis: about 200,000 in all
 BLOCKS_PER_AXIS = 72
 
 
