@@ -1,0 +1,64 @@
+"""The command line: `python -m monai_vqgen demo`, `python -m monai_vqgen phantoms`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import monai_vqgen
+from monai_vqgen.errors import VQGenError
+
+__all__ = ["main"]
+
+ERROR_STATUS = 2  # as argparse's own errors
+CHATTY = ("ignite", "monai.bundle.workflows", "monai.engines")  # starts and ends of every engine; ours say enough
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their options."""
+    parser = argparse.ArgumentParser(
+        prog="monai_vqgen",
+        description="Discrete generative models of medical images for MONAI. Every stage of the demo is also a command "
+        "of its own: python -m monai.bundle run --config_file bundle/configs/....json. Research use only.",
+    )
+    parser.add_argument("--version", action="version", version=f"monai_vqgen {monai_vqgen.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
+
+    demo = verbs.add_parser("demo", help="from scans to new slices, every stage, ends with a report to look at")
+    demo.add_argument("--data", help="a folder of scans (NIfTI, BIDS or DICOM series); without it phantoms are made")
+    demo.add_argument("--output", default="out/demo", help="where everything goes (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
+    demo.add_argument("--size", help="small (default for phantoms), standard (default for scans) or tiny")
+
+    phantoms = verbs.add_parser("phantoms", help="make anatomical phantom volumes (NIfTI)")
+    phantoms.add_argument("--output", default="out/phantoms", help="folder of the volumes (default: %(default)s)")
+    phantoms.add_argument("--subjects", type=int, default=48, help="how many (default: %(default)s)")
+    phantoms.add_argument("--seed", type=int, default=0, help="seed of their anatomy (default: %(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        if options.verb == "demo":
+            from monai_vqgen.apps.demo import run_demo  # imports torch and MONAI: seconds that --help does not pay
+
+            run_demo(options.data, options.output, seed=options.seed, size=options.size)
+        else:
+            from monai_vqgen.data import make_phantoms
+
+            make_phantoms(options.output, options.subjects, seed=options.seed)
+    except VQGenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR_STATUS
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

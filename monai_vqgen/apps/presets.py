@@ -1,0 +1,143 @@
+"""How large the demo is: slices, networks and training lengths, in one place."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from monai_vqgen.errors import InputError
+
+__all__ = ["PRESETS", "DemoPreset", "pick_preset"]
+
+
+class DemoPreset(NamedTuple):
+    """All sizes of a demo. Positions are millimetres below the top of the brain; tuples go level by level."""
+
+    image_size: int
+    pixel_mm: float
+    position_start_mm: float
+    position_stop_mm: float
+    position_step_mm: float
+    phantom_subjects: int
+    channels: int
+    residual_channels: int
+    num_codes: int
+    autoencoder_epochs: int
+    autoencoder_batch_size: int
+    autoencoder_learning_rate: float
+    autoencoder_amp: bool
+    prior_channels: tuple[int, int]
+    prior_layers: tuple[int, int]
+    prior_attention_every: tuple[int, int]
+    prior_epochs: tuple[int, int]
+    prior_batch_size: int
+    prior_learning_rate: float
+    prior_amp: bool
+    num_samples: int
+
+    def network_options(self) -> dict[str, Any]:
+        """What every config with a `network_def` needs."""
+        options: dict[str, Any] = {
+            "network_def::channels": self.channels,
+            "network_def::residual_channels": self.residual_channels,
+        }
+        options.update({f"network_def::quantizers::{level}::num_codes": self.num_codes for level in (0, 1)})
+        return options
+
+    def prior_options(self) -> dict[str, Any]:
+        """What every config with `prior_defs` needs."""
+        options: dict[str, Any] = {}
+        for level in (0, 1):
+            options[f"prior_defs::{level}::channels"] = self.prior_channels[level]
+            options[f"prior_defs::{level}::num_layers"] = self.prior_layers[level]
+            options[f"prior_defs::{level}::attention_every"] = self.prior_attention_every[level]
+            options[f"prior_defs::{level}::num_codes"] = self.num_codes
+        options["prior_defs::1::coarser_codes"] = [self.num_codes]
+        return options
+
+
+PRESETS = {
+    # phantoms on two cores, about ten minutes in all
+    "small": DemoPreset(
+        image_size=64,
+        pixel_mm=3.472,
+        position_start_mm=40.0,
+        position_stop_mm=100.0,
+        position_step_mm=4.0,
+        phantom_subjects=48,
+        channels=96,
+        residual_channels=32,
+        num_codes=512,
+        autoencoder_epochs=30,
+        autoencoder_batch_size=16,
+        autoencoder_learning_rate=1e-3,
+        autoencoder_amp=False,
+        prior_channels=(64, 64),
+        prior_layers=(9, 9),
+        prior_attention_every=(3, 0),
+        prior_epochs=(30, 20),
+        prior_batch_size=16,
+        prior_learning_rate=1e-3,
+        prior_amp=False,
+        num_samples=16,
+    ),
+    # real scans on two cores, about forty minutes in all
+    "standard": DemoPreset(
+        image_size=128,
+        pixel_mm=1.736,
+        position_start_mm=40.0,
+        position_stop_mm=100.0,
+        position_step_mm=3.0,
+        phantom_subjects=48,
+        channels=128,
+        residual_channels=32,
+        num_codes=512,
+        autoencoder_epochs=38,
+        autoencoder_batch_size=16,
+        autoencoder_learning_rate=1e-3,
+        autoencoder_amp=True,
+        prior_channels=(128, 128),
+        prior_layers=(15, 12),
+        prior_attention_every=(5, 0),
+        prior_epochs=(40, 12),
+        prior_batch_size=16,
+        prior_learning_rate=1e-3,
+        prior_amp=True,
+        num_samples=16,
+    ),
+    # seconds, for tests: shows that all stages work together, not what they can do
+    "tiny": DemoPreset(
+        image_size=32,
+        pixel_mm=6.5,
+        position_start_mm=50.0,
+        position_stop_mm=80.0,
+        position_step_mm=10.0,
+        phantom_subjects=6,
+        channels=8,
+        residual_channels=4,
+        num_codes=16,
+        autoencoder_epochs=1,
+        autoencoder_batch_size=4,
+        autoencoder_learning_rate=1e-3,
+        autoencoder_amp=False,
+        prior_channels=(8, 8),
+        prior_layers=(2, 2),
+        prior_attention_every=(0, 0),
+        prior_epochs=(1, 1),
+        prior_batch_size=4,
+        prior_learning_rate=1e-3,
+        prior_amp=False,
+        num_samples=3,
+    ),
+}
+
+
+def pick_preset(name: str | None, *, own_data: bool) -> DemoPreset:
+    """The preset of that name; by default "standard" for scans of the user's own, "small" for phantoms.
+
+    Raises:
+        InputError: no such preset.
+    """
+    name = name or ("standard" if own_data else "small")
+    if name not in PRESETS:
+        raise InputError(f"size {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
