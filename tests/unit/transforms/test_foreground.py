@@ -81,7 +81,8 @@ def test_box_and_window_of_real_volumes_are_those_of_the_full_resolution(real_da
     paths = sorted((real_data / "volumes").glob("*.nii.gz"))
     for path in [paths[0], paths[3], paths[4], paths[-1]]:
         volume = read_volume(path).voxels_s
-        assert_boxes_agree(volume, 2)
+        # in a full head the noise around it touches the skin: components closer than a block count as one
+        assert_boxes_agree(volume, 4 if path.name.startswith("openms") else 1)
         foreground = find_foreground(volume)
         inside = volume[foreground.box.slices]
         expected = np.percentile(inside[inside > foreground.threshold], [0.5, 99.5])
