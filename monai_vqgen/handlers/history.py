@@ -43,23 +43,25 @@ class History:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Add an epoch and write the file."""
         epoch = engine.state.epoch
+        if self.resume:
+            self._take_back(epoch)
         _append(self.curves["train"], epoch, engine.state.metrics)
         if self.evaluator is not None and epoch % self.interval == 0:
             _append(self.curves["validation"], epoch, self.evaluator.state.metrics)
         write_json(self.path, self.curves)
 
-    def _start(self, engine: Engine) -> None:
-        if not self.resume or not self.path.is_file():
+    def _take_back(self, first_epoch: int) -> None:
+        self.resume = False
+        if not self.path.is_file():
             return
         for name, curves in json.loads(self.path.read_text()).items():
             # A run that was killed after writing this file repeats its last epoch.
-            kept = sum(epoch <= engine.state.epoch for epoch in curves.get("epoch", []))
+            kept = sum(epoch < first_epoch for epoch in curves.get("epoch", []))
             self.curves[name] = {metric: values[:kept] for metric, values in curves.items()}
 
 

@@ -50,14 +50,25 @@ def claim_output(
     return folder
 
 
+class _RunLog(logging.FileHandler):
+    """The log file of the stage that runs."""
+
+
 def log_to_file(output_dir: str | os.PathLike[str], name: str) -> None:
-    """Also write the log to ``output_dir/name``, from the first process only."""
+    """Also write the log to ``output_dir/name``, from the first process only.
+
+    Stages that follow one another in one process each have a file of their own: a new one takes over from the last.
+    """
     if process_rank() > 0:
         return
     path = Path(output_dir) / name
-    root = logging.getLogger()
-    if any(getattr(handler, "baseFilename", None) == str(path.resolve()) for handler in root.handlers):
-        return
-    handler = logging.FileHandler(path.resolve())
+    handler = _RunLog(path.resolve(), encoding="utf-8")
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    root = logging.getLogger()
+    for earlier in [known for known in root.handlers if isinstance(known, _RunLog)]:
+        root.removeHandler(earlier)
+        earlier.close()
     root.addHandler(handler)
+    package = logging.getLogger("monai_vqgen")
+    if not package.isEnabledFor(logging.INFO):  # in a program that has not set up logging
+        package.setLevel(logging.INFO)

@@ -28,11 +28,13 @@ class TrainingProgress:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._open)  # not STARTED, when a resumed run has no place yet
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         engine.add_event_handler(Events.COMPLETED, self._close)
 
     def _open(self, engine: Engine) -> None:
+        if self._bar is not None:
+            return
         self._bar = tqdm(
             total=(engine.state.max_epochs or 1) * (engine.state.epoch_length or 1),
             initial=engine.state.iteration,
@@ -56,3 +58,4 @@ class TrainingProgress:
     def _close(self, engine: Engine) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._bar = None

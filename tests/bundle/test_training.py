@@ -1,0 +1,308 @@
+"""The training configurations: from slices to a model, its codes and its priors, by MONAI's own workflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+
+from monai_vqgen.data import CodeStore
+from monai_vqgen.errors import CodesMismatchError, InputError, OutputExistsError, VQGenError
+from monai_vqgen.networks import HierarchicalVQVAE, fingerprint
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "bundle" / "configs"
+CODES = 8
+QUANTIZER = {"_target_": "monai_vqgen.networks.EMACodebook", "num_codes": CODES, "dim": 4}
+PRIOR = {
+    "_target_": "monai_vqgen.networks.GatedPixelCNN",
+    "num_codes": CODES,
+    "channels": 8,
+    "num_layers": 1,
+    "attention_every": 0,
+    "condition_dim": "@condition_dim",
+}
+TINY = {
+    "network_def": {
+        "_target_": "monai_vqgen.networks.HierarchicalVQVAE",
+        "channels": 8,
+        "residual_channels": 4,
+        "quantizers": [QUANTIZER, QUANTIZER],
+    },
+    "prior_defs": [PRIOR, {**PRIOR, "coarser_codes": [CODES]}],
+    "batch_size": 4,
+    "max_epochs": 2,
+}
+
+
+def write_slices(folder: Path, size: int = 16) -> None:
+    """A disc of its own radius and brightness on each slice."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:size, :size] / size - 0.5
+    datalist: dict = {"plane": "axial", "image_size": [size, size]}
+    (folder / "images").mkdir(parents=True)
+    for split, count in {"training": 8, "validation": 4, "test": 2}.items():
+        datalist[split] = []
+        for i in range(count):
+            disc = (rows**2 + columns**2 < random.uniform(0.05, 0.2)) * random.uniform(0.4, 1.0)
+            name = f"images/{split}{i}.nii.gz"
+            nib.save(nib.Nifti1Image(disc[:, :, None].astype(np.float32), np.eye(4)), folder / name)
+            record = {"image": name, "subject": f"{split}{i}", "plane": "axial", "position_mm": 40.0 + i}
+            datalist[split].append(record)
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+
+
+def workflow(name: str, *, overlay: Path | None = None, kind: str | None = "train", **options) -> ConfigWorkflow:
+    files = [str(CONFIGS / f"{name}.json")] + ([str(overlay)] if overlay else [])
+    tiny = {} if overlay else TINY
+    if name == "extract_codes":
+        tiny = {"network_def": TINY["network_def"], "batch_size": 3}
+    return ConfigWorkflow(
+        config_file=files,
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(REPOSITORY / "bundle"),
+        device="$torch.device('cpu')",
+        **{**tiny, **{key: str(value) if isinstance(value, Path) else value for key, value in options.items()}},
+    )
+
+
+def run(name: str, **options) -> ConfigWorkflow:
+    flow = workflow(name, **options)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    return flow
+
+
+def own_error(error: BaseException | None) -> BaseException | None:
+    while error is not None and not isinstance(error, VQGenError):
+        error = error.__cause__
+    return error
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("slices")
+    write_slices(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(slices, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    flow = workflow("train", dataset_dir=slices, output_dir=folder, image_interval=2)
+    flow.initialize()
+    assert flow.check_properties() == []
+    flow.run()
+    flow.finalize()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codes(slices, trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("codes")
+    run(
+        "extract_codes",
+        dataset_dir=slices,
+        model=trained / "model.pt",
+        output_dir=folder,
+        mirror_training=True,
+        kind=None,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def priors(codes, trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("priors")
+    for level in (0, 1):
+        options = {"dataset_dir": codes, "output_dir": folder, "model": trained / "model.pt", "image_interval": 2}
+        flow = workflow("train_prior", level=level, **options)
+        flow.initialize()
+        assert flow.check_properties() == []
+        flow.run()
+        flow.finalize()
+    return folder
+
+
+def trained_network(trained: Path) -> HierarchicalVQVAE:
+    network = ConfigParser({"network": TINY["network_def"]}).get_parsed_content("network")
+    network.load_state_dict(torch.load(trained / "model.pt", weights_only=True))
+    return network
+
+
+def test_training_leaves_a_model_its_curves_pictures_and_logs(trained):
+    assert {path.name for path in trained.iterdir()} == {
+        "model.pt", "history.json", "images", "tensorboard", "train.log", "training_state.pt",
+    }  # fmt: skip
+    history = json.loads((trained / "history.json").read_text())
+    assert history["train"]["epoch"] == [1, 2]
+    assert history["validation"]["epoch"] == [2]
+    for name in ("loss", "mse", "psnr", "usage_level0", "perplexity_level1"):
+        assert len(history["train"][name]) == 2
+    assert "training: epoch 2" in (trained / "train.log").read_text()
+    assert list((trained / "tensorboard").rglob("events*"))
+
+
+def test_codes_carry_the_fingerprint_of_the_weights_on_disk(trained, codes):
+    store = CodeStore(codes)
+    assert store.fingerprint == fingerprint(trained_network(trained))
+    assert store.grids == ((2, 2), (4, 4))
+    assert len(store.records("training")) == 16  # with the mirrored copies
+
+
+def test_each_prior_says_what_it_was_trained_on(codes, priors):
+    for level in (0, 1):
+        sidecar = json.loads((priors / f"model_prior_level{level}.json").read_text())
+        history = json.loads((priors / f"history_prior_level{level}.json").read_text())
+        assert sidecar.pop("validation_bits_per_code") == min(history["validation"]["bits_per_code"])
+        assert sidecar == {
+            "level": level,
+            "grid": [2 * 2**level] * 2,
+            "num_codes": CODES,
+            "coarser": [CODES] * level,
+            "autoencoder_fingerprint": CodeStore(codes).fingerprint,
+            "condition": {"continuous": {"position_mm": [40.0, 47.0]}, "categorical": {}},
+        }
+        assert torch.load(priors / f"model_prior_level{level}.pt", weights_only=True)
+        assert (priors / "images" / f"samples_level{level}_epoch0002.png").is_file()
+
+
+def test_a_resumed_training_equals_one_that_was_never_interrupted(slices, tmp_path):
+    options = {"dataset_dir": slices, "mirror_probability": 0.5, "total_steps": 8}
+    run("train", output_dir=tmp_path / "whole", **options, **{"train::trainer::max_epochs": 4})
+    run("train", output_dir=tmp_path / "parts", **options, **{"train::trainer::max_epochs": 2})
+    run("train", output_dir=tmp_path / "parts", **options, **{"train::trainer::max_epochs": 4}, resume=True)
+    states = [torch.load(tmp_path / name / "training_state.pt", weights_only=True) for name in ("whole", "parts")]
+    for name, tensor in states[0]["parts"]["objective"].items():
+        assert torch.equal(tensor, states[1]["parts"]["objective"][name]), name
+    whole, parts = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "parts"))
+    assert whole == parts
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"level": 2}, InputError, r"levels 0 \(coarsest\) to 1"),
+        ({"level": -1}, InputError, "does not exist"),
+        ({"prior_defs": [{**PRIOR, "num_codes": 9}]}, CodesMismatchError, "num_codes=8"),
+        ({"condition_names": ["age"]}, InputError, "age"),
+        ({"dataset_dir": "nowhere"}, InputError, r"extract_codes\.json"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(codes, tmp_path, options, error, message):
+    with pytest.raises(RuntimeError) as caught:
+        run("train_prior", **{"dataset_dir": codes, "output_dir": tmp_path, **options})
+    own = own_error(caught.value)
+    assert isinstance(own, error)
+    with pytest.raises(error, match=message):
+        raise own
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_codes_of_another_autoencoder_are_refused(codes, trained, tmp_path):
+    network = trained_network(trained)
+    torch.nn.init.zeros_(next(network.parameters()))
+    torch.save(network.state_dict(), tmp_path / "other.pt")
+    with pytest.raises(RuntimeError) as caught:
+        run("train_prior", dataset_dir=codes, output_dir=tmp_path / "out", model=tmp_path / "other.pt")
+    assert isinstance(own_error(caught.value), CodesMismatchError)
+
+
+@pytest.mark.parametrize("name", ["train", "extract_codes", "train_prior"])
+def test_earlier_results_stop_a_stage_at_its_start(name, slices, trained, codes, priors):
+    output = {"train": trained, "extract_codes": codes, "train_prior": priors}[name]
+    data = codes if name == "train_prior" else slices
+    with pytest.raises(RuntimeError) as caught:
+        workflow(name, dataset_dir=data, output_dir=output, kind=None).initialize()
+    assert isinstance(own_error(caught.value), OutputExistsError)
+
+
+def test_ready_made_folders_without_positions_train_an_unconditional_prior(tmp_path):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for split in ("train", "validate", "test"):
+        (tmp_path / "png" / split).mkdir(parents=True)
+        for i in range(4):
+            pixels = random.integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "png" / split / f"{i}.png")
+    run("train", dataset_dir=tmp_path / "png", output_dir=tmp_path / "run", max_epochs=1)
+    model = tmp_path / "run" / "model.pt"
+    run("extract_codes", dataset_dir=tmp_path / "png", model=model, output_dir=tmp_path / "codes", kind=None)
+    options = {"dataset_dir": tmp_path / "codes", "output_dir": tmp_path / "run", "max_epochs": 1}
+    run("train_prior", condition_names=[], **options)
+    sidecar = json.loads((tmp_path / "run" / "model_prior_level0.json").read_text())
+    assert sidecar["condition"] == {"continuous": {}, "categorical": {}}
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_overlays_begin_with_their_command_and_only_set_what_exists(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# python -m monai.bundle run")
+    assert f"configs/{path.name}" in first
+    known = ConfigParser.load_config_file(CONFIGS / "train_prior.json")
+    assert set(ConfigParser.load_config_file(path)) <= set(known)
+    assert len(path.read_text().splitlines()) <= 25
+
+
+@pytest.mark.parametrize(("system", "size"), [("small_64", 16), ("system_a", 8), ("system_b", 16)])
+def test_each_architecture_trains_for_one_step(system, size, tmp_path):
+    """The real widths and depths on a tiny image: one batch of one epoch in both training stages."""
+    write_slices(tmp_path / "slices", size)
+    overlay = REPOSITORY / "configs" / f"{system}.yaml"
+    run(
+        "train", overlay=overlay, dataset_dir=tmp_path / "slices", output_dir=tmp_path / "run",
+        batch_size=4, max_epochs=1, **{"train::trainer::epoch_length": 1},
+    )  # fmt: skip
+    flow = ConfigWorkflow(
+        config_file=[str(CONFIGS / "extract_codes.json"), str(overlay)],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type=None,
+        device="$torch.device('cpu')",
+        dataset_dir=str(tmp_path / "slices"),
+        model=str(tmp_path / "run" / "model.pt"),
+        output_dir=str(tmp_path / "codes"),
+    )
+    flow.initialize()
+    flow.run()
+    for level in range(CodeStore(tmp_path / "codes").num_levels):
+        run(
+            "train_prior", overlay=overlay, dataset_dir=tmp_path / "codes", output_dir=tmp_path / "run", level=level,
+            batch_size=2, max_epochs=1, **{"train::trainer::epoch_length": 1},
+        )  # fmt: skip
+        assert (tmp_path / "run" / f"model_prior_level{level}.pt").is_file()
+
+
+def test_metadata_describes_the_network_that_the_configuration_makes():
+    options = {"network_def::channels": 8, "network_def::residual_channels": 4}
+    files = {"config_file": str(CONFIGS / "train.json"), "meta_file": str(CONFIGS / "metadata.json")}
+    verify_net_in_out(net_id="network_def", device="cpu", **files, **options)
+
+
+def test_metadata_has_what_monai_asks_for_and_knows_its_version():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    required = (
+        "version monai_version pytorch_version numpy_version required_packages_version task description authors "
+        "copyright network_data_format changelog name supported_apps"
+    )
+    assert set(required.split()) <= set(metadata)
+    assert metadata["version"] in metadata["changelog"]
+    import monai_vqgen
+
+    assert metadata["version"] == monai_vqgen.__version__
+
+
+def test_shared_blocks_are_equal_in_every_configuration():
+    files = [json.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.json"))]
+    for block in ("network_def", "prior_defs", "load_transforms"):
+        copies = [json.dumps(content[block], sort_keys=True) for content in files if block in content]
+        assert len(set(copies)) == 1, block
