@@ -25,7 +25,17 @@ from monai_vqgen.networks.priors.gated_weights import StackWeights, stack_weight
 if TYPE_CHECKING:
     from monai_vqgen.networks.priors.gated import GatedPixelCNN
 
-__all__ = ["ContextRows", "SlabStack"]
+__all__ = ["ContextRows", "SlabStack", "patches"]
+
+
+def patches(padded_bsc: Tensor, *, kernel_size: int) -> Tensor:
+    """A view `(b, *positions, *taps, c)` of the neighbourhoods in a slab with margins of `kernel_size // 2`."""
+    b, *sizes, c = padded_bsc.shape
+    strides = padded_bsc.stride()
+    return padded_bsc.as_strided(
+        (b, *(n - kernel_size + 1 for n in sizes), *[kernel_size] * len(sizes), c),
+        (strides[0], *strides[1:-1], *strides[1:-1], strides[-1]),
+    )
 
 
 class ContextRows:
@@ -84,7 +94,9 @@ class SlabStack:
     ) -> None:
         self._axis, self._slab = axis, tuple(grid[axis + 1 :])
         self._input: CroppedConv = prior.inputs[axis]  # type: ignore[assignment]
-        self._position_sc = position_sc
+        kernel = self._input.conv.weight.detach().flatten(2, 2 + axis)  # (c, c, taps, k...)
+        self._input_taps = [tap.flatten(1).t().contiguous() for tap in kernel.movedim(1, -1).unbind(1)]
+        self._position_sc = position_sc + self._input.conv.bias.detach()  # type: ignore[union-attr]
         layers = list(prior.layers)
         self._weights: list[StackWeights] = [stack_weights(layer, axis) for layer in layers]  # type: ignore[arg-type]
         self.biases = [weights.bias for weights in self._weights]
@@ -104,11 +116,7 @@ class SlabStack:
         self._padded_bsc = like.new_zeros(b, *padded, c)
         inner = tuple(slice(reach, reach + n) for n in self._slab)
         self._interior_bsc = self._padded_bsc[(slice(None), *inner)]
-        strides = self._padded_bsc.stride()
-        self._patches = self._padded_bsc.as_strided(
-            (b, *self._slab, *[prior.kernel_size] * len(self._slab), c),
-            (strides[0], *strides[1:-1], *strides[1:-1], strides[-1]),
-        )
+        self._patches = patches(self._padded_bsc, kernel_size=prior.kernel_size)
         self._columns = [[like.new_zeros(b * positions, columns) for _ in range(taps)] for _ in range(count)]
         self._pre_mc = like.new_empty(b * positions, 2 * c)
         self._gated_mc = like.new_empty(b * positions, c)
@@ -132,12 +140,13 @@ class SlabStack:
             links: what the previous stack adds to each layer's gate here, `(b, *slab, 2c)`; None for the first.
             biases: the next stack's biases, which start its links.
         """
-        conv = self._input.conv
-        padding = (0,) * (self._axis + 1) + (self._input.reach,) * len(self._slab)
-        convolve = F.conv2d if conv.weight.ndim == 4 else F.conv3d
-        start_bcs = convolve(embedded_bsc.movedim(-1, 1), conv.weight, conv.bias, padding=padding)
-        start_bsc = start_bcs.movedim(1, -1).reshape(self._interior_bsc.shape)
-        torch.add(start_bsc, self._position_sc[tuple(index)], out=self._interior_bsc)
+        # One tap after the other keeps the columns small: they are (b x positions, later taps x c) for each.
+        start_mc = self._residual_mc.zero_()
+        margin = (0, 0) + (self._input.reach,) * (2 * len(self._slab))
+        for tap, slab_bsc in zip(self._input_taps, embedded_bsc.flatten(1, self._axis + 1).unbind(1), strict=True):
+            columns = patches(F.pad(slab_bsc, margin), kernel_size=2 * self._input.reach + 1)
+            start_mc.addmm_(columns.reshape(start_mc.shape[0], -1), tap)
+        torch.add(start_mc.view(self._interior_bsc.shape), self._position_sc[tuple(index)], out=self._interior_bsc)
         context = None if self._context is None else self._context.gates(index)
         for layer, weights in enumerate(self._weights):
             source = weights.bias if links is None else links[layer]
