@@ -31,6 +31,7 @@ __all__ = [
 DIFFERENCE_RANGE = 0.25  # of the intensity range: where the colour map of differences saturates
 INK, FAINT, ACCENT = "#1d2733", "#8592a0", ("#1f6f8b", "#d1762b", "#5a8f3c", "#8a5aa8")
 DPI = 100
+TILE_PIXELS = 128  # width of an image in a picture made for looking at
 
 
 class PictureRow(NamedTuple):
@@ -63,7 +64,12 @@ def save_png(image_hw: NDArray, path: str | Path) -> None:
 
 
 def grid_picture(images_nhw: NDArray, *, columns: int | None = None, gap: int = 2) -> NDArray:
-    """Tile images row by row into one image in [0, 1], nearly square unless the columns are given."""
+    """Tile images row by row into one image in [0, 1], nearly square unless the columns are given.
+
+    Small images are enlarged by a whole factor, so that one can look at them.
+    """
+    factor = max(1, TILE_PIXELS // images_nhw.shape[2])
+    images_nhw = images_nhw.repeat(factor, axis=1).repeat(factor, axis=2)
     count, height, width = images_nhw.shape
     columns = columns or max(1, int(np.ceil(np.sqrt(count))))
     rows = max(1, -(-count // columns))
@@ -81,7 +87,7 @@ def _save_figure(figure: Figure, path: str | Path) -> None:
         file.write(buffer.getvalue())
 
 
-def save_rows(rows: Sequence[PictureRow], path: str | Path, *, pixels: int = 128) -> None:
+def save_rows(rows: Sequence[PictureRow], path: str | Path, *, pixels: int = TILE_PIXELS) -> None:
     """Write rows of images below each other, each with its label at the left.
 
     Args:
@@ -111,7 +117,7 @@ def save_rows(rows: Sequence[PictureRow], path: str | Path, *, pixels: int = 128
     _save_figure(figure, path)
 
 
-def save_numbered_grid(images_nhw: NDArray, path: str | Path, *, columns: int = 8, pixels: int = 128) -> None:
+def save_numbered_grid(images_nhw: NDArray, path: str | Path, *, columns: int = 8, pixels: int = TILE_PIXELS) -> None:
     """Write images row by row, each with its number (from 1) in the corner."""
     count, height, width = images_nhw.shape
     rows = max(1, -(-count // columns))
@@ -152,7 +158,7 @@ def save_usage(counts: Sequence[NDArray], path: str | Path) -> None:
 def save_curves(
     panels: Mapping[str, Sequence[Curve]], path: str | Path, *, y: Mapping[str, str], x: str = "epoch"
 ) -> None:
-    """Write curves, one panel a name. A panel whose values are all positive and span a decade is logarithmic.
+    """Write curves, one panel a name, two panels a row; logarithmic where positive values span a decade.
 
     Args:
         panels: curves by the panel's title.
@@ -160,8 +166,10 @@ def save_curves(
         y: label of each panel's vertical axis, by the panel's title.
         x: label of the horizontal axes.
     """
-    figure = Figure(figsize=(4.6 * len(panels), 3.1), layout="constrained")
-    for (title, curves), axes in zip(panels.items(), np.atleast_1d(figure.subplots(1, len(panels))), strict=True):
+    columns, rows = min(2, len(panels)), -(-len(panels) // 2)
+    figure = Figure(figsize=(5.3 * columns, 3.0 * rows), layout="constrained")
+    for place, (title, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place)
         for index, curve in enumerate(curves):
             marker = "o" if len(curve.x) < 3 else None
             axes.plot(curve.x, curve.y, color=ACCENT[index % len(ACCENT)], label=curve.label, lw=1.6, marker=marker)
