@@ -48,7 +48,7 @@ class Subject(NamedTuple):
         """Draw a subject: older brains have wider ventricles and sulci and a thinner cortex."""
         age = float(np.round(rng.uniform(18, 85), 1))
         sex = str(rng.choice(["f", "m"]))
-        size = (0.97 if sex == "f" else 1.02) * rng.normal(1, 0.035, 3).clip(0.92, 1.07)
+        size = (0.94 if sex == "f" else 1.0) * rng.normal(1, 0.035, 3).clip(0.92, 1.07)
         warp = np.concatenate(
             [rng.normal(0, 0.03, (6, 3)), rng.uniform(0, 2 * np.pi, (6, 1)), rng.normal(0, 1.2, (6, 4))], axis=1
         )

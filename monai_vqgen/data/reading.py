@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import gzip
 import logging
-import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.geometry import check_affine
+from monai_vqgen.transforms.loading import NIFTI_FAULTS
 
 __all__ = ["MAX_BYTES", "Volume", "read_nifti", "read_volume"]
 
@@ -100,7 +98,7 @@ def read_nifti(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Volume:
         raise
     except FileNotFoundError as error:
         raise ScanError(f"{path}: no such file.") from error
-    except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
+    except NIFTI_FAULTS as error:
         raise ScanError(f"{path}: unreadable, truncated or damaged ({error}); fetch the file again.") from error
     except MemoryError as error:
         raise ScanError(f"{path}: does not fit into memory; crop it or use a machine with more.") from error

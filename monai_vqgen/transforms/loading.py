@@ -16,6 +16,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import Transform
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -23,6 +24,18 @@ from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.geometry import check_affine
 
 __all__ = ["LoadSlice"]
+
+NIFTI_FAULTS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+    ValueError,
+    OverflowError,
+)
+"""What gzip and nibabel raise for files that are truncated, damaged or something else."""
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 RANGE_SLACK = 1e-4  # rounding of other programs' floats; clipped
@@ -107,7 +120,7 @@ class LoadSlice(Transform):
                 image = nib.Nifti1Image.from_stream(stream)
                 pixels = np.asarray(image.dataobj)
                 stream.read(1)  # the byte after the last makes gzip check the CRC
-        except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError) as error:
+        except NIFTI_FAULTS as error:
             raise ScanError(f"{path}: unreadable, truncated or damaged ({error}); fetch the file again.") from error
         if pixels.ndim < 2 or 0 in pixels.shape or set(pixels.shape[2:]) - {1} or pixels.dtype.kind not in "iuf":
             raise ScanError(f"{path}: shape {pixels.shape} of {pixels.dtype}; a grey slice [H, W] or [H, W, 1] is due.")

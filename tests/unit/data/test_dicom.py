@@ -1,0 +1,91 @@
+"""A folder of DICOM series gives the slices its NIfTI twin gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+
+from monai_vqgen.data import discover_volumes, extract_slices, make_phantom, read_volume
+from monai_vqgen.errors import ScanError
+from monai_vqgen.transforms import LoadSlice
+
+pydicom = pytest.importorskip("pydicom")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*nvImageCodec.*:UserWarning"),  # MONAI looks for an optional CUDA decoder
+    pytest.mark.filterwarnings("ignore:.*NvImgCodec.*:UserWarning"),
+]
+
+
+def write_series(folder, voxels, affine, series="1"):
+    """A series of `voxels[:, :, k]`: DICOM is LPS, its columns run along the first axis."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    for k in np.random.default_rng(0).permutation(voxels.shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = MRImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(k)])
+        data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+        data.Modality, data.SeriesInstanceUID, data.InstanceNumber = "MR", f"1.2.3.{series}", int(k) + 1
+        data.Rows, data.Columns = voxels.shape[1], voxels.shape[0]
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
+        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+        # DS holds 16 characters
+        text = lambda numbers: [f"{n:.10g}"[:16] for n in numbers]  # noqa: E731
+        data.PixelSpacing = text([spacing[1], spacing[0]])
+        data.SliceThickness = text([spacing[2]])[0]
+        data.ImageOrientationPatient = text([*(lps[:3, 0] / spacing[0]), *(lps[:3, 1] / spacing[1])])
+        data.ImagePositionPatient = text(apply_affine(lps, [0, 0, int(k)]))
+        data.PixelData = np.ascontiguousarray(voxels[:, :, k].T).astype("<i2").tobytes()
+        data.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dicom")
+    heads = []
+    for index in range(3):
+        head = make_phantom(5, index, voxel_mm=5.0, orientation=("LPS", "RAI", "IRP")[index])
+        write_series(folder / f"sub-{index:02d}", np.rint(head.voxels_s), head.affine, str(index))
+        heads.append(head)
+    return folder, heads
+
+
+def test_a_series_is_read_with_its_place_in_the_world(series):
+    folder, heads = series
+    records = discover_volumes(folder)
+    assert [r.subject for r in records] == ["sub-00", "sub-01", "sub-02"]
+    for record, head in zip(records, heads, strict=True):
+        volume = read_volume(record.path)
+        brightest = np.argwhere(volume.voxels_s == volume.voxels_s.max())[0]
+        world = apply_affine(volume.affine, brightest)
+        index = np.rint(apply_affine(np.linalg.inv(head.affine), world)).astype(int)
+        assert np.rint(head.voxels_s)[tuple(index)] == volume.voxels_s.max()
+        assert volume.voxels_s.sum() == pytest.approx(np.rint(head.voxels_s).sum())
+
+
+def test_series_go_through_extraction(series, tmp_path):
+    folder, _ = series
+    report = extract_slices(folder, tmp_path / "s", positions=[60.0], num_workers=0, progress=False)
+    assert not report.skipped
+    for file in (tmp_path / "s" / "images").iterdir():
+        assert float(LoadSlice()(file).max()) > 0.8
+
+
+def test_folders_that_are_no_series_are_named(series, tmp_path):
+    folder, _ = series
+    (tmp_path / "a").mkdir()
+    for name in ("000.dcm", "001.dcm"):
+        (tmp_path / "a" / name).write_bytes((folder / "sub-00" / name).read_bytes())
+    (tmp_path / "a" / "x.dcm").write_bytes((folder / "sub-01" / "002.dcm").read_bytes())
+    with pytest.raises(ScanError, match="2 DICOM series"):
+        read_volume(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.dcm").write_bytes((folder / "sub-00" / "000.dcm").read_bytes())
+    with pytest.raises(ScanError, match="1 DICOM slices"):
+        read_volume(tmp_path / "b")

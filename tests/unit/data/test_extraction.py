@@ -1,0 +1,167 @@
+"""From a folder of scans to a folder of slices."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+from PIL import Image
+from scipy.ndimage import map_coordinates
+
+from monai_vqgen.data import extract_slices, load_datalist, make_phantoms, position_range
+from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
+from monai_vqgen.transforms import LoadSlice, foreground_window
+
+QUICK = {"num_workers": 0, "progress": False, "positions": [40.0, 64.0, 88.0]}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    make_phantoms(folder, 4, voxel_mm=4.0, progress=False)
+    return folder
+
+
+def test_every_pixel_is_the_scans_value_at_that_place(scans, tmp_path):
+    report = extract_slices(scans, tmp_path / "slices", pixel_mm=None, image_size=96, **QUICK)
+    assert report.num_slices == {"training": 6, "validation": 3, "test": 3}
+    for item in load_datalist(tmp_path / "slices", "test"):
+        image = LoadSlice()(item["image"])
+        scan = nib.load(scans / f"{item['subject']}_T1w.nii.gz")
+        values = scan.get_fdata()
+        low, high = foreground_window(values)
+        grid = np.stack(np.meshgrid(range(96), range(96), [0], indexing="ij"), axis=-1)[:, :, 0]
+        voxels = apply_affine(np.linalg.inv(scan.affine) @ image.affine.numpy(), grid)
+        expected = map_coordinates(values, voxels.transpose(2, 0, 1), order=1, mode="constant", cval=low)
+        np.testing.assert_allclose(image[0].numpy(), np.clip((expected - low) / (high - low), 0, 1), atol=2e-3)
+        assert image.meta["position_mm"] == item["position_mm"]
+
+
+def test_datalist_splits_by_subject_with_columns_and_contact_sheet(scans, tmp_path):
+    report = extract_slices(scans, tmp_path / "s", **QUICK, source="phantoms")
+    content = json.loads(report.datalist.read_text())
+    subjects = [{item["subject"] for item in content[part]} for part in ("training", "validation", "test")]
+    assert sum(map(len, subjects)) == len(set.union(*subjects)) == 4
+    item = content["training"][0]
+    assert set(item) == {"image", "subject", "plane", "position_mm", "age", "sex"}
+    assert item["image"] == f"images/{item['subject']}_axial_{item['position_mm']:06.2f}mm.nii.gz"
+    assert (content["image_size"], content["pixel_mm"], content["source"]) == ([128, 128], 1.736, "phantoms")
+    assert nib.load(tmp_path / "s" / item["image"]).shape == (128, 128, 1)
+    with Image.open(tmp_path / "s" / "contact_sheet.png") as sheet:
+        assert np.asarray(sheet).std() > 20
+    assert not list(tmp_path.rglob("*.part")) + list(tmp_path.rglob("*.partial"))
+
+
+def test_two_processes_write_the_same_bytes(scans, tmp_path):
+    for workers in (0, 2):
+        extract_slices(scans, tmp_path / str(workers), **{**QUICK, "num_workers": workers})
+    files = sorted(p.relative_to(tmp_path / "0") for p in (tmp_path / "0").rglob("*") if p.is_file())
+    assert len(files) == 14
+    for file in files:
+        assert (tmp_path / "0" / file).read_bytes() == (tmp_path / "2" / file).read_bytes(), file
+
+
+def test_bad_scans_are_logged_skips_that_the_datalist_lists(scans, tmp_path, caplog):
+    folder = tmp_path / "scans"
+    shutil.copytree(scans, folder)
+    content = bytearray((folder / "sub-01_T1w.nii.gz").read_bytes())
+    (folder / "cut.nii.gz").write_bytes(content[:5000])
+    content[len(content) // 2] ^= 16
+    (folder / "flip.nii.gz").write_bytes(content)
+    nib.save(nib.Nifti1Image(np.ones((50, 60), dtype=np.float32), np.eye(4)), folder / "flat.nii.gz")
+    nib.save(nib.Nifti1Image(np.full((60, 60, 99), 7, dtype=np.int16), np.eye(4)), folder / "constant.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((60, 60, 99), dtype=np.int16), np.eye(4)), folder / "empty.nii.gz")
+    nan = np.full((60, 60, 99), np.nan, dtype=np.float32)
+    nib.save(nib.Nifti1Image(nan, np.eye(4)), folder / "nan.nii.gz")
+    with caplog.at_level("WARNING"):
+        report = extract_slices(folder, tmp_path / "s", **{**QUICK, "positions": [64.0, 500.0]})
+    reasons = {entry["file"]: entry["reason"] for entry in report.skipped if "500 mm" not in entry["reason"]}
+    for name, fault in {
+        "cut": "damaged",
+        "flip": "damaged",
+        "flat": "three axes",
+        "constant": "constant",
+        "empty": "empty",
+        "nan": "no voxel is a number",
+    }.items():
+        assert fault in reasons[f"{name}.nii.gz"]
+    assert len(reasons) == 6
+    assert sum("lies outside 0.0 to" in entry["reason"] for entry in report.skipped) == 4
+    assert sum(report.num_slices.values()) == 4
+    assert json.loads(report.datalist.read_text())["skipped"] == report.skipped
+    assert "10 skips in 10 of 10 scans" in caplog.text
+
+
+def test_positions_that_fall_on_one_plane_are_written_once(scans, tmp_path):
+    report = extract_slices(scans, tmp_path / "s", **{**QUICK, "positions": [64.0, 64.2]})
+    assert sum(report.num_slices.values()) == 4
+    assert all("already taken" in entry["reason"] for entry in report.skipped)
+
+
+def test_a_brain_that_does_not_fit_is_skipped_or_cropped_with_a_warning(scans, tmp_path, caplog):
+    with pytest.raises(DatalistError, match="does not fit into 48 x 48"):
+        extract_slices(scans, tmp_path / "a", image_size=48, **QUICK)
+    with caplog.at_level("WARNING"):
+        extract_slices(scans, tmp_path / "b", image_size=48, on_trim="warn", **QUICK)
+    assert "Cropped" in caplog.text
+
+
+def test_earlier_results_are_kept_unless_told_otherwise(scans, tmp_path):
+    extract_slices(scans, tmp_path, **QUICK)
+    before = (tmp_path / "datalist.json").read_bytes()
+    with pytest.raises(OutputExistsError, match="overwrite"):
+        extract_slices(scans, tmp_path, **{**QUICK, "positions": [50.0]})
+    assert (tmp_path / "datalist.json").read_bytes() == before
+    extract_slices(scans, tmp_path, **{**QUICK, "positions": [50.0]}, overwrite=True)
+    assert len(list((tmp_path / "images").iterdir())) == 4
+
+
+def test_folders_and_options_that_cannot_work(scans, tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DatalistError, match="holds no scans"):
+        extract_slices(tmp_path / "none", tmp_path / "s")
+    (tmp_path / "one").mkdir()
+    shutil.copy(scans / "sub-01_T1w.nii.gz", tmp_path / "one")
+    with pytest.raises(DatalistError, match="only 1 subject"):
+        extract_slices(tmp_path / "one", tmp_path / "s")
+    for options in (
+        {"plane": "oblique"},
+        {"reference": "nose"},
+        {"positions": []},
+        {"pixel_mm": -1},
+        {"image_size": (0, 4)},
+        {"on_trim": "maybe"},
+        {"lower": 99, "upper": 1},
+        {"position_step_mm": 0},
+        {"position_start_mm": 100, "position_stop_mm": 40},
+    ):
+        with pytest.raises(InputError):
+            extract_slices(scans, tmp_path / "s", **options)
+    assert not (tmp_path / "s").exists(), "nothing is written before the options are sound"
+
+
+def test_a_range_stops_before_its_end():
+    assert position_range(40, 100, 3) == [float(p) for p in range(40, 100, 3)]
+    assert position_range(0, 0.3, 0.1) == [0, 0.1, 0.2]
+
+
+@pytest.mark.real
+def test_real_volumes_of_every_geometry_go_through(real_data, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    paths = sorted((real_data / "volumes").glob("*.nii.gz"))
+    for path in [paths[2], *paths[3:6]]:  # oblique LAS, 0.8 mm RAS, full heads of 3 mm
+        (folder / path.name).symlink_to(path)
+    for plane, position in (("axial", 65.0), ("coronal", 80.0), ("sagittal", 50.0)):
+        report = extract_slices(folder, tmp_path / plane, plane=plane, **{**QUICK, "positions": [position]})
+        assert not report.skipped
+        assert sum(report.num_slices.values()) == 4
+        for file in (tmp_path / plane / "images").iterdir():
+            image = LoadSlice()(file)
+            assert image.shape == (1, 128, 128)
+            assert float(image.max()) == pytest.approx(1, abs=0.2)
+            np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :2], axis=0), 1.736, rtol=1e-5)

@@ -1,0 +1,142 @@
+"""A scan is read whole and right, or refused by name."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from monai_vqgen.data import read_volume
+from monai_vqgen.errors import ScanError
+
+AFFINE = np.array([[-2, 0.1, 0, 5], [0.1, 2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1.0]])
+VALUES = np.random.default_rng(0).integers(1, 3000, (12, 13, 14)).astype(np.int16)
+
+
+def save(path, values=VALUES, affine=AFFINE, kind=nib.Nifti1Image):
+    nib.save(kind(values, affine), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f4", ">f8", "u1"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_voxels_are_nibabels_for_every_type_order_and_version(tmp_path, suffix, dtype, kind):
+    values = (VALUES % 250).astype(dtype)
+    image = kind(values, AFFINE, kind.header_class(endianness=dtype[0]) if dtype[0] in "<>" else None)
+    image.set_data_dtype(dtype)
+    nib.save(image, tmp_path / f"a{suffix}")
+    volume = read_volume(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(volume.voxels_s * volume.slope, nib.load(tmp_path / f"a{suffix}").get_fdata())
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-6)
+    assert volume.voxels_s.dtype.isnative
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(0.5, 0), (2.0, -1024.0), (-1.0, 10.0)])
+def test_slope_and_offset_are_nibabels(tmp_path, slope, inter):
+    image = nib.Nifti1Image(VALUES.astype(np.float64) * slope + inter, AFFINE)
+    image.header.set_data_dtype(np.int16)
+    image.header.set_slope_inter(slope, inter)
+    nib.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    assert volume.slope > 0
+    np.testing.assert_allclose(volume.voxels_s * volume.slope, nib.load(tmp_path / "a.nii.gz").get_fdata(), rtol=1e-5)
+
+
+def test_one_flipped_bit_anywhere_in_the_gzip_is_caught(tmp_path):
+    good = save(tmp_path / "a.nii.gz").read_bytes()
+    bad = tmp_path / "bad.nii.gz"
+    for place in np.linspace(400, len(good) - 5, 25).astype(int):  # deflate data and the CRC itself
+        content = bytearray(good)
+        content[place] ^= 1
+        bad.write_bytes(content)
+        with pytest.raises(ScanError, match=r"bad\.nii\.gz"):
+            read_volume(bad)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("keep", [0, 3, 100, 348, 0.5, 0.999])
+def test_truncated_files_are_named(tmp_path, suffix, keep):
+    path = save(tmp_path / f"a{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(ScanError, match=r"a\.nii"):
+        read_volume(path)
+
+
+def test_what_is_no_volume_is_named(tmp_path):
+    save(tmp_path / "flat.nii.gz", VALUES[:, :, 0])
+    save(tmp_path / "one.nii.gz", VALUES[:, :, :1])
+    colour = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    save(tmp_path / "colour.nii.gz", colour)
+    save(tmp_path / "complex.nii.gz", VALUES.astype(np.complex64))
+    (tmp_path / "text.nii").write_text("hello, this is no scan " * 50)
+    (tmp_path / "text.nii.gz").write_bytes(gzip.compress(b"x" * 5000))
+    for name, fault in {
+        "flat.nii.gz": "three axes",
+        "one.nii.gz": "two voxels",
+        "colour.nii.gz": "grey",
+        "complex.nii.gz": "grey",
+        "text.nii": "unreadable",
+        "text.nii.gz": "unreadable",
+        "gone.nii": "no such file",
+    }.items():
+        with pytest.raises(ScanError, match=rf"{name}: .*{fault}"):
+            read_volume(tmp_path / name)
+
+
+def test_useless_geometry_is_named(tmp_path):
+    path = save(tmp_path / "a.nii")
+    content = bytearray(path.read_bytes())
+    content[280:284] = np.float32(np.nan).tobytes()  # srow_x[0]
+    (tmp_path / "nan.nii").write_bytes(content)
+    with pytest.raises(ScanError, match=r"nan\.nii: .*affine"):
+        read_volume(tmp_path / "nan.nii")
+    content = bytearray(path.read_bytes())
+    content[42:44] = b"\0\0"  # dim[1]
+    (tmp_path / "zero.nii").write_bytes(content)
+    with pytest.raises(ScanError, match=r"zero\.nii: "):
+        read_volume(tmp_path / "zero.nii")
+
+
+def test_nan_voxels_become_background_with_a_warning_and_all_nan_is_refused(tmp_path, caplog):
+    values = VALUES.astype(np.float32)
+    values[0, 0, :3] = np.nan, np.inf, -np.inf
+    with caplog.at_level("WARNING"):
+        volume = read_volume(save(tmp_path / "a.nii.gz", values))
+    assert "3 voxels are NaN" in caplog.text
+    expected = values.copy()
+    expected[0, 0, :3] = 0
+    np.testing.assert_array_equal(volume.voxels_s, expected)
+    with pytest.raises(ScanError, match="no voxel is a number"):
+        read_volume(save(tmp_path / "b.nii.gz", np.full((4, 4, 4), np.nan, dtype=np.float32)))
+
+
+def test_a_series_of_volumes_gives_its_first_with_a_warning(tmp_path, caplog):
+    series = np.stack([VALUES, VALUES + 1], axis=3)
+    with caplog.at_level("WARNING"):
+        np.testing.assert_array_equal(read_volume(save(tmp_path / "a.nii.gz", series)).voxels_s, VALUES)
+    assert "first of 2" in caplog.text
+
+
+def test_a_gzip_bomb_is_refused_before_it_unfolds(tmp_path):
+    header = nib.Nifti1Header()
+    header.set_data_shape((2000, 2000, 2000))
+    header.set_data_dtype(np.float64)
+    header["vox_offset"] = 352
+    header.set_sform(AFFINE, 1)
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(4 + 50_000_000)))
+    tracemalloc.start()
+    with pytest.raises(ScanError, match=r"bomb\.nii\.gz: .*GiB"):
+        read_volume(tmp_path / "bomb.nii.gz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+    # a header that says little before a stream that holds much
+    small = save(tmp_path / "a.nii").read_bytes()
+    (tmp_path / "more.nii.gz").write_bytes(gzip.compress(small + bytes(50_000_000)))
+    with pytest.raises(ScanError, match="more data than its header"):
+        read_volume(tmp_path / "more.nii.gz")

@@ -1,0 +1,91 @@
+"""Which scans a folder holds, and whose they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monai_vqgen.data import discover_volumes
+from monai_vqgen.data.sources import subject_of
+from monai_vqgen.errors import DatalistError, InputError
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        ("sub-01_T1w.nii.gz", "sub-01"),
+        ("ds002748_sub-01_T1w_orig_LAS.nii.gz", "sub-01"),
+        ("sub-A7_ses-2_run-1_T1w.nii", "sub-A7"),
+        ("OAS1_0001_MR1_mpr_n4_anon.nii.gz", "OAS1_0001"),
+        ("OAS2_0117_MR4.nii", "OAS2_0117"),
+        ("OAS30001_MR_d0129.nii.gz", "OAS30001"),
+        ("patient.v1.nii.gz", "patient.v1"),
+        ("sub-03/ses-1/anat/T1w.nii.gz", "sub-03"),
+    ],
+)
+def test_the_subject_is_read_from_the_name(name, subject):
+    assert subject_of(Path(name)) == subject
+
+
+def test_a_pattern_of_ones_own_groups_repeat_scans():
+    assert subject_of(Path("ms_patient04_study2.nii.gz"), pattern=r"(patient\d+)") == "patient04"
+    with pytest.raises(InputError, match="regular expression"):
+        subject_of(Path("a.nii"), pattern="(")
+
+
+def test_a_flat_folder_with_participants(tmp_path):
+    touch(tmp_path, "sub-02_T1w.nii.gz", "sub-01_T1w.nii", "._sub-01_T1w.nii", "notes.txt", "sub/other.nii")
+    (tmp_path / "participants.tsv").write_text(
+        "participant_id\tage\tsex\timage\nsub-01\t39\tm\tevil\nsub-02\tn/a\tf\tevil\n", encoding="utf-8-sig"
+    )
+    first, second = discover_volumes(tmp_path)
+    assert (first.path.name, first.subject, first.name) == ("sub-01_T1w.nii", "sub-01", "sub-01")
+    assert first.columns == {"age": 39.0, "sex": "m"}
+    assert second.columns == {"sex": "f"}
+
+
+def test_a_bids_tree_gives_its_t1w_scans_and_sessions_share_a_subject(tmp_path):
+    touch(
+        tmp_path,
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz",
+        "sub-01/ses-1/func/sub-01_ses-1_bold.nii.gz",
+    )
+    found = [(r.subject, r.name) for r in discover_volumes(tmp_path)]
+    assert found == [("sub-01", "sub-01_ses-1_T1w"), ("sub-01", "sub-01_ses-2_T1w"), ("sub-02", "sub-02")]
+    assert [r.subject for r in discover_volumes(tmp_path, suffix="FLAIR")] == ["sub-01"]
+    with pytest.raises(DatalistError, match="T2w"):
+        discover_volumes(tmp_path, suffix="T2w")
+
+
+def test_equal_names_in_sub_folders_stay_apart(tmp_path):
+    touch(tmp_path, "a/T1.nii.gz", "b/T1.nii.gz")
+    names = [record.name for record in discover_volumes(tmp_path)]
+    assert len(set(names)) == 2
+
+
+def test_folders_without_scans_are_named(tmp_path):
+    with pytest.raises(DatalistError, match="holds no scans"):
+        discover_volumes(touch(tmp_path, "readme.txt"))
+    with pytest.raises(DatalistError, match="is no folder"):
+        discover_volumes(tmp_path / "gone")
+
+
+def test_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
+    touch(tmp_path, *(f"sub-{i:02d}_T1w.nii" for i in range(20)))
+    expected = discover_volumes(tmp_path)
+    real = Path.iterdir
+    shuffled = lambda self: iter(np.random.default_rng(1).permutation(list(real(self))).tolist())  # noqa: E731
+    monkeypatch.setattr(Path, "iterdir", shuffled)
+    assert discover_volumes(tmp_path) == expected
