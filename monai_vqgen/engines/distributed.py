@@ -81,27 +81,33 @@ def distribute(objective: nn.Module, device: torch.device | str) -> nn.Module:
     return nn.parallel.DistributedDataParallel(objective, device_ids=device_ids, broadcast_buffers=False)
 
 
-def shard(dataset: Sized, *, shuffle: bool, seed: int = 0) -> DistributedSampler:
-    """The sampler of this process: every `process_count()`-th row of an order that only seed and epoch decide.
+def shard(dataset: Sized, *, shuffle: bool, seed: int = 0) -> DistributedSampler | range:
+    """The rows of this process: every `process_count()`-th of an order that only seed and epoch decide.
 
     A single process walks through the same order as many do together, so that equal global batches hold equal rows.
-    When training the order is filled up to a multiple of the processes, because every process must take the same
-    number of steps.
+    Shuffled rows, for training, are filled up to a multiple of the processes, because every process must take the same
+    number of steps. Rows in order, for validation, are not: each counts once.
 
     Raises:
-        InputError: The data set is empty, or several processes run without the multi-GPU configuration.
+        InputError: There are fewer rows than processes, or several processes run without the multi-GPU configuration.
     """
-    if len(dataset) == 0:
-        raise InputError("The data set is empty. Check dataset_dir: it must hold slices (or codes) of this split.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         raise InputError(
             "Several processes were started, but they are not joined. Add the multi_gpu file of this stage: "
             "--config_file \"['bundle/configs/train.json','bundle/configs/multi_gpu_train.json']\"."
         )
+    rank, count = process_rank(), process_count()
+    if len(dataset) < count:
+        raise InputError(
+            f"The data set has {len(dataset)} items for {count} processes. Check dataset_dir: it must hold slices "
+            "(or codes) of this split, at least one a process."
+        )
+    if not shuffle:
+        return range(rank, len(dataset), count)
     return DistributedSampler(
         dataset,  # type: ignore[arg-type]
-        num_replicas=process_count(),
-        rank=process_rank(),
-        shuffle=shuffle,
+        num_replicas=count,
+        rank=rank,
+        shuffle=True,
         seed=seed,
     )

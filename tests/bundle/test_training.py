@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -280,6 +282,19 @@ def test_each_architecture_trains_for_one_step(system, size, tmp_path):
             batch_size=2, max_epochs=1, **{"train::trainer::epoch_length": 1},
         )  # fmt: skip
         assert (tmp_path / "run" / f"model_prior_level{level}.pt").is_file()
+
+
+@pytest.mark.slow
+def test_a_misspelt_option_ends_the_command_with_one_clear_line(tmp_path):
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
+    options = ["--dataset_dir", str(tmp_path), "--output_dir", str(tmp_path / "run"), "--max_epoch", "3"]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("InputError: --max_epoch is no option")
+    assert "--max_epochs" in last
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_metadata_describes_the_network_that_the_configuration_makes():

@@ -52,8 +52,17 @@ def test_two_processes_share_the_order_of_one(monkeypatch):
     assert [row for pair in zip(*parts, strict=True) for row in pair] == alone
 
 
+def test_validation_rows_are_shared_out_once_each(monkeypatch):
+    rows = []
+    for rank in range(2):
+        monkeypatch.setattr("monai_vqgen.engines.distributed.process_count", lambda: 2)
+        monkeypatch.setattr("monai_vqgen.engines.distributed.process_rank", lambda rank=rank: rank)
+        rows += shard(list(range(5)), shuffle=False)
+    assert sorted(rows) == [0, 1, 2, 3, 4]
+
+
 def test_an_empty_data_set_and_processes_that_are_not_joined_are_refused(monkeypatch):
-    with pytest.raises(InputError, match="empty"):
+    with pytest.raises(InputError, match="0 items"):
         shard([], shuffle=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="multi_gpu"):
