@@ -56,7 +56,7 @@ def read_dicom_series(folder: str | Path) -> Volume:
         series = {str(pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID) for path in files}
         if len(series) > 1:
             raise ScanError(f"{folder}: holds {len(series)} DICOM series; give each a folder of its own.")
-        reader = PydicomReader(fname_regex=None)
+        reader = PydicomReader(fname_regex=None)  # type: ignore[arg-type]  # documented: None asks each file
         voxels, meta = reader.get_data(reader.read(str(folder)))
     except ScanError:
         raise

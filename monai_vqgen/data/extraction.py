@@ -95,7 +95,7 @@ def _outcomes(scans: _Scans, num_workers: int, progress: bool) -> list[ScanOutco
         return list(tqdm(loader, total=len(scans), desc="slices", unit="scan", disable=not progress))
 
 
-def _same(item: ScanOutcome) -> ScanOutcome:
+def _same(item: Any) -> Any:
     return item
 
 
@@ -170,7 +170,7 @@ def extract_slices(
     places = list(positions) if positions is not None else None
     if places is None:
         places = position_range(position_start_mm, position_stop_mm, position_step_mm)
-    size = check_size(image_size if isinstance(image_size, int) else tuple(image_size))  # type: ignore[arg-type]
+    size = check_size(image_size if isinstance(image_size, int) else tuple(image_size))
     check_position_options(plane, "mm", reference)
     options = SliceOptions(plane, tuple(places), reference, pixel_mm, size, on_trim, lower, upper).checked()
     records = discover_volumes(dataset_dir, suffix=suffix, subject_pattern=subject_pattern)
@@ -198,6 +198,7 @@ def extract_slices(
     content = _datalist(useful, split, about, skipped)
     write_contact_sheet(output_dir / "contact_sheet.png", output_dir, content["training"])
     write_json(output_dir / "datalist.json", content)
+    logger.info("%d slices of %d scans in %s", sum(len(content[p]) for p in split._fields), len(records), output_dir)
     _log_skips(skipped, len(records))
     return ExtractionReport(
         output_dir / "datalist.json",

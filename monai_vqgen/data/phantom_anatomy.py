@@ -19,7 +19,7 @@ from scipy import ndimage
 
 __all__ = ["HALF_EXTENT_MM", "Subject", "brightness"]
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating]
 
 HALF_EXTENT_MM = (73.0, 93.0, 82.0)  # of a box that holds every subject's brain, before size and rotation
 CSF, GREY, WHITE = 0.16, 0.52, 0.86  # T1-weighted brightness, white matter near 1

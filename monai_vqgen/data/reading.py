@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gzip
 import logging
+from io import IOBase
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from numpy.typing import NDArray
 
 from monai_vqgen.errors import ScanError
@@ -49,8 +51,9 @@ def _from_stream(stream: BinaryIO, path: Path, max_bytes: int) -> tuple[NDArray,
     size_field = stream.read(4)
     stream.seek(0)
     nifti2 = NIFTI2_HEADER_BYTES in (int.from_bytes(size_field, order) for order in ("little", "big"))
-    image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_stream(stream)
+    image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_stream(cast(IOBase, stream))
     shape, dtype = image.shape, image.header.get_data_dtype()
+    proxy = cast(ArrayProxy, image.dataobj)  # knows offset and scaling, which nibabel clears in the header
     if dtype.kind not in "iuf":
         raise ScanError(f"{path}: voxels of type {dtype} are not grey values; convert the scan to one channel.")
     if len(shape) < 3 or (len(shape) > 3 and set(shape[3:]) != {1} and len(shape) != 4):
@@ -58,13 +61,13 @@ def _from_stream(stream: BinaryIO, path: Path, max_bytes: int) -> tuple[NDArray,
     if 0 in shape or min(shape[:3]) < 2:
         raise ScanError(f"{path}: shape {shape} is not a volume: every axis needs at least two voxels.")
     count = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-    if count + int(image.header["vox_offset"]) > max_bytes:
+    if count + proxy.offset > max_bytes:
         raise ScanError(
             f"{path}: its header announces {count / 2**30:.1f} GiB of voxels, more than {max_bytes / 2**30:.1f} GiB; "
             "if the file is sound, crop it or raise max_bytes."
         )
     # one read into one buffer: nibabel's own path copies the voxels once more
-    stream.seek(image.dataobj.offset)
+    stream.seek(proxy.offset)
     content = stream.read(count)
     if len(content) < count:
         raise ScanError(f"{path}: truncated, {len(content)} of {count} bytes of voxels are there; fetch it again.")
@@ -105,7 +108,8 @@ def read_nifti(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Volume:
     affine = check_affine(image.affine, str(path))
     if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
         logger.warning("%s: its header does not say how it lies in space; anatomical planes are a guess.", path)
-    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+    proxy = cast(ArrayProxy, image.dataobj)
+    slope, inter = float(proxy.slope), float(proxy.inter)
     return _finished(_first_volume(voxels, path), slope, inter, affine, path)
 
 

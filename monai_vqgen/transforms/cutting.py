@@ -37,9 +37,9 @@ class PreparedVolume(NamedTuple):
 
 
 class Plane(NamedTuple):
-    """One voxel plane: its index along the normal and where its centre lies."""
+    """One voxel plane: its number (index) along the normal and where its centre lies."""
 
-    index: int
+    number: int
     position: float
     """In the unit asked for (mm or fraction), of this very plane, not of the request."""
     position_mm: float
@@ -151,9 +151,9 @@ def cut_plane(
     mode: str = "linear",
 ) -> SlicePixels:
     """Take one voxel plane, on another pixel size where one is asked for."""
-    pixels = np.ascontiguousarray(prepared.view.volume_s[:, :, plane.index], dtype=np.float32)
+    pixels = np.ascontiguousarray(prepared.view.volume_s[:, :, plane.number], dtype=np.float32)
     affine = prepared.view.affine.copy()
-    affine[:3, 3] += affine[:3, 2] * plane.index
+    affine[:3, 3] += affine[:3, 2] * plane.number
     box = np.array([prepared.box.start[:2], np.subtract(prepared.box.stop[:2], 1)], dtype=float)
     if pixel_mm is not None:
         resampled = resample_plane(pixels, affine, pixel_mm, mode=mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ class Frame(NamedTuple):
     size: tuple[int, int]
 
 
-def check_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+def check_size(size: int | Sequence[int]) -> tuple[int, int]:
     """Return (rows, columns), or raise InputError."""
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or any(isinstance(n, bool) or int(n) != n or n < 1 for n in pair):

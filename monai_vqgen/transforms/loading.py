@@ -7,13 +7,14 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import Transform
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -83,7 +84,7 @@ class LoadSlice(Transform):
         if not path.is_file():
             raise ScanError(f"{path}: no such file.")
         if path.name.lower().endswith(".png"):
-            pixels, affine, meta = self._png(path), np.eye(4), {}
+            pixels, affine, meta = self._png(path), np.eye(4), dict[str, Any]()
         else:
             pixels, affine, meta = self._nifti(path)
         meta["filename_or_obj"] = str(path)
@@ -124,7 +125,8 @@ class LoadSlice(Transform):
             raise ScanError(f"{path}: unreadable, truncated or damaged ({error}); fetch the file again.") from error
         if pixels.ndim < 2 or 0 in pixels.shape or set(pixels.shape[2:]) - {1} or pixels.dtype.kind not in "iuf":
             raise ScanError(f"{path}: shape {pixels.shape} of {pixels.dtype}; a grey slice [H, W] or [H, W, 1] is due.")
-        unscaled = image.dataobj.slope == 1 and image.dataobj.inter == 0
+        proxy = cast(ArrayProxy, image.dataobj)  # nibabel clears the scaling in the header
+        unscaled = proxy.slope == 1 and proxy.inter == 0
         kind = image.get_data_dtype()
         pixels = pixels.reshape(pixels.shape[:2])
         return (

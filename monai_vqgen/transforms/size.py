@@ -87,7 +87,7 @@ class FitToSize(InvertibleTransform):
         if stored is not None:
             (r0, r1), (c0, c1) = np.asarray(stored, dtype=float).tolist()
             return (r0, r1), (c0, c1)
-        above = (pixels > threshold).any(axis=0)
+        above = np.any(np.greater(pixels, threshold), axis=0)
         if not above.any():
             return (0.0, pixels.shape[1] - 1.0), (0.0, pixels.shape[2] - 1.0)
         rows, columns = np.flatnonzero(above.any(axis=1)), np.flatnonzero(above.any(axis=0))

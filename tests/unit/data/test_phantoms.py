@@ -42,7 +42,7 @@ def test_slices_show_two_hemispheres_and_grey_on_white(phantoms):
         for plane in locate_planes(prepared, [40.0, 70.0, 100.0]):
             assert plane is not None, "a brain reaches 100 mm below its top"
         (plane,) = locate_planes(prepared, [40.0])
-        pixels = prepared.view.volume_s[:, :, plane.index].astype(float)
+        pixels = prepared.view.volume_s[:, :, plane.number].astype(float)
         inside = pixels[pixels > prepared.threshold] / prepared.window.high
         assert (inside > 0.75).mean() > 0.2, "white matter"
         assert ((inside > 0.4) & (inside < 0.7)).mean() > 0.15, "grey matter"
