@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai_vqgen.apps.bundles import run_stage, stage_command
-from monai_vqgen.apps.presets import DemoPreset, pick_preset
+from monai_vqgen.apps.presets import DemoPreset, fast_bfloat16, pick_preset
 from monai_vqgen.apps.report import StageRecord, write_report
 from monai_vqgen.data.files import write_json
 from monai_vqgen.data.phantoms import make_phantoms
@@ -159,6 +159,8 @@ def run_demo(
         OutputExistsError: the output folder holds something else.
     """
     preset = pick_preset(size, own_data=data is not None)
+    if not fast_bfloat16():
+        preset = preset._replace(autoencoder_amp=False, prior_amp=False)
     if data is not None:
         discover_volumes(data)  # a folder without scans is an error before anything is moved or made
         if Path(output).resolve() in [Path(data).resolve(), *Path(data).resolve().parents]:
