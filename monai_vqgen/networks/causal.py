@@ -166,7 +166,9 @@ class GatedLayer(nn.Module):
         if self.context is not None and context_bcs is not None:
             # A pointwise map commutes with repeating, so it is applied at the context's own, coarser size.
             projected = self.context(context_bcs)
-            biases = spread(projected, stacks[0].shape[2:]).chunk(len(stacks), dim=1)
+            if projected[0, 0].numel() > 1:  # a condition vector alone has one position, and broadcasts
+                projected = spread(projected, stacks[0].shape[2:])
+            biases = projected.chunk(len(stacks), dim=1)
         link: Tensor | None = None
         results = []
         for stack_bcs, conv, output, bias in zip(stacks, self.convs, self.outputs, biases, strict=True):
