@@ -1,0 +1,162 @@
+"""Cached sampling against whole-grid passes of the same network, and against the floor that its weights set.
+
+`python -m benchmarks --only sampling_32_attention_b1 sampling_64_b16 sampling_floor_b1`. One thread. The plain path
+needs one forward of the whole grid for each position; a few are timed, between stretches of the cached run so that
+both see the same machine, and the total is extrapolated. Cached time is all of `AncestralSampler.sample`: set-up,
+every position, noise and drawing.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from monai_vqgen.inferers import AncestralSampler
+from monai_vqgen.networks import GatedPixelCNN
+
+__all__ = ["SamplingCase", "floor_ratio", "sampling_ratio"]
+
+
+class SamplingCase(NamedTuple):
+    """A prior, a grid and a batch; the defaults are the sizes of the project's promises."""
+
+    grid: int = 32
+    batch: int = 1
+    attention_every: int = 5
+    channels: int = 128
+    num_layers: int = 15
+    num_codes: int = 512
+    passes: int = 9
+    """Whole-grid passes timed, spread over the cached run."""
+    repeats: int = 3
+    """Cached runs; the median counts."""
+
+    def prior(self) -> GatedPixelCNN:
+        """The prior, with fixed random weights: speed does not depend on their values."""
+        torch.manual_seed(0)
+        return GatedPixelCNN(
+            self.num_codes,
+            channels=self.channels,
+            num_layers=self.num_layers,
+            attention_every=self.attention_every,
+        ).eval()
+
+
+def sampling_ratio(case: SamplingCase) -> dict[str, object]:
+    """Time of whole-grid passes over time of cached sampling."""
+    prior = case.prior()
+    grid = (case.grid, case.grid)
+    positions = case.grid**2
+    codes = torch.randint(case.num_codes, (case.batch, *grid))
+    plain, layout = _fastest_layout(prior, codes)
+    sampler = AncestralSampler([prior], batch_size=case.batch)
+    whole: list[float] = []
+    cached: list[float] = []
+    per_run = max(1, case.passes // case.repeats)
+    stretch = max(1, case.grid // per_run)
+    for seed in range(case.repeats):
+        spent = 0.0
+
+        def between(done: int, total: int) -> None:
+            nonlocal spent
+            if (done // (case.batch * case.grid)) % stretch == stretch // 2 or done == total:
+                seconds = _seconds(plain, codes)
+                whole.append(seconds)
+                spent += seconds
+
+        start = time.perf_counter()
+        sampler.sample([grid], num_samples=case.batch, seed=seed, progress=between)
+        cached.append(time.perf_counter() - start - spent)
+    whole_total, cached_total = positions * statistics.median(whole), statistics.median(cached)
+    return {
+        "ratio": whole_total / cached_total,
+        "cached_s": cached_total,
+        "whole_grid_s_extrapolated": whole_total,
+        "passes_measured": len(whole),
+        "passes_needed": positions,
+        "memory_format": layout,
+        "cached_ms_per_position": 1e3 * cached_total / positions,
+        "max_logit_difference": _logit_difference(prior, codes, rows=min(case.grid, 4)),
+    }
+
+
+def floor_ratio(case: SamplingCase) -> dict[str, object]:
+    """Milliseconds a position over a matrix-vector product with all weights that each position must read."""
+    prior = case.prior()
+    grid = (case.grid, case.grid)
+    weights = _weights_of_a_position(prior)
+    vector = torch.randn(weights.shape[1])
+    floors: list[float] = []
+    sampler = AncestralSampler([prior], batch_size=1)
+    cached: list[float] = []
+    for seed in range(case.repeats):
+        spent = 0.0
+
+        def between(done: int, total: int) -> None:
+            nonlocal spent
+            start = time.perf_counter()
+            torch.mv(weights, vector)  # the first read finds other data in the caches, as a position does not
+            middle = time.perf_counter()
+            for _ in range(4):
+                torch.mv(weights, vector)
+            floors.append((time.perf_counter() - middle) / 4)
+            spent += time.perf_counter() - start
+
+        start = time.perf_counter()
+        sampler.sample([grid], num_samples=1, seed=seed, progress=between)
+        cached.append((time.perf_counter() - start - spent) / case.grid**2)
+    ours, floor = statistics.median(cached), statistics.median(floors)
+    return {
+        "ratio": ours / floor,
+        "ms_per_position": 1e3 * ours,
+        "floor_ms": 1e3 * floor,
+        "weights_mb": weights.numel() * weights.element_size() / 1e6,
+    }
+
+
+def _weights_of_a_position(prior: GatedPixelCNN) -> Tensor:
+    """All weights of the horizontal stack, the attentions and the head, as rows of one matrix."""
+    modules = [*prior.attentions.values(), *prior.output_blocks, prior.head]
+    for layer in prior.layers:
+        modules += [layer.convs[-1], layer.outputs[-1]]  # type: ignore[index, union-attr]
+    matrices = [p.detach().flatten() for m in modules for p in m.parameters() if p.ndim > 1]
+    row = 2 * prior.channels
+    flat = torch.cat(matrices)
+    return flat[: flat.numel() // row * row].view(-1, row)
+
+
+def _fastest_layout(prior: GatedPixelCNN, codes: Tensor) -> tuple[GatedPixelCNN, str]:
+    """The forward as fast as PyTorch makes it: weights in the memory format that is faster here."""
+    candidates = {
+        "weights as built": prior,
+        "weights channels last": copy.deepcopy(prior).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+    }
+    best = {}
+    for name, candidate in candidates.items():
+        _seconds(candidate, codes)
+        best[name] = min(_seconds(candidate, codes) for _ in range(2))
+    name = min(best, key=lambda key: best[key])
+    return candidates[name], name
+
+
+def _seconds(prior: GatedPixelCNN, codes: Tensor) -> float:
+    with torch.inference_mode():
+        start = time.perf_counter()
+        prior(codes)
+        return time.perf_counter() - start
+
+
+def _logit_difference(prior: GatedPixelCNN, codes: Tensor, *, rows: int) -> float:
+    with torch.inference_mode():
+        expected = prior(codes).flatten(2)
+        steps = prior.incremental(tuple(codes.shape[1:]), batch_size=codes.shape[0])
+        largest = 0.0
+        for i in range(rows * codes.shape[-1]):
+            largest = max(largest, float((steps.logits() - expected[:, :, i]).abs().max()))
+            steps.push(codes.flatten(1)[:, i])
+    return largest
