@@ -93,12 +93,15 @@ def _stages(preset: DemoPreset, *, scans: Path, output: Path, seed: int) -> list
                 "batch_size": preset.autoencoder_batch_size,
                 "learning_rate": preset.autoencoder_learning_rate,
                 "amp": preset.autoencoder_amp,
+                "mirror_probability": 0.5,
                 "seed": seed,
                 **network,
             },
         ),
         _bundle_stage(
-            "codes", "extract_codes", options={"dataset_dir": slices, "output_dir": codes, **model, **network}
+            "codes",
+            "extract_codes",
+            options={"dataset_dir": slices, "output_dir": codes, "mirror_training": True, **model, **network},
         ),
     ]
     for level in (0, 1):
