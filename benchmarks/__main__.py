@@ -73,7 +73,7 @@ def machine() -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is asked for; the file is written anew after each benchmark, so that an interrupted run keeps its results."""
+    """Run what is asked for; the file is written anew after each benchmark, so an interrupted run keeps its results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.splitlines()[0] if __doc__ else ""
     )
