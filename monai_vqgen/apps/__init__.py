@@ -6,7 +6,13 @@ from monai_vqgen.apps.bundles import bundle_root, run_stage
 from monai_vqgen.apps.evaluation import evaluate, split_records
 from monai_vqgen.apps.priors import TrainedPriors, condition_dim, load_autoencoder, load_priors
 from monai_vqgen.apps.sampling import draw_conditions, draw_samples, sample_to_folder
-from monai_vqgen.apps.scans import CompleteNiftiWriter, LoadScand, reconstruction_names, reconstruction_records
+from monai_vqgen.apps.scans import (
+    CompleteNiftiWriter,
+    LoadScand,
+    model_pixel_mm,
+    reconstruction_names,
+    reconstruction_records,
+)
 
 __all__ = [
     "CompleteNiftiWriter",
@@ -19,6 +25,7 @@ __all__ = [
     "evaluate",
     "load_autoencoder",
     "load_priors",
+    "model_pixel_mm",
     "reconstruction_names",
     "reconstruction_records",
     "run_stage",

@@ -19,7 +19,9 @@ from monai_vqgen.data import discover_volumes, load_datalist, read_volume
 from monai_vqgen.errors import DatalistError, ScanError
 from monai_vqgen.transforms import LoadSlice
 
-__all__ = ["CompleteNiftiWriter", "LoadScand", "reconstruction_names", "reconstruction_records"]
+__all__ = ["CompleteNiftiWriter", "LoadScand", "model_pixel_mm", "reconstruction_names", "reconstruction_records"]
+
+BUNDLE_PIXEL_MM = 1.736  # mm; `pixel_mm` of extract_slices.json
 
 
 def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list[dict[str, Any]]:
@@ -40,11 +42,23 @@ def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list
     return [{"image": str(record.path), "subject": record.subject} for record in discover_volumes(folder)]
 
 
+def model_pixel_mm(dataset_dir: str | Path, split: str = "test") -> float | None:
+    """Pixel size to show a model: the bundle's own for volumes, none for slices, which have the model's already.
+
+    A model trained on slices of another size needs `--pixel_mm`.
+    """
+    try:
+        load_datalist(dataset_dir, split)
+    except DatalistError:
+        return BUNDLE_PIXEL_MM
+    return None
+
+
 def reconstruction_names(records: Sequence[Mapping[str, Any]], dataset_dir: str | Path, postfix: str) -> list[str]:
     """Where each reconstruction goes, relative to the output folder: the input's own path, with the postfix."""
     folder, names = Path(dataset_dir).resolve(), []
     for record in records:
-        path = Path(record["image"]).resolve()
+        path = Path(record["image"])  # not resolved: a link's own name counts, as for the writer
         parent = path.parent.relative_to(folder) if folder in path.parents else Path()
         names.append((parent / f"{slice_stem(path)}_{postfix}.nii.gz").as_posix())
     return names

@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
-from monai_vqgen.apps import bundle_root, run_stage
+from monai_vqgen.apps import bundle_root, model_pixel_mm, run_stage
 from monai_vqgen.data import read_volume
 from monai_vqgen.data.writing import write_slice_nifti
 from monai_vqgen.errors import CheckpointError, DatalistError, OutputExistsError, ScanError
@@ -129,6 +129,25 @@ def real_data() -> Path:
             pytest.fail(f"no real scans at {folder}: set MONAI_VQGEN_REAL_DATA")
         pytest.skip(f"no real scans at {folder}: set MONAI_VQGEN_REAL_DATA")
     return folder
+
+
+def test_links_keep_their_own_names(tmp_path, model):
+    write_blob(tmp_path / "store" / "MD5-abc.nii.gz", (12, 12, 4), np.eye(4))
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "sub-01_T1w.nii.gz").symlink_to(tmp_path / "store" / "MD5-abc.nii.gz")
+    run(tmp_path / "scans", tmp_path / "out", model)
+    assert [path.name for path in (tmp_path / "out").rglob("*.nii.gz")] == ["sub-01_T1w_recon.nii.gz"]
+    with pytest.raises(OutputExistsError, match="sub-01_T1w_recon"):
+        run(tmp_path / "scans", tmp_path / "out", model)
+
+
+def test_volumes_are_shown_at_the_bundles_pixel_size_and_slices_as_they_are(tmp_path):
+    write_blob(tmp_path / "scans" / "a.nii.gz", (12, 12, 4), np.eye(4))
+    (tmp_path / "slices" / "test").mkdir(parents=True)
+    write_slice_nifti(tmp_path / "slices" / "test" / "a.nii.gz", np.zeros((12, 12)), np.eye(4), {})
+    extraction = ConfigParser.load_config_file(bundle_root() / "configs" / "extract_slices.json")
+    assert model_pixel_mm(tmp_path / "scans") == extraction["pixel_mm"]
+    assert model_pixel_mm(tmp_path / "slices") is None
 
 
 @pytest.mark.real
