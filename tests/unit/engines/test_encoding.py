@@ -27,8 +27,10 @@ def write_folders(folder, counts=(5, 2), size=(16, 16)) -> None:
 @pytest.fixture
 def network() -> HierarchicalVQVAE:
     torch.manual_seed(0)
-    quantizers = [EMACodebook(16, 4, kmeans=False), EMACodebook(16, 4, kmeans=False)]
-    return HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=quantizers)
+    quantizers = [EMACodebook(16, 4), EMACodebook(16, 4)]
+    network = HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=quantizers)
+    network.train_pass(torch.rand(16, 1, 16, 16))  # spreads the codes over the latents
+    return network
 
 
 def test_each_slice_has_its_own_codes_whatever_the_batch_and_mirrored_copies_follow(tmp_path, network):
@@ -41,6 +43,7 @@ def test_each_slice_has_its_own_codes_whatever_the_batch_and_mirrored_copies_fol
     assert store.image_size == (16, 16)
     assert store.splits == ("training", "validation")  # a missing test split is no error
     records = store.records("training")
+    assert len(store.codes("training", 1).unique()) > 4
     assert [record.get("mirrored", False) for record in records] == [False] * 5 + [True] * 5
     for index, record in enumerate(records):
         image = load({"image": str(tmp_path / "slices" / "train" / record["image"])})["image"].as_tensor()[None]

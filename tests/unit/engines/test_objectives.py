@@ -14,19 +14,19 @@ from monai_vqgen.errors import InputError
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE, fingerprint
 
 
-def tiny_autoencoder() -> HierarchicalVQVAE:
+def tiny_autoencoder(*, kmeans: bool = True) -> HierarchicalVQVAE:
     torch.manual_seed(0)
-    quantizers = [EMACodebook(8, 4), EMACodebook(8, 4)]
+    quantizers = [EMACodebook(8, 4, kmeans=kmeans), EMACodebook(8, 4, kmeans=kmeans)]
     return HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=quantizers, finer_dropout=0.0)
 
 
 def test_loss_is_the_weighted_sum_that_numpy_gives():
-    network, images = tiny_autoencoder(), torch.rand(3, 1, 16, 16)
-    network.train_pass(images)  # initialises the codebooks
+    network, images = tiny_autoencoder(kmeans=False), torch.rand(3, 1, 16, 16)
     levels = network.train()._pass(images, learning=False).levels
     result = AutoencoderObjective(network, mse_weight=2.0, l1_weight=0.5, codebook_weight=3.0).train()(images)
     difference = (result["reconstruction"] - images).detach().numpy()
     codebook = sum(float(level.loss.detach()) for level in levels)
+    assert codebook > 0.05  # or its weight would not be seen
     expected = 2 * np.mean(difference**2) + 0.5 * np.mean(np.abs(difference)) + 3 * codebook
     assert float(result["loss"].detach()) == pytest.approx(expected, rel=1e-4)
     np.testing.assert_allclose(result["psnr"].numpy(), -10 * np.log10((difference**2).mean(axis=(1, 2, 3))), rtol=1e-4)

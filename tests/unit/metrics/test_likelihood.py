@@ -50,6 +50,9 @@ def test_smoothing_is_chosen_as_leaving_one_out_by_hand_would():
 
     tried = {smoothing: held_out_bits(smoothing) for smoothing in (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0)}
     assert held_out_bits(chosen) <= min(tried.values()) + 1e-9
+    histogram = PositionHistogram(16).fit(torch.from_numpy(train))
+    for smoothing, bits in tried.items():
+        assert histogram._leave_one_out_bits(torch.from_numpy(train).flatten(1), smoothing) == pytest.approx(bits)
 
 
 def test_what_cannot_be_scored_is_refused():
