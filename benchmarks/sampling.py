@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,9 +121,12 @@ def floor_ratio(case: SamplingCase) -> dict[str, object]:
 
 def _weights_of_a_position(prior: GatedPixelCNN) -> Tensor:
     """All weights of the horizontal stack, the attentions and the head, as rows of one matrix."""
-    modules = [*prior.attentions.values(), *prior.output_blocks, prior.head]
-    for layer in prior.layers:
-        modules += [layer.convs[-1], layer.outputs[-1]]  # type: ignore[index, union-attr]
+    network: Any = prior
+    modules = [*network.output_blocks, network.head]
+    for attention in network.attentions.values():
+        modules += [attention.qkv, attention.output]
+    for layer in network.layers:
+        modules += [layer.convs[-1], layer.outputs[-1]]
     matrices = [p.detach().flatten() for m in modules for p in m.parameters() if p.ndim > 1]
     row = 2 * prior.channels
     flat = torch.cat(matrices)

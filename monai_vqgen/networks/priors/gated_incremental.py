@@ -11,9 +11,8 @@ Legend of suffixes: b batch, c channels, k number of codes, s spatial axes, n ra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 from monai_vqgen.networks.causal import CausalAttention
 from monai_vqgen.networks.priors.base import IncrementalPass, check_prior_inputs
-from monai_vqgen.networks.priors.gated_weights import attention_weights, matrix, stack_weights
+from monai_vqgen.networks.priors.gated_weights import at, attention_weights, matrix, stack_weights
 from monai_vqgen.networks.priors.slabs import ContextRows, SlabStack
 
 if TYPE_CHECKING:
@@ -113,12 +112,13 @@ class GatedIncremental(IncrementalPass):
         ]
         self._prepare_codes(prior, table)
         self._prepare_rows(prior, position_sc=positions[-1], context_bsc=context_bsc)
+        attentions: Any = prior.attentions
         self._caches = {
-            int(index): _KeyValueCache(attention, coordinates_ps=coordinates_ps, batch_size=batch_size)  # type: ignore[arg-type]
-            for index, attention in prior.attentions.items()
+            int(index): _KeyValueCache(attention, coordinates_ps=coordinates_ps, batch_size=batch_size)
+            for index, attention in attentions.items()
         }
         self._prepare_head(prior)
-        self._position, self._total, self._features_ready = 0, math.prod(grid), False
+        self._position, self._features_ready = 0, False
 
     @staticmethod
     def _positions(prior: GatedPixelCNN, coordinates_ps: Tensor) -> tuple[Tensor, ...]:
@@ -126,12 +126,13 @@ class GatedIncremental(IncrementalPass):
 
     def _prepare_codes(self, prior: GatedPixelCNN, table: Tensor) -> None:
         """The codes so far, behind a margin of "outside" codes whose embedding is zero."""
-        self._margin = prior.inputs[0].taps  # type: ignore[assignment]
+        inputs: Any = prior.inputs
+        self._margin: int = inputs[0].taps
         self._table = torch.cat([table, table.new_zeros(1, table.shape[1])])
-        lead = [n + int(self._margin) for n in self._grid[:-1]]
+        lead = [n + self._margin for n in self._grid[:-1]]
         self._codes = torch.full((self._b, *lead, self._row), prior.num_codes, device=table.device)
         # What a code adds to the horizontal stack's input 1, 2, ... positions later, straight from a table.
-        kernel = prior.inputs[-1].conv.weight.detach().flatten(2)  # type: ignore[union-attr, operator]
+        kernel = inputs[-1].conv.weight.detach().flatten(2)
         self._code_terms = torch.einsum("kc,oct->kto", table, kernel.flip(-1)).contiguous()
 
     def _prepare_rows(self, prior: GatedPixelCNN, *, position_sc: Tensor, context_bsc: Tensor | None) -> None:
@@ -143,7 +144,8 @@ class GatedIncremental(IncrementalPass):
         if context_bsc is not None:
             contexts = [w.context for w in weights if w.context is not None]
             self._context = ContextRows(context_bsc, contexts, grid=self._grid, lead=len(self._grid) - 1)
-        self._start_sc = position_sc + prior.inputs[-1].conv.bias.detach()  # type: ignore[union-attr, operator]
+        inputs: Any = prior.inputs
+        self._start_sc = position_sc + inputs[-1].conv.bias.detach()
         b, c, w, reach = self._b, self._c, self._row, prior.kernel_size // 2
         spare = self._code_terms.shape[1]  # columns past the row's end, written and never read
         rows = [position_sc.new_zeros(b, reach + w + spare, c) for _ in range(len(weights) + 1)]
@@ -168,13 +170,14 @@ class GatedIncremental(IncrementalPass):
         ]
 
     def _prepare_head(self, prior: GatedPixelCNN) -> None:
+        blocks: Any = prior.output_blocks
+        head: Any = prior.head
         self._blocks = [
-            (matrix(block.hidden), block.hidden.bias.detach(), matrix(block.output), block.output.bias.detach())  # type: ignore[union-attr, operator, arg-type]
-            for block in prior.output_blocks
+            (matrix(block.hidden), block.hidden.bias.detach(), matrix(block.output), block.output.bias.detach())
+            for block in blocks
         ]
-        hidden, output = prior.head[1], prior.head[3]
-        self._hidden, self._hidden_bias = matrix(hidden), hidden.bias.detach()  # type: ignore[union-attr, operator]
-        self._output, self._output_bias = matrix(output), output.bias.detach()  # type: ignore[union-attr, operator]
+        self._hidden, self._hidden_bias = matrix(head[1]), head[1].bias.detach()
+        self._output, self._output_bias = matrix(head[3]), head[3].bias.detach()
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
@@ -191,8 +194,8 @@ class GatedIncremental(IncrementalPass):
     def push(self, codes_b: Tensor) -> None:
         """Fix the codes at this position and move on."""
         self._run_position()
-        index, x = self._lead_index(), self._position % self._row
-        self._codes[(slice(None), *(i + self._margin for i in index), x)] = codes_b
+        x = self._position % self._row
+        self._codes_bw[:, x] = codes_b
         self._later[x].add_(self._code_terms.index_select(0, codes_b))
         self._position += 1
         self._features_ready = False
@@ -223,14 +226,16 @@ class GatedIncremental(IncrementalPass):
 
     def _begin_row(self, index: tuple[int, ...]) -> None:
         """Advance the other stacks to the row at `index`, and start the horizontal stack's row."""
+        self._codes_bw = at(self._codes, slice(None), *(i + self._margin for i in index))
         for axis, slab in enumerate(self._slabs):
             if any(index[axis + 1 :]):
                 continue  # this stack's slab began with an earlier row
             if axis and index[axis] == 0:
                 slab.reset()
-            before = tuple(slice(i + self._margin, i + self._margin + 1) for i in index[:axis])
-            codes = self._codes[(slice(None), *before, slice(index[axis], index[axis] + self._margin))]
-            codes = codes[(slice(None),) * (axis + 2) + (slice(self._margin, None),) * (len(index) - axis - 1)]
+            here = [slice(i + self._margin, i + self._margin + 1) for i in index[:axis]]
+            before = slice(index[axis], index[axis] + self._margin)
+            inner = [slice(self._margin, None)] * (len(index) - axis - 1)
+            codes = at(self._codes, slice(None), *here, before, *inner)
             above = None if axis == 0 else [link[:, index[axis]] for link in self._slabs[axis - 1].links]
             following = self._biases if slab is self._slabs[-1] else self._slabs[axis + 1].biases
             slab.advance(F.embedding(codes, self._table), index[: axis + 1], links=above, biases=following)

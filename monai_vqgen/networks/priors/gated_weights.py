@@ -12,14 +12,14 @@ and the gate is one tanh over all channels and one fused multiply-add, once ever
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from monai_vqgen.networks.causal import CausalAttention, CroppedConv, GatedLayer
 
-__all__ = ["AttentionWeights", "StackWeights", "attention_weights", "halve_gates", "matrix", "stack_weights"]
+__all__ = ["AttentionWeights", "StackWeights", "at", "attention_weights", "halve_gates", "matrix", "stack_weights"]
 
 
 class StackWeights(NamedTuple):
@@ -44,6 +44,11 @@ class AttentionWeights(NamedTuple):
     output: Tensor
     position_n: Tensor
     """`(n, 3 * width)`: what each position adds to queries, keys and values."""
+
+
+def at(values: Tensor, *index: Any) -> Tensor:
+    """`values[index]`, for an index put together from parts."""
+    return values[index]
 
 
 def halve_gates(gates: Tensor, *, channels: int) -> Tensor:

@@ -138,4 +138,4 @@ def context_terms(
     if prior.context is None:
         return [None] * len(prior.blocks)
     context_bcs = prior.context(coarser, condition)
-    return [spread(block.context(context_bcs), grid) for block in prior.blocks]  # type: ignore[operator, union-attr]
+    return [spread(block.context(context_bcs), grid) for block in prior.blocks]  # type: ignore[operator]

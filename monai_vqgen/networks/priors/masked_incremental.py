@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from monai_vqgen.networks.causal import MaskedConv
 from monai_vqgen.networks.priors.base import IncrementalPass, check_prior_inputs
-from monai_vqgen.networks.priors.gated_weights import matrix
+from monai_vqgen.networks.priors.gated_weights import at, matrix
 
 if TYPE_CHECKING:
     from monai_vqgen.networks.priors.masked import MaskedPixelCNN
@@ -33,12 +33,13 @@ class _MaskedCache:
         weight = conv.masked_weight().detach()  # (out, in, reach + 1, k, ...)
         reach, dims = conv.reach, len(grid)
         self._reach, self._bias = reach, conv.conv.bias
-        here = weight[(slice(None), slice(None), reach, *(reach,) * (dims - 2))]  # this row's taps: (out, in, k)
+        own: tuple[Any, ...] = (slice(None), slice(None), reach, *(reach,) * (dims - 2))
+        here = weight[own]  # this row's taps: (out, in, k)
         self._window_taps = reach + int(conv.include_center)
         self._here = here[..., : self._window_taps].permute(2, 1, 0).flatten(0, 1).contiguous()
         # Taps before this row: whole planes and rows; this row's own are set to zero, or in 2D cropped.
         before = weight.clone()
-        before[(slice(None), slice(None), reach, *(reach,) * (dims - 2))] = 0
+        before[own] = 0
         self._planes = reach if dims == 2 else reach + 1
         self._before = before[:, :, : self._planes].contiguous()
         margins = [grid[0] + reach, *(n + 2 * reach for n in grid[1:])]
@@ -49,14 +50,13 @@ class _MaskedCache:
         """Apply the taps before the row at `index`."""
         reach = self._reach
         ranges = [slice(index[0], index[0] + self._planes), *(slice(i, i + 2 * reach + 1) for i in index[1:])]
-        region = self._features[(slice(None), *ranges)].movedim(-1, 1)
+        region = at(self._features, slice(None), *ranges).movedim(-1, 1)
         convolve = F.conv2d if region.ndim == 4 else F.conv3d
         sums_bwc = convolve(region, self._before, self._bias).flatten(2).transpose(1, 2).contiguous()
         if self._extra is not None:
-            sums_bwc += self._extra[(slice(None), *index)]
+            sums_bwc += at(self._extra, slice(None), *index)
         self._sums_bwc = sums_bwc
-        own = (index[0] + reach, *(i + reach for i in index[1:]))
-        self._row_features = self._features[(slice(None), *own)]
+        self._row_features = at(self._features, slice(None), *(i + reach for i in index))
 
     def write(self, features_bc: Tensor, x: int) -> None:
         """Set the input features at column `x` of the current row."""
@@ -97,13 +97,14 @@ class MaskedIncremental(IncrementalPass):
         self._table = prior.embedding.weight.detach()
         self._input = _MaskedCache(prior.input, grid=grid, batch_size=batch_size, extra_bcs=None)
         extras = context_terms(prior, grid=grid, coarser=coarser, condition=condition)
+        blocks: Any = prior.blocks
         self._blocks = [
             (
                 _linear(block.reduce),
                 _MaskedCache(block.masked, grid=grid, batch_size=batch_size, extra_bcs=extra),
                 _linear(block.expand),
             )
-            for block, extra in zip(prior.blocks, extras, strict=True)
+            for block, extra in zip(blocks, extras, strict=True)
         ]
         self._layers = [_linear(layer) for layer in prior.output_layers]
         self._head = _linear(prior.head)
@@ -142,5 +143,5 @@ class MaskedIncremental(IncrementalPass):
         return x_bc
 
 
-def _linear(layer: torch.nn.Module) -> tuple[Tensor, Tensor]:
-    return matrix(layer), layer.bias.detach()  # type: ignore[union-attr, operator, return-value]
+def _linear(layer: Any) -> tuple[Tensor, Tensor]:
+    return matrix(layer), layer.bias.detach()

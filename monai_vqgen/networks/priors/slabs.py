@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monai_vqgen.networks.causal import CroppedConv
-from monai_vqgen.networks.priors.gated_weights import StackWeights, stack_weights
+from monai_vqgen.networks.priors.gated_weights import StackWeights, at, stack_weights
 
 if TYPE_CHECKING:
     from monai_vqgen.networks.priors.gated import GatedPixelCNN
@@ -64,7 +64,7 @@ class ContextRows:
         """What the context adds to each layer's gate in the slab at `index`: `(b, positions, 2c)` a layer."""
         key = tuple(i // ratio for i, ratio in zip(index, self._ratios[: self._lead], strict=True))
         if key != self._key:
-            slab = self._context_bsc[(slice(None), *key)].flatten(1, -2)
+            slab = at(self._context_bsc, slice(None), *key).flatten(1, -2)
             self._projected = [(slab @ weight).index_select(1, self._index) for weight in self._weights]
             self._key = key
         return self._projected
@@ -115,7 +115,7 @@ class SlabStack:
         # One padded slab serves all layers: a layer's input is read into columns before the next layer's overwrites it.
         self._padded_bsc = like.new_zeros(b, *padded, c)
         inner = tuple(slice(reach, reach + n) for n in self._slab)
-        self._interior_bsc = self._padded_bsc[(slice(None), *inner)]
+        self._interior_bsc = at(self._padded_bsc, slice(None), *inner)
         self._patches = patches(self._padded_bsc, kernel_size=prior.kernel_size)
         self._columns = [[like.new_zeros(b * positions, columns) for _ in range(taps)] for _ in range(count)]
         self._pre_mc = like.new_empty(b * positions, 2 * c)
@@ -151,6 +151,7 @@ class SlabStack:
         for layer, weights in enumerate(self._weights):
             source = weights.bias if links is None else links[layer]
             self._layer(layer, weights, source=source, context=None if context is None else context[layer])
+            assert weights.link is not None, "every stack but the last has a link"
             torch.addmm(biases[layer], self._gated_mc, weights.link, out=self.links[layer].flatten(0, -2))
 
     def _layer(self, layer: int, weights: StackWeights, *, source: Tensor, context: Tensor | None) -> None:
