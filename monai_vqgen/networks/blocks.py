@@ -24,7 +24,7 @@ def halvings(stride: int) -> int:
     return stride.bit_length() - 1
 
 
-class ResidualUnit(nn.Module):
+class ResidualBottleneck(nn.Module):
     """``x + conv1(relu(conv3(relu(x))))``, the residual block of van den Oord et al. 2017, section 4.1."""
 
     def __init__(self, spatial_dims: int, channels: int, *, residual_channels: int) -> None:
@@ -44,10 +44,10 @@ class ResidualUnit(nn.Module):
 
 
 class ResidualStack(nn.Sequential):
-    """Several :class:`ResidualUnit` and a last ReLU; shapes stay."""
+    """Several :class:`ResidualBottleneck` and a last ReLU; shapes stay."""
 
     def __init__(self, spatial_dims: int, channels: int, *, residual_channels: int, num_blocks: int) -> None:
-        units = [ResidualUnit(spatial_dims, channels, residual_channels=residual_channels) for _ in range(num_blocks)]
+        units = [ResidualBottleneck(spatial_dims, channels, residual_channels=residual_channels) for _ in range(num_blocks)]
         super().__init__(*units, nn.ReLU())
 
 
