@@ -189,6 +189,21 @@ def test_codebook_prior_and_rate_agree_with_numpy(metrics, slices, network, run)
     assert metrics["rate"]["coded_bits_per_pixel"] == pytest.approx(total / pixels, rel=1e-4)
 
 
+def test_histogram_baseline_is_fitted_to_training_slices(metrics, slices, network):
+    with torch.no_grad():
+        codes = {
+            split: network.encode(torch.tensor(slices[split][:, None], dtype=torch.float32))
+            for split in ("training", "test")
+        }
+    for level in (0, 1):
+        seen, asked = (codes[split][level].flatten(1).numpy() for split in ("training", "test"))
+        counts = np.stack([(seen == code).sum(0) for code in range(CODES)])  # (codes, positions)
+        occurrences = np.take_along_axis(counts, asked, axis=0)
+        smoothings = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
+        candidates = [-np.log2((occurrences + a) / (len(seen) + a * CODES)).mean() for a in smoothings]
+        assert np.abs(np.array(candidates) - metrics["prior"][level]["histogram_bits_per_code"]).min() < 1e-6
+
+
 def test_pictures_are_there_and_the_key_names_the_sampled_ones(run):
     for name in ("reconstructions", "samples", "usage", "real_and_sampled"):
         with Image.open(run / "out" / f"{name}.png") as picture:
