@@ -47,7 +47,9 @@ class ResidualStack(nn.Sequential):
     """Several :class:`ResidualBottleneck` and a last ReLU; shapes stay."""
 
     def __init__(self, spatial_dims: int, channels: int, *, residual_channels: int, num_blocks: int) -> None:
-        units = [ResidualBottleneck(spatial_dims, channels, residual_channels=residual_channels) for _ in range(num_blocks)]
+        units = [
+            ResidualBottleneck(spatial_dims, channels, residual_channels=residual_channels) for _ in range(num_blocks)
+        ]
         super().__init__(*units, nn.ReLU())
 
 
