@@ -79,6 +79,8 @@ class EMACodebook(Quantizer):
             raise InputError(f"decay={decay} must lie in [0, 1)")
         if restart_below >= 1:
             raise InputError(f"restart_below={restart_below} must be under 1, the count that a code starts with")
+        if initial_count < 0:
+            raise InputError(f"initial_count={initial_count} must not be negative")
         self.num_codes, self.dim = num_codes, dim
         self.decay, self.commitment, self.restart_below, self.kmeans = decay, commitment, restart_below, kmeans
         self.gradient_estimator = check_estimator(gradient_estimator)

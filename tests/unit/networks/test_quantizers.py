@@ -113,6 +113,14 @@ def test_unused_codes_do_not_run_away_from_a_cold_start() -> None:
     assert codebook.embeddings_kd.norm(dim=1).max() < 1.1 * longest
 
 
+def test_counts_from_zero_drive_unused_codes_away_as_published() -> None:
+    codebook = EMACodebook(512, 16, kmeans=False, restart_below=0.0, initial_count=0.0)
+    latents = mixture(2048, 4, 16, seed=0)
+    used = codebook(latents).codes_bs.unique().numel()
+    codebook.learn(latents, codebook(latents).codes_bs)
+    assert int((codebook.embeddings_kd.norm(dim=1) > 1e3).sum()) == 512 - used
+
+
 def test_restart_resets_code_count_and_sum_together() -> None:
     codebook = EMACodebook(4, 2, kmeans=False, restart_below=0.5)
     codebook.counts_k[2] = 0.01
@@ -208,6 +216,7 @@ def test_gradient_codebook_moves_only_chosen_codes() -> None:
         (lambda: EMACodebook(1, 4), "num_codes=1"),
         (lambda: EMACodebook(8, 4, decay=1.0), "decay"),
         (lambda: EMACodebook(8, 4, restart_below=2.0), "restart_below"),
+        (lambda: EMACodebook(8, 4, initial_count=-1.0), "initial_count"),
         (lambda: EMACodebook(8, 4, gradient_estimator="gumbel"), "straight_through"),
         (lambda: GradientCodebook(8, 0), "dim=0"),
         (lambda: FiniteScalarQuantizer((8, 1)), "at least 2 levels"),
