@@ -17,6 +17,8 @@ from monai_vqgen.data.writing import write_bytes
 __all__ = ["write_contact_sheet"]
 
 LABEL_PX = 14
+LEAST_WIDTH_PX = 120
+"""A label's room: smaller slices are drawn at a whole multiple of their size."""
 SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
 """What lies at the image's left and right edge."""
 
@@ -41,7 +43,8 @@ def _label(item: Mapping[str, Any]) -> str:
 
 def _load(path: Path) -> NDArray:
     pixels = np.asarray(nib.load(path).dataobj, dtype=np.float32)[:, :, 0]  # type: ignore[attr-defined]
-    return (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
+    times = -(-LEAST_WIDTH_PX // pixels.shape[1])
+    return (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).repeat(times, 0).repeat(times, 1)
 
 
 def write_contact_sheet(
