@@ -1,4 +1,4 @@
-"""Discrete generative models of medical images for MONAI: hierarchical VQ-VAEs, PixelCNN priors, exact fast sampling."""
+"""Discrete generative models of medical images for MONAI: hierarchical VQ-VAEs and PixelCNN priors, sampled exactly."""
 
 from __future__ import annotations
 

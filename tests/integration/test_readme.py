@@ -94,9 +94,7 @@ def test_the_stages_run_in_the_order_of_the_table(tmp_path: Path) -> None:
     scan = nib.load(sorted((tmp_path / "scans").rglob("*.nii.gz"))[0])
     reconstructed = [nib.load(path) for path in sorted((out / "reconstructions").rglob("*.nii.gz"))]
     assert len(reconstructed) == 8
-    assert any(
-        image.shape == scan.shape and abs(image.affine - scan.affine).max() < 1e-4 for image in reconstructed
-    )
+    assert any(image.shape == scan.shape and abs(image.affine - scan.affine).max() < 1e-4 for image in reconstructed)
     assert len(list((out / "samples").rglob("*.nii.gz"))) == 2
     assert json.loads((out / "evaluation/metrics.json").read_text())["sampling"]["num_samples"] == 2
 
