@@ -72,6 +72,9 @@ def _write_pictures(
     )
     save_usage(counts, folder / "usage.png")
     drawn = samples.images_ncs[:, 0].numpy()
+    rows = [("test slices", original), ("reconstructed", reconstruction), ("samples", drawn)]
+    width = min(len(images) for _, images in rows)
+    save_rows([PictureRow(name, images[:width]) for name, images in rows], folder / "overview.png")
     save_png(grid_picture(drawn), folder / "samples.png")
     order = np.random.default_rng(seed).permutation(len(original) + min(SHOWN, len(drawn)))
     mixed = np.concatenate([original, drawn[:SHOWN]])[order]
@@ -97,7 +100,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judge a trained model on test slices and write `metrics.json` (last), and its pictures, to a folder.
 
-    Pictures: `reconstructions.png`, `samples.png`, `usage.png`, `real_and_sampled.png` (with its key in JSON).
+    Pictures: `overview.png`, `reconstructions.png`, `samples.png`, `usage.png`, and
+    `real_and_sampled.png` with its key in JSON.
 
     Args:
         network: the trained autoencoder.
