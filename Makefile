@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 DATA ?=
 OUTPUT ?= out/demo
 DEMO_OPTIONS ?=
+BENCH_OPTIONS ?=
 
 .PHONY: help setup demo test test-all lint format bench clean
 
@@ -44,7 +45,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	$(BIN)/python -m benchmarks --output out/bench/results.json
+	$(BIN)/python -m benchmarks --output out/bench/results.json $(BENCH_OPTIONS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

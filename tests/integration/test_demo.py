@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -113,3 +114,16 @@ def test_folders_that_no_demo_wrote_are_left_alone(tmp_path):
     assert set(before) < set(tmp_path.rglob("*"))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_real_scans_go_all_the_way(real_data, tmp_path):
+    scans = sorted((real_data / "ds002748").glob("*_T1w.nii.gz"))[:6]
+    (tmp_path / "scans").mkdir()
+    for scan in [*scans, real_data / "ds002748" / "participants.tsv"]:
+        shutil.copy(scan, tmp_path / "scans")
+    assert main(["demo", "--data", str(tmp_path / "scans"), "--output", str(tmp_path / "out"), "--size", "tiny"]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert sum(metrics["data"]["subjects"].values()) == 6
+    assert (tmp_path / "out" / "report.html").stat().st_size > 0
