@@ -80,6 +80,9 @@ class DecoderOnlyPrior(Prior):
             with_cross_attention=use_context,
             embedding_dropout_rate=dropout,
         )
+        if not use_context:  # MONAI builds the norms of cross-attention all the same; DDP refuses idle parameters
+            for name, parameter in self.transformer.named_parameters():
+                parameter.requires_grad_("cross_attn" not in name)
         self.context: ContextNetwork | None = None
         if use_context:
             self.context = ContextNetwork(

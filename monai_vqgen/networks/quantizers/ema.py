@@ -84,9 +84,10 @@ class EMACodebook(Quantizer):
         self.num_codes, self.dim = num_codes, dim
         self.decay, self.commitment, self.restart_below, self.kmeans = decay, commitment, restart_below, kmeans
         self.gradient_estimator = check_estimator(gradient_estimator)
+        self.initial_count = float(initial_count)
         embeddings_kd = torch.randn(num_codes, dim)
         self.register_buffer("embeddings_kd", embeddings_kd)
-        self.register_buffer("counts_k", torch.full((num_codes,), float(initial_count)))
+        self.register_buffer("counts_k", torch.full((num_codes,), self.initial_count))
         self.register_buffer("sums_kd", embeddings_kd * (initial_count or 1.0))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("initialized", torch.tensor(not kmeans))
@@ -106,12 +107,14 @@ class EMACodebook(Quantizer):
         """Return the embeddings ``(b, d, *s)`` of codes."""
         return F.embedding(codes_bs, self.embeddings_kd).movedim(-1, 1)
 
-    @torch.no_grad()
     def prepare(self, latents_bds: Tensor) -> None:
         """Initialise the codebook by k-means over the first training batch of all processes."""
-        if self.initialized:
-            return
-        rows_nd = all_gather_rows(_finite(to_rows(latents_bds.detach())))
+        if not self.initialized:
+            with torch.no_grad(), torch.autocast(latents_bds.device.type, enabled=False):
+                self._initialize(to_rows(latents_bds.detach()))
+
+    def _initialize(self, rows_nd: Tensor) -> None:
+        rows_nd = all_gather_rows(_finite(rows_nd))
         if rows_nd.shape[0] == 0:
             return
         generator = torch.Generator().manual_seed(0)
@@ -120,13 +123,15 @@ class EMACodebook(Quantizer):
         if rows_nd.shape[0] > most:
             rows_nd = rows_nd[torch.randperm(rows_nd.shape[0], generator=generator)[:most].sort().values]
         self.embeddings_kd.copy_(kmeans(rows_nd, self.num_codes, generator=generator))
-        self.sums_kd.copy_(self.embeddings_kd * self.counts_k[:, None])
+        self.sums_kd.copy_(self.embeddings_kd * (self.initial_count or 1.0))
         self.initialized.fill_(True)
 
-    @torch.no_grad()
     def learn(self, latents_bds: Tensor, codes_bs: Tensor) -> None:
         """Move counts, sums and embeddings towards a training batch; restart codes that fell out of use."""
-        rows_nd, codes_n = to_rows(latents_bds.detach()), codes_bs.reshape(-1)
+        with torch.no_grad(), torch.autocast(latents_bds.device.type, enabled=False):
+            self._follow(to_rows(latents_bds.detach()), codes_bs.reshape(-1))
+
+    def _follow(self, rows_nd: Tensor, codes_n: Tensor) -> None:
         finite_n = _finite_mask(rows_nd)
         if finite_n is not None:
             rows_nd, codes_n = rows_nd[finite_n], codes_n[finite_n]

@@ -7,6 +7,7 @@ import torch
 
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks import EMACodebook, FiniteScalarQuantizer, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks.blocks import hide_finer
 
 
 def small(spatial_dims: int = 2, strides: tuple[int, ...] = (8, 4), **options: float) -> HierarchicalVQVAE:
@@ -83,6 +84,16 @@ def test_hidden_levels_leave_gradients_to_the_coarsest_alone() -> None:
     assert coarsest is not None
     assert coarsest.abs().sum() > 0
     assert finest is None or finest.abs().sum() == 0
+
+
+def test_hidden_samples_and_levels_are_drawn_as_promised() -> None:
+    torch.manual_seed(1)
+    shown = hide_finer([torch.ones(20000, 1, 1, 1)] * 3, 0.3)
+    kept = [level[:, 0, 0, 0].bool() for level in shown]
+    assert kept[0].all()
+    assert abs((~kept[2]).float().mean() - 0.3) < 0.02  # whatever is hidden, the finest is
+    assert abs((~kept[1]).float().mean() - 0.15) < 0.02  # the first hidden level is uniform among the finer two
+    assert not (kept[2] & ~kept[1]).any()  # never a level without the coarser one
 
 
 def test_every_parameter_trains() -> None:

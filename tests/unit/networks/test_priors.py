@@ -205,3 +205,13 @@ def test_inputs_that_do_not_fit_are_refused(kind):
 def test_a_grid_longer_than_the_transformer_is_refused_with_the_mend():
     with pytest.raises(InputError, match="max_positions=81"):
         make("decoder_only", 2)(torch.zeros(1, 9, 9, dtype=torch.long))
+
+
+@pytest.mark.parametrize("kind", ["gated", "attention", "masked", "transformer"])
+@pytest.mark.parametrize("context", CONTEXTS, ids=str)
+def test_every_trainable_parameter_gets_a_gradient(kind, context):
+    prior = make(kind, 2, **CONTEXTS[context]).train()  # distributed training refuses idle parameters
+    codes, coarser, condition = inputs(prior, (4, 4))
+    prior(codes, coarser, condition).square().sum().backward()
+    idle = [name for name, value in prior.named_parameters() if value.requires_grad and value.grad is None]
+    assert idle == []

@@ -167,6 +167,23 @@ def test_kmeans_finds_separated_clusters_whatever_the_order_of_rows() -> None:
     assert torch.cdist(centres, found[0]).min(1).values.max() < 0.1
 
 
+def test_a_codebook_learns_alike_inside_and_outside_autocast() -> None:
+    outside, inside = EMACodebook(16, 4), EMACodebook(16, 4)
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(6))
+    inside.load_state_dict(outside.state_dict())
+    for codebook, enabled in ((outside, False), (inside, True)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            codebook.prepare(latents)
+            codebook.learn(latents, codebook(latents).codes_bs)
+    assert torch.equal(outside.embeddings_kd, inside.embeddings_kd)
+
+
+def test_kmeans_start_with_counts_at_zero_keeps_the_centres() -> None:
+    codebook = EMACodebook(8, 2, initial_count=0.0)
+    codebook.prepare(torch.randn(1, 2, 8, 8))
+    torch.testing.assert_close(codebook.sums_kd, codebook.embeddings_kd)
+
+
 def test_fewer_rows_than_codes_still_initialise_every_code() -> None:
     codebook = EMACodebook(64, 2)
     codebook.prepare(torch.randn(1, 2, 2, 2))
