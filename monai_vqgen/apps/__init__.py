@@ -5,7 +5,7 @@ from __future__ import annotations
 from monai_vqgen.apps.bundles import bundle_root, run_stage
 from monai_vqgen.apps.evaluation import evaluate, split_records
 from monai_vqgen.apps.priors import TrainedPriors, condition_dim, load_autoencoder, load_priors
-from monai_vqgen.apps.sampling import draw_conditions, draw_samples, sample_to_folder
+from monai_vqgen.apps.sampling import draw_conditions, draw_samples, join_conditions, sample_to_folder
 from monai_vqgen.apps.scans import (
     CompleteNiftiWriter,
     LoadScand,
@@ -23,6 +23,7 @@ __all__ = [
     "draw_conditions",
     "draw_samples",
     "evaluate",
+    "join_conditions",
     "load_autoencoder",
     "load_priors",
     "model_pixel_mm",

@@ -127,7 +127,7 @@ def _stages(preset: DemoPreset, *, scans: Path, output: Path, seed: int) -> list
         _bundle_stage(
             "samples",
             "sample",
-            options={**trained, "output_dir": str(output / "samples"), "pixel_mm": preset.pixel_mm},
+            options={**trained, "output_dir": str(output / "samples")},
         ),
         _bundle_stage("evaluation", "evaluate", options={**trained, "dataset_dir": slices, "output_dir": str(output)}),
     ]

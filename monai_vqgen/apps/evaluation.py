@@ -33,7 +33,7 @@ from monai_vqgen.apps.priors import TrainedPriors
 from monai_vqgen.apps.sampling import SampleBatch, draw_samples
 from monai_vqgen.data import load_datalist
 from monai_vqgen.data.files import write_json
-from monai_vqgen.errors import DatalistError
+from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.metrics import CodebookCounter, baseline_scores, mean_image
 from monai_vqgen.networks import HierarchicalVQVAE
 
@@ -98,7 +98,7 @@ def evaluate(
     top_p: float | None = None,
     batch_size: int = 16,
 ) -> dict[str, Any]:
-    """Judge a trained model on test slices and write `metrics.json` (last), and its pictures, to a folder.
+    """Judge a trained model on test slices and write `metrics.json`, then its pictures, to a folder.
 
     Pictures: `overview.png`, `reconstructions.png`, `samples.png`, `usage.png`, and
     `real_and_sampled.png` with its key in JSON.
@@ -119,9 +119,13 @@ def evaluate(
 
     Returns:
         The content of `metrics.json`.
+
+    Raises:
+        InputError: the priors are of slices of another size, or an argument of the sampling is out of its range.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    priors = _of_slices(priors, network, test)
     samples = draw_samples(  # first: a wrong argument costs seconds, not minutes
         network,
         priors,
@@ -166,10 +170,21 @@ def evaluate(
         "sampling": sampling_figures(priors, samples, batch_size),
         "data": data_figures(split_records, image_size),
     }
+    write_json(folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
     _write_pictures(folder, result.shown, samples, [c.total_counts().numpy() for c in counters], seed=seed)
-    write_json(folder / "metrics.json", _json_numbers(metrics))
     _log(metrics)
     return metrics
+
+
+def _of_slices(priors: TrainedPriors, network: HierarchicalVQVAE, slices: SliceSet) -> TrainedPriors:
+    """The priors with the size of these slices, where their files do not tell it; refuses slices of another size."""
+    image_size = tuple(int(n) for n in slices[0]["image"].shape[1:])
+    if image_size != (priors.image_size or image_size) or tuple(network.grids(image_size)) != priors.grids:
+        raise InputError(
+            f"the slices are of {image_size} pixels, the priors of {priors.image_size or 'another size'}: evaluate on "
+            "slices of the size that the priors learned from, or give --image_size"
+        )
+    return priors._replace(image_size=image_size)
 
 
 def _json_numbers(content: Any) -> Any:

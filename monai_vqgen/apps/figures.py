@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from monai_vqgen.apps.priors import TrainedPriors
-from monai_vqgen.apps.sampling import SampleBatch
+from monai_vqgen.apps.sampling import SampleBatch, crop
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import InputError
 from monai_vqgen.inferers import AncestralSampler
@@ -110,13 +110,6 @@ def _shown_indices(count: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int).tolist()))
 
 
-def _cropped(images_bcs: Tensor, size: Sequence[int]) -> Tensor:
-    """The first pixels of each axis (sizes that do not divide are padded at the end), in [0, 1], on the CPU."""
-    for axis, length in enumerate(size, start=2):
-        images_bcs = images_bcs.narrow(axis, 0, length)
-    return images_bcs.clamp(0, 1).cpu()
-
-
 def reconstruct_slices(network: HierarchicalVQVAE, test: SliceSet, *, batch_size: int) -> ReconstructionPass:
     """Reconstruct every test slice from all levels and from the coarsest alone."""
     device = next(network.parameters()).device
@@ -128,8 +121,8 @@ def reconstruct_slices(network: HierarchicalVQVAE, test: SliceSet, *, batch_size
         for images_bcs in batches(test, batch_size, description="reconstructing"):
             grids = network.encode(images_bcs.to(device))
             size = images_bcs.shape[2:]
-            all_levels = _cropped(network.decode(grids), size)
-            coarsest = _cropped(network.decode(grids[:1]), size)
+            all_levels = crop(network.decode(grids), size).clamp(0, 1).cpu()
+            coarsest = crop(network.decode(grids[:1]), size).clamp(0, 1).cpu()
             full.append(reconstruction_scores(all_levels, images_bcs))
             top_only.append(reconstruction_scores(coarsest, images_bcs))
             codes.append([grid.cpu() for grid in grids])

@@ -16,6 +16,8 @@ from monai_vqgen.networks.priors import Prior
 
 __all__ = ["TrainedPriors", "condition_dim", "load_autoencoder", "load_priors"]
 
+_SLICES = ("image_size", "plane", "pixel_mm")  # what the sidecars say of the slices; all may be missing
+
 
 class TrainedPriors(NamedTuple):
     """One prior a level, coarsest first, and what their sidecar files say of all of them."""
@@ -25,6 +27,10 @@ class TrainedPriors(NamedTuple):
     condition: ConditionEncoder | None
     """How a condition becomes a vector; None for unconditional priors."""
     autoencoder_fingerprint: str
+    image_size: tuple[int, ...] = ()
+    """Pixels of the slices that the codes were made of; decoded samples are cropped to it. Empty where unknown."""
+    plane: str | None = None
+    pixel_mm: float | None = None
 
 
 def load_autoencoder(
@@ -105,9 +111,24 @@ def load_priors(
                 f"(fingerprint {theirs[:12]}..., this one's is {mine[:12]}...): give the model.pt that made its codes, "
                 "or extract codes and train the priors again"
             )
-    if any(sidecar.get("condition") != sidecars[0].get("condition") for sidecar in sidecars):
-        raise CheckpointError(f"the priors in {folder} were trained with different conditions: train them alike")
+    for key in ("condition", *_SLICES):
+        if any(sidecar.get(key) != sidecars[0].get(key) for sidecar in sidecars):
+            raise CheckpointError(f"the priors in {folder} were trained with a different {key}: train them alike")
     for level, prior in enumerate(prior_defs[:levels]):
         load_weights(prior, folder / f"model_prior_level{level}.pt").to(device)
     grids = tuple(tuple(int(n) for n in sidecar["grid"]) for sidecar in sidecars)
-    return TrainedPriors(tuple(prior_defs[:levels]), grids, _encoder(sidecars[0].get("condition")), mine)
+    image_size = tuple(int(n) for n in sidecars[0].get("image_size") or ())
+    if image_size and tuple(autoencoder.grids(image_size)) != grids:
+        raise CheckpointError(
+            f"the priors in {folder} are of grids {list(grids)}, which is not what slices of {image_size} pixels "
+            "become: train them again"
+        )
+    return TrainedPriors(
+        networks=tuple(prior_defs[:levels]),
+        grids=grids,
+        condition=_encoder(sidecars[0].get("condition")),
+        autoencoder_fingerprint=mine,
+        image_size=image_size,
+        plane=sidecars[0].get("plane"),
+        pixel_mm=sidecars[0].get("pixel_mm"),
+    )

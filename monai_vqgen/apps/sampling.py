@@ -25,7 +25,15 @@ from monai_vqgen.inferers import AncestralSampler
 from monai_vqgen.networks import HierarchicalVQVAE
 from monai_vqgen.transforms.geometry import PLANES, check_plane
 
-__all__ = ["SampleBatch", "draw_conditions", "draw_samples", "sample_affine", "sample_to_folder"]
+__all__ = [
+    "SampleBatch",
+    "crop",
+    "draw_conditions",
+    "draw_samples",
+    "join_conditions",
+    "sample_affine",
+    "sample_to_folder",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +48,26 @@ class SampleBatch(NamedTuple):
     conditions: list[dict[str, Any]]
     seconds: float
     """Time of drawing the codes, decoding left out."""
+
+
+def join_conditions(*parts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One condition of several that were given apart; a value of None counts as not given.
+
+    Raises:
+        InputError: two parts give different values of one name.
+
+    Example:
+        >>> join_conditions({"sex": "F"}, {"position_mm": None})
+        {'sex': 'F'}
+    """
+    joined: dict[str, Any] = {}
+    for part in parts:
+        for name, value in (part or {}).items():
+            if value is None:
+                continue
+            if joined.setdefault(name, value) != value:
+                raise InputError(f"{name} is given twice, as {joined[name]} and as {value}: leave one out")
+    return joined
 
 
 def draw_conditions(
@@ -128,7 +156,15 @@ def draw_samples(
             priors.grids, num_samples=num_samples, seed=seed, condition=condition_nf, progress=advance
         )
     seconds = time.perf_counter() - start
-    return SampleBatch(decode_in_batches(autoencoder, codes, batch_size=batch_size), codes, conditions, seconds)
+    images_ncs = crop(decode_in_batches(autoencoder, codes, batch_size=batch_size), priors.image_size)
+    return SampleBatch(images_ncs, codes, conditions, seconds)
+
+
+def crop(images_ncs: Tensor, size: Sequence[int]) -> Tensor:
+    """The first pixels of each axis: sizes that do not divide were padded at the end. An empty size crops nothing."""
+    for axis, length in enumerate(size, start=2):
+        images_ncs = images_ncs.narrow(axis, 0, length)
+    return images_ncs
 
 
 def decode_in_batches(autoencoder: HierarchicalVQVAE, codes: Sequence[Tensor], *, batch_size: int = 16) -> Tensor:
@@ -163,15 +199,17 @@ def sample_to_folder(
     top_k: int | None = None,
     top_p: float | None = None,
     condition: Mapping[str, Any] | None = None,
-    plane: str = "axial",
+    plane: str | None = None,
     pixel_mm: float | None = None,
     batch_size: int = 16,
 ) -> SampleBatch:
     """Draw samples and write them: `images/sample_0000.nii.gz` and `.png`, `samples.png`, `samples.json` (last).
 
-    The other arguments are those of `draw_samples`; `plane` and `pixel_mm` give the NIfTI files their geometry.
+    The other arguments are those of `draw_samples`; `plane` and `pixel_mm` give the NIfTI files their geometry, by
+    default that of the slices which the priors learned from (axial and 1 mm where it is not known).
     """
-    check_plane(plane)
+    plane = check_plane(plane or priors.plane or "axial")
+    pixel_mm = pixel_mm or priors.pixel_mm or 1.0
     batch = draw_samples(
         autoencoder,
         priors,
@@ -192,7 +230,7 @@ def sample_to_folder(
     ):
         name = f"images/sample_{index:04d}"
         about = {"synthetic": True, "seed": seed, "index": index, "temperature": temperature, "condition": values}
-        affine = sample_affine(plane, image_hw.shape, pixel_mm or 1.0, values.get("position_mm"))
+        affine = sample_affine(plane, image_hw.shape, pixel_mm, values.get("position_mm"))
         write_slice_nifti(folder / f"{name}.nii.gz", image_hw, affine, about)
         save_png(image_hw, folder / f"{name}.png")
         entries.append({**about, "image": f"{name}.nii.gz", "picture": f"{name}.png"})

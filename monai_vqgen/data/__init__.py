@@ -7,6 +7,7 @@ from monai_vqgen.data.datalists import load_datalist
 from monai_vqgen.data.extraction import ExtractionReport, extract_slices, position_range
 from monai_vqgen.data.phantoms import Phantom, make_phantom, make_phantoms
 from monai_vqgen.data.reading import Volume, read_nifti, read_volume
+from monai_vqgen.data.slice_geometry import SliceGeometry, read_slice_geometry
 from monai_vqgen.data.sources import ScanRecord, discover_volumes
 from monai_vqgen.data.splits import SubjectSplit, split_subjects
 
@@ -16,6 +17,7 @@ __all__ = [
     "ExtractionReport",
     "Phantom",
     "ScanRecord",
+    "SliceGeometry",
     "SubjectSplit",
     "Volume",
     "discover_volumes",
@@ -25,6 +27,7 @@ __all__ = [
     "make_phantoms",
     "position_range",
     "read_nifti",
+    "read_slice_geometry",
     "read_volume",
     "save_codes",
     "split_subjects",

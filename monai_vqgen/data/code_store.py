@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from monai_vqgen.data.files import replace_file, write_json
+from monai_vqgen.data.slice_geometry import SliceGeometry
 from monai_vqgen.errors import CodesMismatchError, InputError
 
 __all__ = ["CodeStore", "CodesDataset", "save_codes"]
@@ -38,6 +39,7 @@ def save_codes(
     codebook_sizes: Sequence[int],
     fingerprint: str,
     image_size: Sequence[int] = (),
+    geometry: SliceGeometry = SliceGeometry(),
 ) -> None:
     """Write a code store.
 
@@ -48,6 +50,7 @@ def save_codes(
         codebook_sizes: number of codes of each level, coarsest first.
         fingerprint: `networks.fingerprint` of the autoencoder.
         image_size: size of the slices in pixels.
+        geometry: plane and pixel size of the slices, as far as they are known.
 
     Raises:
         CodesMismatchError: levels, grids, records or code values do not fit one another.
@@ -74,6 +77,8 @@ def save_codes(
         "codebook_sizes": list(codebook_sizes),
         "grids": shapes,
         "image_size": list(image_size),
+        "plane": geometry.plane,
+        "pixel_mm": geometry.pixel_mm,
         "file": {"name": _TENSORS, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
         "splits": {split: [dict(record) for record in records[split]] for split in grids},
     }
@@ -95,6 +100,7 @@ class CodeStore:
         codebook_sizes: number of codes of each level, coarsest first.
         grids: shape of each level's grid, coarsest first.
         image_size: size of the slices in pixels, empty where unknown.
+        geometry: plane and pixel size of the slices, None where unknown.
         splits: names of the splits.
 
     Raises:
@@ -114,6 +120,7 @@ class CodeStore:
             self.codebook_sizes: tuple[int, ...] = tuple(description["codebook_sizes"])
             self.grids: tuple[tuple[int, ...], ...] = tuple(tuple(grid) for grid in description["grids"])
             self.image_size: tuple[int, ...] = tuple(description.get("image_size", ()))
+            self.geometry = SliceGeometry(description.get("plane"), description.get("pixel_mm"))
             self._records: dict[str, list[dict[str, Any]]] = description["splits"]
             self._check_tensors(description["file"])
         except (KeyError, TypeError) as error:

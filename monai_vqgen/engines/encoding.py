@@ -17,7 +17,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from monai_vqgen.data import load_datalist
+from monai_vqgen.data import load_datalist, read_slice_geometry
 from monai_vqgen.data.code_store import CodeStore, save_codes
 from monai_vqgen.engines.batches import channels_last
 from monai_vqgen.errors import DatalistError, InputError
@@ -86,6 +86,7 @@ def write_codes(
         codebook_sizes=module.codebook_sizes,
         fingerprint=fingerprint(autoencoder),
         image_size=image_size,
+        geometry=read_slice_geometry(dataset_dir),
     )
     store = CodeStore(output_dir)
     logger.info("Wrote the codes of %s to %s", {split: len(rows) for split, rows in records.items()}, output_dir)

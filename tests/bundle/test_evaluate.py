@@ -15,11 +15,11 @@ from skimage.metrics import structural_similarity
 
 from monai_vqgen.apps import run_stage
 from monai_vqgen.data.writing import write_slice_nifti
-from monai_vqgen.errors import DatalistError, OutputExistsError
+from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 from monai_vqgen.handlers import save_weights
 from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
 
-CODES, SIZE, GRIDS = 12, (24, 32), [(3, 4), (6, 8)]
+CODES, SIZE, GRIDS = 12, (20, 30), [(3, 4), (6, 8)]  # a size that no stride divides
 TINY_PRIOR = {"channels": 8, "num_layers": 2, "attention_every": 0, "num_codes": CODES}
 OPTIONS = {
     "network_def::channels": 8,
@@ -47,7 +47,7 @@ def write_slices(folder: Path) -> None:
         datalist[split] = []
         for subject in range(subjects):
             for position in (40.0, 50.0, 60.0):
-                disc = (rows - 12) ** 2 + (columns - 16) ** 2 < 90 + position / 2
+                disc = (rows - 10) ** 2 + (columns - 15) ** 2 < 60 + position / 2
                 image = disc * rng.uniform(0.3, 1, SIZE)
                 name = f"images/{split}{subject}_{position:g}.nii.gz"
                 write_slice_nifti(folder / name, image, np.eye(4), {})
@@ -78,6 +78,7 @@ def run(tmp_path_factory) -> Path:
             "grid": GRIDS[level],
             "num_codes": CODES,
             "autoencoder_fingerprint": fingerprint(network),
+            "image_size": SIZE,
             "condition": encoder.to_dict(),
         }
         (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
@@ -136,8 +137,8 @@ def test_reconstruction_and_baselines_agree_with_scikit_image(metrics, slices, n
     with torch.no_grad():
         images = torch.tensor(test[:, None], dtype=torch.float32)
         codes = network.encode(images)
-        reconstructions = network.decode(codes).clamp(0, 1)[:, 0].double().numpy()
-        coarsest = network.decode(codes[:1]).clamp(0, 1)[:, 0].double().numpy()
+        reconstructions = network.decode(codes)[..., : SIZE[0], : SIZE[1]].clamp(0, 1)[:, 0].double().numpy()
+        coarsest = network.decode(codes[:1])[..., : SIZE[0], : SIZE[1]].clamp(0, 1)[:, 0].double().numpy()
 
     def scores(candidates):
         ssim, brain, psnr = [], [], []
@@ -211,6 +212,21 @@ def test_pictures_are_there_and_the_key_names_the_sampled_ones(run):
     sampled = json.loads((run / "out" / "real_and_sampled.json").read_text())["sampled"]
     assert len(sampled) == 3
     assert set(sampled) <= set(range(1, 3 + 6 + 1))
+
+
+def test_slices_of_another_size_than_the_priors_are_refused_before_any_work(run, tmp_path):
+    with pytest.raises(InputError, match=r"\(24, 32\) pixels, the priors of \(20, 30\)"):
+        evaluate(run, tmp_path / "out", image_size=[24, 32])  # the same grids, but other pixels
+
+
+def test_figures_are_written_before_the_pictures(run, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("no space left for pictures")
+
+    monkeypatch.setattr("monai_vqgen.apps.evaluation._write_pictures", fail)
+    with pytest.raises(RuntimeError):
+        evaluate(run, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text())["data"]["image_size"] == list(SIZE)
 
 
 def test_earlier_results_and_missing_slices_are_named(run, tmp_path):

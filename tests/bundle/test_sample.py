@@ -30,7 +30,7 @@ OPTIONS = {
 }
 
 
-def write_run(folder: Path, encoder: ConditionEncoder | None) -> HierarchicalVQVAE:
+def write_run(folder: Path, encoder: ConditionEncoder | None, **slices) -> HierarchicalVQVAE:
     """A tiny, untrained but complete model: autoencoder, two priors, sidecars."""
     torch.manual_seed(0)
     network = HierarchicalVQVAE(
@@ -55,6 +55,7 @@ def write_run(folder: Path, encoder: ConditionEncoder | None) -> HierarchicalVQV
             "autoencoder_fingerprint": fingerprint(network),
             "condition": (encoder or ConditionEncoder()).to_dict(),
             "validation_bits_per_code": 3.0,
+            **slices,
         }
         (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
     return network
@@ -94,6 +95,36 @@ def test_samples_are_written_as_nifti_png_and_one_picture(tmp_path, conditioned)
         picture = np.asarray(Image.open(tmp_path / entry["picture"]))
         np.testing.assert_array_equal(picture, np.round(image.get_fdata()[..., 0] * 255))
     assert np.asarray(Image.open(tmp_path / "samples.png")).shape[0] >= 48
+
+
+def test_samples_have_the_size_plane_and_pixels_of_the_slices_that_the_priors_learned_from(tmp_path):
+    (tmp_path / "run").mkdir()
+    write_run(tmp_path / "run", None, image_size=[20, 30], plane="coronal", pixel_mm=3.472)
+    content = sample(tmp_path / "run", tmp_path / "out", num_samples=1)
+    image = nib.load(tmp_path / "out" / content["samples"][0]["image"])
+    assert image.shape == (20, 30, 1)
+    assert nib.aff2axcodes(image.affine) == PLANES["coronal"]
+    np.testing.assert_allclose(image.header.get_zooms()[:2], 3.472)
+    assert (content["plane"], content["pixel_mm"]) == ("coronal", 3.472)
+    given = sample(tmp_path / "run", tmp_path / "given", num_samples=1, plane="sagittal", pixel_mm=2.0)
+    image = nib.load(tmp_path / "given" / given["samples"][0]["image"])
+    assert nib.aff2axcodes(image.affine) == PLANES["sagittal"]
+    np.testing.assert_allclose(image.header.get_zooms()[:2], 2.0)
+
+
+def test_priors_whose_grids_are_not_their_slices_are_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    write_run(tmp_path / "run", None, image_size=[40, 30])
+    with pytest.raises(CheckpointError, match=r"\(40, 30\)"):
+        sample(tmp_path / "run", tmp_path / "out")
+
+
+def test_a_position_counts_wherever_it_is_given(tmp_path, conditioned):
+    for name, options in {"own": {"position_mm": 50}, "condition": {"condition": {"position_mm": 50}}}.items():
+        content = sample(conditioned, tmp_path / name, **options)
+        assert [entry["condition"]["position_mm"] for entry in content["samples"]] == [50] * 3
+    with pytest.raises(InputError, match="position_mm is given twice"):
+        sample(conditioned, tmp_path / "both", position_mm=50, condition={"position_mm": 60})
 
 
 def test_samples_are_the_samplers_codes_decoded(tmp_path, plain):

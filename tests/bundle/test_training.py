@@ -46,7 +46,7 @@ def write_slices(folder: Path, size: int = 16) -> None:
     """A disc of its own radius and brightness on each slice."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:size, :size] / size - 0.5
-    datalist: dict = {"plane": "axial", "image_size": [size, size]}
+    datalist: dict = {"plane": "coronal", "image_size": [size, size], "pixel_mm": 3.472}
     (folder / "images").mkdir(parents=True)
     for split, count in {"training": 8, "validation": 4, "test": 2}.items():
         datalist[split] = []
@@ -54,7 +54,7 @@ def write_slices(folder: Path, size: int = 16) -> None:
             disc = (rows**2 + columns**2 < random.uniform(0.05, 0.2)) * random.uniform(0.4, 1.0)
             name = f"images/{split}{i}.nii.gz"
             nib.save(nib.Nifti1Image(disc[:, :, None].astype(np.float32), np.eye(4)), folder / name)
-            record = {"image": name, "subject": f"{split}{i}", "plane": "axial", "position_mm": 40.0 + i}
+            record = {"image": name, "subject": f"{split}{i}", "plane": "coronal", "position_mm": 40.0 + i}
             datalist[split].append(record)
     (folder / "datalist.json").write_text(json.dumps(datalist))
 
@@ -172,6 +172,9 @@ def test_each_prior_says_what_it_was_trained_on(codes, priors):
             "coarser": [CODES] * level,
             "autoencoder_fingerprint": CodeStore(codes).fingerprint,
             "condition": {"continuous": {"position_mm": [40.0, 47.0]}, "categorical": {}},
+            "image_size": [16, 16],
+            "plane": "coronal",
+            "pixel_mm": 3.472,
         }
         assert torch.load(priors / f"model_prior_level{level}.pt", weights_only=True)
         assert (priors / "images" / f"samples_level{level}_epoch0002.png").is_file()
@@ -243,6 +246,7 @@ def test_ready_made_folders_without_positions_train_an_unconditional_prior(tmp_p
     run("train_prior", condition_names=[], **options)
     sidecar = json.loads((tmp_path / "run" / "model_prior_level0.json").read_text())
     assert sidecar["condition"] == {"continuous": {}, "categorical": {}}
+    assert (sidecar["image_size"], sidecar["plane"], sidecar["pixel_mm"]) == ([16, 16], None, None)
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
