@@ -11,7 +11,7 @@ from monai_vqgen.data.reading import Volume, _finished
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.geometry import check_affine
 
-__all__ = ["dicom_series_folders", "is_dicom", "read_dicom_series"]
+__all__ = ["dicom_series_folders", "is_dicom", "patient_id", "read_dicom_series"]
 
 
 def is_dicom(path: Path) -> bool:
@@ -34,6 +34,20 @@ def dicom_series_folders(files: Iterable[Path]) -> list[Path]:
         if is_dicom(path):
             found[path.parent] = None
     return list(found)
+
+
+def patient_id(folder: Path) -> str | None:
+    """PatientID of the first DICOM file in a folder; None where it is empty, missing or cannot be read."""
+    first = next((path for path in sorted(folder.iterdir()) if path.is_file() and is_dicom(path)), None)
+    if first is None:
+        return None
+    try:
+        import pydicom
+
+        header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(header.get("PatientID") or "").strip() or None
+    except Exception:  # pydicom raises many kinds for damaged files; reading the series will say what is wrong
+        return None
 
 
 def read_dicom_series(folder: str | Path) -> Volume:

@@ -159,7 +159,7 @@ def extract_slices(
         overwrite: replace earlier results.
         progress: show a bar.
         suffix: BIDS contrast.
-        subject_pattern: regular expression for the subject in a file's name.
+        subject_pattern: regular expression for the subject in a file's name or path; see `discover_volumes`.
         source: free text about the data, copied into the datalist.
 
     Raises:
@@ -174,6 +174,7 @@ def extract_slices(
     check_position_options(plane, "mm", reference)
     options = SliceOptions(plane, tuple(places), reference, pixel_mm, size, on_trim, lower, upper).checked()
     records = discover_volumes(dataset_dir, suffix=suffix, subject_pattern=subject_pattern)
+    _warn_of_guesses(records)
     split_subjects([record.subject for record in records], fractions, seed=seed)  # too few: say so before the work
     output_dir = Path(output_dir)
     images = _claim(output_dir, overwrite)
@@ -207,6 +208,18 @@ def extract_slices(
         {part: len(names) for part, names in split._asdict().items()},
         skipped,
     )
+
+
+def _warn_of_guesses(records: Sequence[ScanRecord]) -> None:
+    guesses = [record for record in records if record.guessed]
+    if guesses:
+        logger.warning(
+            "%d of %d scans do not say whose they are (%s, for one): each stands for a subject of its own. "
+            "If a subject has several scans, name it with --subject_pattern, lest it end up in training and test at once.",
+            len(guesses),
+            len(records),
+            guesses[0].path.name,
+        )
 
 
 def _range_text(places: Sequence[float]) -> str:

@@ -49,7 +49,7 @@ def split_subjects(
         found = f"only {len(names)} subject{'s' if len(names) != 1 else ''} ({', '.join(names) or 'none'})"
         raise DatalistError(
             f"{found} for {needed} parts: parts must not share a subject. Add scans of other subjects, "
-            "or set the fractions of the parts you do not need to 0."
+            "set the fractions of the parts you do not need to 0, or say with subject_pattern whose scan is whose."
         )
     counts = np.where(shares > 0, np.maximum(1, np.floor(shares * len(names) + 1e-9)), 0).astype(int)
     while counts.sum() != len(names):  # a handful of steps: rounding, and parts lifted to one subject

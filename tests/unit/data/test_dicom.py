@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-def write_series(folder, voxels, affine, series="1"):
+def write_series(folder, voxels, affine, series="1", patient=None):
     """A series of `voxels[:, :, k]`: DICOM is LPS, its columns run along the first axis."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
@@ -31,6 +31,8 @@ def write_series(folder, voxels, affine, series="1"):
         meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(k)])
         data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
         data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+        if patient is not None:
+            data.PatientID = patient
         data.Modality, data.SeriesInstanceUID, data.InstanceNumber = "MR", f"1.2.3.{series}", int(k) + 1
         data.Rows, data.Columns = voxels.shape[1], voxels.shape[0]
         data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
@@ -67,6 +69,20 @@ def test_a_series_is_read_with_its_place_in_the_world(series):
         index = np.rint(apply_affine(np.linalg.inv(head.affine), world)).astype(int)
         assert np.rint(head.voxels_s)[tuple(index)] == volume.voxels_s.max()
         assert volume.voxels_s.sum() == pytest.approx(np.rint(head.voxels_s).sum())
+
+
+def test_a_patients_series_are_one_subject_whatever_the_folders_are_called(tmp_path):
+    for folder, patient in {"a/1.2.3": "P/1", "b/1.2.4": "P/1", "c/T1": "P2", "d/T1": "", "e/T1": None}.items():
+        write_series(tmp_path / folder, np.zeros((2, 3, 2)), np.eye(4), "1", patient)
+    found = discover_volumes(tmp_path)
+    assert [(r.subject, r.name, r.guessed) for r in found] == [
+        ("P/1", "1.2.3", False),
+        ("P/1", "1.2.4", False),
+        ("P2", "P2", False),
+        ("d/T1", "d_T1", True),
+        ("e/T1", "e_T1", True),
+    ]
+    assert [r.subject for r in discover_volumes(tmp_path, subject_pattern="^[a-e]")] == list("abcde")
 
 
 def test_series_go_through_extraction(series, tmp_path):

@@ -28,8 +28,12 @@ def touch(folder: Path, *names: str) -> Path:
         ("OAS1_0001_MR1_mpr_n4_anon.nii.gz", "OAS1_0001"),
         ("OAS2_0117_MR4.nii", "OAS2_0117"),
         ("OAS30001_MR_d0129.nii.gz", "OAS30001"),
-        ("patient.v1.nii.gz", "patient.v1"),
+        ("patient.v1.nii.gz", None),
         ("sub-03/ses-1/anat/T1w.nii.gz", "sub-03"),
+        ("openms_long_patient01_study1_T1W.nii.gz", "patient01"),
+        ("Subject_7-followup.nii.gz", "Subject_7"),
+        ("subj-12/T2.nii.gz", "subj-12"),
+        ("impatient01.nii.gz", None),
     ],
 )
 def test_the_subject_is_read_from_the_name(name, subject):
@@ -40,6 +44,40 @@ def test_a_pattern_of_ones_own_groups_repeat_scans():
     assert subject_of(Path("ms_patient04_study2.nii.gz"), pattern=r"(patient\d+)") == "patient04"
     with pytest.raises(InputError, match="regular expression"):
         subject_of(Path("a.nii"), pattern="(")
+
+
+def test_a_pattern_holds_for_the_whole_folder(tmp_path):
+    touch(tmp_path, "x04_a.nii", "x04_b.nii", "x05_a.nii")
+    found = discover_volumes(tmp_path, subject_pattern=r"^(x\d+)")
+    assert [(r.subject, r.name) for r in found] == [("x04", "x04_a"), ("x04", "x04_b"), ("x05", "x05")]
+    assert not any(record.guessed for record in found)
+    assert all(record.guessed for record in discover_volumes(tmp_path))
+
+
+def test_a_pattern_may_take_a_folder_of_the_path(tmp_path):
+    touch(tmp_path, "anna/T1.nii", "anna/T2.nii", "berta/T1.nii")
+    found = discover_volumes(tmp_path, subject_pattern="^([^/]+)/")
+    assert [r.subject for r in found] == ["anna", "anna", "berta"]
+
+
+def test_only_the_path_inside_the_data_set_names_subjects(tmp_path):
+    folder = tmp_path / "sub-99" / "anat" / "scans"
+    touch(folder, "a.nii", "b.nii")
+    assert [r.subject for r in discover_volumes(folder)] == ["a", "b"]
+    touch(folder, "x/anat/c.nii")
+    assert [r.subject for r in discover_volumes(folder)] == ["a", "b"], "no BIDS tree"
+
+
+def test_derivatives_and_source_data_are_left_out(tmp_path):
+    touch(
+        tmp_path,
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "derivatives/fmriprep/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+        "sourcedata/sub-01/anat/sub-01_T1w.nii.gz",
+    )
+    assert [r.path.relative_to(tmp_path).parts[0] for r in discover_volumes(tmp_path)] == ["sub-01"]
+    prepared = discover_volumes(tmp_path / "derivatives" / "fmriprep")
+    assert [r.subject for r in prepared] == ["sub-01"]
 
 
 def test_a_flat_folder_with_participants(tmp_path):
