@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,18 +13,30 @@ from monai_vqgen.errors import InputError, OutputExistsError
 
 __all__ = ["claim_output", "log_to_file"]
 
+logger = logging.getLogger(__name__)
+
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def claim_output(
-    output_dir: str | os.PathLike[str], names: Sequence[str], overwrite: bool = False, *, resume_from: str | None = None
+    output_dir: str | os.PathLike[str],
+    names: Sequence[str],
+    overwrite: bool = False,
+    *,
+    by_products: Sequence[str] = (),
+    resume_from: str | None = None,
 ) -> Path:
     """Make the output folder, and refuse one that already holds a result of the same name.
 
+    Earlier results that are to be overwritten are removed at once, so that a run which ends early does not leave the
+    old model beside the new logs. A run that is resumed removes nothing.
+
     Args:
         output_dir: folder to write to; made where missing.
-        names: files or folders that the coming run will write, relative to it.
+        names: files or folders that the coming run will write, relative to it; one with a star stands for all that
+            match.
         overwrite: replace them.
+        by_products: like names, but they stop no run: logs, pictures, what a resumed run would go on from.
         resume_from: name of the file that a run to be continued has left; earlier results are welcome then.
 
     Raises:
@@ -39,15 +52,36 @@ def claim_output(
         raise InputError(f"output_dir={str(folder)!r} is not writable. Give another folder.")
     resuming = resume_from is not None and (folder / resume_from).is_file()
     # The other processes would race with the first one's writing.
-    if overwrite or resuming or process_rank() > 0:
+    if resuming or process_rank() > 0:
         return folder
-    there = [name for name in names if (folder / name).exists()]
-    if there:
+    there = _matches(folder, names)
+    if overwrite:
+        for name in [*there, *_matches(folder, by_products)]:
+            _remove(folder / name)
+    elif there:
         raise OutputExistsError(
             f"output_dir={str(folder)!r} already holds {', '.join(there)}. Give another --output_dir, or "
             "--overwrite true to replace earlier results."
         )
     return folder
+
+
+def _matches(folder: Path, names: Sequence[str]) -> list[str]:
+    """Those of the names that exist in the folder, stars resolved."""
+    found = []
+    for name in names:
+        matches = sorted(folder.glob(name)) if "*" in name else [folder / name]
+        found += [match.relative_to(folder).as_posix() for match in matches if os.path.lexists(match)]
+    return found
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link (not what it points to), or a folder with all it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    logger.info("Removed %s, a result of an earlier run.", path)
 
 
 class _RunLog(logging.FileHandler):

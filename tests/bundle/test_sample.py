@@ -230,7 +230,11 @@ def test_earlier_samples_are_not_overwritten_silently(tmp_path, plain):
     sample(plain, tmp_path)
     with pytest.raises(OutputExistsError, match=r"samples\.json"):
         sample(plain, tmp_path)
-    sample(plain, tmp_path, overwrite=True)
+    (tmp_path / "samples.json").unlink()  # as after a kill
+    with pytest.raises(OutputExistsError, match=r"images/sample_0000"):
+        sample(plain, tmp_path)
+    sample(plain, tmp_path, overwrite=True, num_samples=1)
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["sample_0000.nii.gz", "sample_0000.png"]
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])

@@ -127,12 +127,55 @@ def test_earlier_results_are_never_overwritten_silently(tmp_path):
         claim_output(folder, ["model.pt", "history.json"])
     claim_output(folder, ["history.json"])
     claim_output(folder, ["model.pt"], overwrite=True)
+    assert not (folder / "model.pt").exists()
+    (folder / "model.pt").write_bytes(b"earlier")
     with pytest.raises(OutputExistsError):  # nothing to resume from: would start anew over earlier results
         claim_output(folder, ["model.pt"], resume_from="training_state.pt")
     (folder / "training_state.pt").touch()
     claim_output(folder, ["model.pt"], resume_from="training_state.pt")
     with pytest.raises(InputError, match="cannot be made"):
         claim_output(folder / "model.pt", ["x"])
+
+
+def test_overwriting_removes_the_earlier_results_and_nothing_else(tmp_path):
+    def write(*names: str) -> None:
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("earlier")
+
+    results = ["model.pt", "images/sample_0.png", "images/sample_1.png"]
+    by_products = ["training_state.pt", "tensorboard/events"]
+    kept = ["thesis.txt", "images/holiday.png"]
+    write(*results, *by_products, *kept)
+    names = ["model.pt", "images/sample_*"]
+    also = ["training_state.pt", "tensorboard", "never_written"]
+    with pytest.raises(OutputExistsError, match=r"model\.pt, images/sample_0\.png"):
+        claim_output(tmp_path, names, by_products=also)
+    claim_output(tmp_path, names, True, by_products=also, resume_from="training_state.pt")  # goes on with what is there
+    assert all((tmp_path / name).is_file() for name in [*results, *by_products])
+    claim_output(tmp_path, names, True, by_products=also)
+    assert not any((tmp_path / name).exists() for name in [*results, *by_products, "tensorboard"])
+    assert all((tmp_path / name).read_text() == "earlier" for name in kept)
+    write("training_state.pt")
+    claim_output(tmp_path, names, by_products=also)  # by-products alone stop nothing
+    assert (tmp_path / "training_state.pt").is_file()
+
+
+def test_overwriting_a_link_leaves_what_it_points_to(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "images").symlink_to(tmp_path / "elsewhere")
+    claim_output(tmp_path / "run", ["images"], True)
+    assert not (tmp_path / "run" / "images").is_symlink()
+    assert (tmp_path / "elsewhere" / "file").is_file()
+
+
+def test_only_the_first_process_removes(tmp_path, monkeypatch):
+    (tmp_path / "model.pt").touch()
+    monkeypatch.setattr("monai_vqgen.handlers.output.process_rank", lambda: 1)
+    claim_output(tmp_path, ["model.pt"], True)
+    assert (tmp_path / "model.pt").is_file()
 
 
 def test_rows_of_images_stand_where_they_belong():
