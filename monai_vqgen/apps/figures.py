@@ -6,7 +6,6 @@ Shape legend: n slices, b batch, c channels, s spatial axes, k codebook size.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from monai_vqgen.apps.priors import TrainedPriors
 from monai_vqgen.apps.sampling import SampleBatch, crop
+from monai_vqgen.apps.timing import finished_time
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import InputError
 from monai_vqgen.inferers import AncestralSampler
@@ -172,15 +172,15 @@ def whole_grid_seconds(priors: TrainedPriors, codes: Sequence[Tensor], condition
 
     Extrapolated: a few passes a level are timed and multiplied by the number of positions.
     """
-    seconds = 0.0
+    seconds, device = 0.0, codes[0].device
     with torch.inference_mode():
         for level, prior in enumerate(priors.networks):
             arguments = (codes[level], tuple(codes[:level]), condition_nf)
             prior(*arguments)  # the first pass pays for memory and kernels
-            start = time.perf_counter()
+            start = finished_time(device)
             for _ in range(WHOLE_GRID_PASSES):
                 prior(*arguments)
-            seconds += (time.perf_counter() - start) / WHOLE_GRID_PASSES * codes[level][0].numel()
+            seconds += (finished_time(device) - start) / WHOLE_GRID_PASSES * codes[level][0].numel()
     return seconds
 
 

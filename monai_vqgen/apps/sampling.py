@@ -6,7 +6,6 @@ Shape legend: n samples, b batch, c channels, s spatial axes, f condition featur
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from monai_vqgen.apps.pictures import grid_picture, save_png
 from monai_vqgen.apps.priors import TrainedPriors
+from monai_vqgen.apps.timing import finished_time
 from monai_vqgen.data.files import write_json
 from monai_vqgen.data.writing import write_slice_nifti
 from monai_vqgen.errors import InputError
@@ -145,7 +145,7 @@ def draw_samples(
     conditions = draw_conditions(priors, num_samples=num_samples, seed=seed, given=condition)
     device = next(autoencoder.parameters()).device
     condition_nf = priors.condition.encode(conditions).to(device) if priors.condition is not None else None
-    start = time.perf_counter()
+    start = finished_time(device)
     with tqdm(desc="sampling", unit="code", disable=not progress, leave=False) as bar:
 
         def advance(done: int, total: int) -> None:
@@ -155,7 +155,7 @@ def draw_samples(
         codes = sampler.sample(
             priors.grids, num_samples=num_samples, seed=seed, condition=condition_nf, progress=advance
         )
-    seconds = time.perf_counter() - start
+    seconds = finished_time(device) - start
     images_ncs = crop(decode_in_batches(autoencoder, codes, batch_size=batch_size), priors.image_size)
     return SampleBatch(images_ncs, codes, conditions, seconds)
 
