@@ -39,7 +39,7 @@ def save_codes(
     codebook_sizes: Sequence[int],
     fingerprint: str,
     image_size: Sequence[int] = (),
-    geometry: SliceGeometry = SliceGeometry(),
+    geometry: SliceGeometry | None = None,
 ) -> None:
     """Write a code store.
 
@@ -55,6 +55,7 @@ def save_codes(
     Raises:
         CodesMismatchError: levels, grids, records or code values do not fit one another.
     """
+    geometry = geometry or SliceGeometry()
     shapes: list[list[int]] = []
     tensors = {}
     for split, levels in grids.items():

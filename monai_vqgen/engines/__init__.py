@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monai_vqgen.engines.batches import PrepareCodes, PrepareImages, channels_last, place
+from monai_vqgen.engines.batches import PrepareCodes, PrepareImages, channels_last, check_one_size, place
 from monai_vqgen.engines.command_line import check_command_line
 from monai_vqgen.engines.conditions import encode_records
 from monai_vqgen.engines.distributed import (
@@ -14,7 +14,7 @@ from monai_vqgen.engines.distributed import (
     shard,
     start_distributed,
 )
-from monai_vqgen.engines.encoding import write_codes
+from monai_vqgen.engines.encoding import check_mirroring, write_codes
 from monai_vqgen.engines.objectives import AutoencoderObjective, PriorObjective, objective_loss
 from monai_vqgen.engines.seeding import EpochSeeding, seed_everything
 
@@ -26,6 +26,8 @@ __all__ = [
     "PriorObjective",
     "channels_last",
     "check_command_line",
+    "check_mirroring",
+    "check_one_size",
     "distribute",
     "encode_records",
     "end_distributed",

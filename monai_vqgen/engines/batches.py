@@ -5,7 +5,7 @@ Shape suffixes: b batch, c channels, s spatial axes (2 or 3), f condition featur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from monai.engines import PrepareBatch
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-__all__ = ["PrepareCodes", "PrepareImages", "channels_last", "place"]
+from monai_vqgen.errors import InputError
+
+__all__ = ["PrepareCodes", "PrepareImages", "channels_last", "check_one_size", "place"]
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -30,6 +32,23 @@ def place(module: nn.Module, device: torch.device | str) -> nn.Module:
         for parameter in module.parameters():
             parameter.data = channels_last(parameter.data)
     return module
+
+
+def check_one_size(*datasets: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse slices of different sizes before the training starts, rather than at the first batch that mixes them.
+
+    Args:
+        datasets: their items hold an "image" (c, *s).
+
+    Raises:
+        InputError: names the sizes.
+
+    Example:
+        >>> check_one_size([{"image": torch.zeros(1, 8, 8)}], [{"image": torch.zeros(1, 8, 8)}])
+    """
+    sizes = {tuple(item["image"].shape[1:]) for dataset in datasets for item in dataset}
+    if len(sizes) > 1:
+        raise InputError(f"Slices have different sizes {sorted(sizes)}: give --image_size to pad or crop them.")
 
 
 class PrepareImages(PrepareBatch):

@@ -5,6 +5,7 @@ Shape suffixes: b batch, c channels, n slices, s spatial axes (2 or 3).
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -23,11 +24,31 @@ from monai_vqgen.engines.batches import channels_last
 from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.networks import fingerprint
 
-__all__ = ["write_codes"]
+__all__ = ["check_mirroring", "write_codes"]
 
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("training", "validation", "test")
+
+
+def check_mirroring(plane: str | None, probability: float = 1.0) -> None:
+    """Refuse to mirror slices whose last axis does not run from left to right.
+
+    Args:
+        plane: of the slices, None where it is not known.
+        probability: of mirroring; nothing is refused at 0.
+
+    Raises:
+        InputError: the slices are sagittal.
+
+    Example:
+        >>> check_mirroring("axial")
+    """
+    if plane == "sagittal" and probability > 0:
+        raise InputError(
+            "Sagittal slices cannot be mirrored: their last axis runs from front to back, not from left to right. "
+            "Leave mirror_probability at 0 and mirror_training at false."
+        )
 
 
 def write_codes(
@@ -51,11 +72,14 @@ def write_codes(
             their records. Twice the training data for the priors, where left and right are alike.
 
     Raises:
-        InputError: a batch size below one, or slices of different sizes.
-        DatalistError: a split that training needs is missing.
+        InputError: a batch size below one, slices of different sizes, or mirrored copies of sagittal slices.
+        DatalistError: a split that training needs is missing, or a listed slice.
     """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1.")
+    geometry = read_slice_geometry(dataset_dir)
+    if mirror_training:
+        check_mirroring(geometry.plane)
     module: Any = autoencoder.eval()
     grids: dict[str, list[Tensor]] = {}
     records: dict[str, list[dict[str, Any]]] = {}
@@ -64,10 +88,10 @@ def write_codes(
         try:
             items = load_datalist(dataset_dir, split)
         except DatalistError:
-            if split == "test":  # priors need none
-                logger.warning("%s has no test split: its codes are left out.", dataset_dir)
-                continue
-            raise
+            if split != "test" or not _is_empty(dataset_dir, split):  # priors need none, but half of one is a fault
+                raise
+            logger.warning("%s has no test split: its codes are left out.", dataset_dir)
+            continue
         mirrors = [False, True] if mirror_training and split == "training" else [False]
         progress = tqdm(total=len(items), desc=f"codes of {split}", unit="slice")
         parts: list[tuple[Tensor, ...]] = []
@@ -86,11 +110,22 @@ def write_codes(
         codebook_sizes=module.codebook_sizes,
         fingerprint=fingerprint(autoencoder),
         image_size=image_size,
-        geometry=read_slice_geometry(dataset_dir),
+        geometry=geometry,
     )
     store = CodeStore(output_dir)
     logger.info("Wrote the codes of %s to %s", {split: len(rows) for split, rows in records.items()}, output_dir)
     return store
+
+
+def _is_empty(dataset_dir: str | Path, split: str) -> bool:
+    """Whether a split that could not be loaded is one that is not there, rather than one with missing files."""
+    path = Path(dataset_dir) / "datalist.json"
+    if not path.is_file():  # ready-made folders cannot list what is missing
+        return True
+    try:
+        return not json.loads(path.read_text(encoding="utf-8")).get(split)
+    except (ValueError, AttributeError):
+        return False
 
 
 def _batches(

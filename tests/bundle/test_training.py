@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,44 @@ def test_codes_of_another_autoencoder_are_refused(codes, trained, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         run("train_prior", dataset_dir=codes, output_dir=tmp_path / "out", model=tmp_path / "other.pt")
     assert isinstance(own_error(caught.value), CodesMismatchError)
+
+
+def test_sagittal_slices_are_never_mirrored_by_training(slices, tmp_path):
+    shutil.copytree(slices, tmp_path / "slices")
+    datalist = json.loads((slices / "datalist.json").read_text())
+    (tmp_path / "slices" / "datalist.json").write_text(json.dumps({**datalist, "plane": "sagittal"}))
+    with pytest.raises(RuntimeError) as caught:
+        workflow(
+            "train", dataset_dir=tmp_path / "slices", output_dir=tmp_path / "run", mirror_probability=0.5
+        ).initialize()
+    assert "front to back" in str(own_error(caught.value))
+
+
+def test_slices_of_different_sizes_are_refused_before_training_with_the_mend(tmp_path):
+    from PIL import Image
+
+    for split, sizes in {"train": [16, 16, 24], "validate": [16]}.items():
+        (tmp_path / split).mkdir()
+        for i, size in enumerate(sizes):
+            Image.fromarray(np.full((size, size), 200, np.uint8)).save(tmp_path / split / f"{i}.png")
+    with pytest.raises(RuntimeError) as caught:
+        workflow("train", dataset_dir=tmp_path, output_dir=tmp_path / "run").initialize()
+    assert isinstance(own_error(caught.value), InputError)
+    assert "--image_size" in str(own_error(caught.value))
+    workflow("train", dataset_dir=tmp_path, output_dir=tmp_path / "run", image_size=[24, 24]).initialize()
+
+
+@pytest.mark.parametrize("name", ["train", "train_prior"])
+def test_a_training_that_overwrites_leaves_nothing_of_the_earlier_one(name, slices, trained, codes, priors, tmp_path):
+    source, kept = (trained, set()) if name == "train" else (priors, {"1"})
+    shutil.copytree(source, tmp_path / "run")
+    before = {path for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    data = slices if name == "train" else codes
+    options = {"dataset_dir": data, "output_dir": tmp_path / "run", "overwrite": True}
+    workflow(name, **options, **({} if name == "train" else {"level": 0})).initialize()  # and there it is killed
+    after = {path for path in before if path.is_file() and path.suffix != ".log"}
+    assert all("level1" in path.as_posix() for path in after) if kept else after == set()
+    assert len(after) >= 3 * len(kept)  # the other level's results stay
 
 
 @pytest.mark.parametrize("name", ["train", "extract_codes", "train_prior"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_vqgen.engines import encode_records, write_codes
+from monai_vqgen.engines import check_mirroring, encode_records, write_codes
 from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.networks import ConditionEncoder, EMACodebook, HierarchicalVQVAE, fingerprint
 from monai_vqgen.transforms import LoadSliced
+from monai_vqgen.transforms.geometry import PLANES
 
 
 def write_folders(folder, counts=(5, 2), size=(16, 16)) -> None:
@@ -63,6 +65,37 @@ def test_a_missing_training_split_is_an_error(tmp_path, network):
     (tmp_path / "test").mkdir()
     with pytest.raises(DatalistError):
         write_codes(network, tmp_path, tmp_path / "codes", preprocessing=LoadSliced("image"))
+
+
+@pytest.mark.parametrize("listed", [None, [], [{"image": "train/0.png"}, {"image": "gone.png"}]])
+def test_a_test_split_may_be_absent_or_empty_but_not_damaged(tmp_path, network, listed):
+    write_folders(tmp_path)
+    datalist = {"training": [{"image": "train/0.png"}], "validation": [{"image": "validate/0.png"}], "test": listed}
+    (tmp_path / "datalist.json").write_text(
+        json.dumps({name: items for name, items in datalist.items() if items is not None})
+    )
+    load = LoadSliced("image")
+    if listed:
+        with pytest.raises(DatalistError, match=r"gone\.png"):
+            write_codes(network, tmp_path, tmp_path / "codes", preprocessing=load)
+    else:
+        store = write_codes(network, tmp_path, tmp_path / "codes", preprocessing=load)
+        assert store.splits == ("training", "validation")
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_only_planes_whose_last_axis_runs_from_left_to_right_are_mirrored(tmp_path, network, plane):
+    assert ("L" in PLANES[plane][1]) == (plane != "sagittal")
+    write_folders(tmp_path)
+    datalist = {"plane": plane, "training": [{"image": "train/0.png"}], "validation": [{"image": "validate/0.png"}]}
+    (tmp_path / "datalist.json").write_text(json.dumps(datalist))
+    arguments = (network, tmp_path, tmp_path / "codes")
+    check_mirroring(plane, 0.0)
+    if plane == "sagittal":
+        with pytest.raises(InputError, match="front to back"):
+            write_codes(*arguments, preprocessing=LoadSliced("image"), mirror_training=True)
+    else:
+        assert write_codes(*arguments, preprocessing=LoadSliced("image"), mirror_training=True).geometry.plane == plane
 
 
 def test_values_outside_the_trained_ranges_are_moved_and_counted(caplog):
