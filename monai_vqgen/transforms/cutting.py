@@ -6,8 +6,8 @@ volume (X, Y, Z) --prepare_volume--> PreparedVolume --locate_planes--> planes --
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ __all__ = ["REFERENCES", "Plane", "PreparedVolume", "SlicePixels", "cut_plane", 
 
 REFERENCES = ("brain_edge", "brain_center", "volume_center")
 UNITS = ("mm", "fraction")
+GRID_TOLERANCE = 0.1  # voxels that the corners of two grids may lie apart: headers round differently
 
 Extent = tuple[tuple[float, float], tuple[float, float]]
 
@@ -66,33 +67,66 @@ def check_position_options(plane: str, unit: str, reference: str) -> None:
         raise InputError(f"a fraction is of the brain's box from its edge; reference {reference!r} needs unit 'mm'.")
 
 
+def check_positions(positions: float | Sequence[float]) -> tuple[float, ...]:
+    """One position or several as a tuple, or raise InputError."""
+    try:
+        places = tuple(float(p) for p in cast(Iterable[float], [positions] if np.isscalar(positions) else positions))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"positions are {positions!r}; give a number or a list of numbers.") from error
+    if not places:
+        raise InputError("no positions are given; name at least one.")
+    return places
+
+
 def prepare_volume(
     volume_s: NDArray,
     affine: NDArray,
     plane: str,
     *,
     mask_s: NDArray | None = None,
+    mask_affine: NDArray | None = None,
     lower: float = 0.5,
     upper: float = 99.5,
     name: str = "the volume",
 ) -> PreparedVolume:
     """View a volume along a plane's normal and find its foreground's box and intensity window.
 
+    Args:
+        volume_s: three axes, any order and direction.
+        affine: 4x4, voxel centres to RAS+ millimetres.
+        plane: "axial", "coronal" or "sagittal".
+        mask_s: a brain mask; it may be stored in another axis order than the volume, but on the same grid.
+        mask_affine: the mask's own; default the volume's.
+        lower: percentile of the foreground where the window begins.
+        upper: percentile where it ends.
+        name: what the volume is called in messages.
+
     Raises:
-        ScanError: not a volume, a useless affine, or nothing in it above the background.
+        ScanError: not a volume, a useless affine, a mask on another grid, or nothing above the background.
     """
     view = view_plane(volume_s, affine, plane, name=name)
     mask_view = None
     if mask_s is not None:
-        if mask_s.shape != volume_s.shape:
-            raise ScanError(f"{name}: the brain mask's shape {mask_s.shape} is not the volume's {volume_s.shape}.")
-        mask_view = view_plane(mask_s, affine, plane, name=name).volume_s
+        mask_view = _mask_view(mask_s, affine if mask_affine is None else mask_affine, view, plane, name)
     foreground = find_foreground(view.volume_s, mask_s=mask_view)
     if foreground.box is None:
         what = "the brain mask is" if mask_s is not None else "the volume is"
         raise ScanError(f"{name}: {what} empty, no voxel lies above the background; leave the scan out or mend it.")
     window = foreground_window(view.volume_s, foreground=foreground, mask_s=mask_view, lower=lower, upper=upper)
     return PreparedVolume(plane, view, foreground.box, foreground.threshold, window, name)
+
+
+def _mask_view(mask_s: NDArray, affine: NDArray, view: PlaneView, plane: str, name: str) -> NDArray:
+    """The mask as the volume is seen, or ScanError where its voxels lie elsewhere."""
+    mask = view_plane(mask_s, affine, plane, name=f"{name}, its brain mask")
+    corners = np.stack(np.meshgrid(*([0, n - 1] for n in view.volume_s.shape)), axis=-1).reshape(-1, 3)
+    shift_mm = np.abs(corners @ (mask.affine - view.affine)[:3, :3].T + (mask.affine - view.affine)[:3, 3]).max()
+    if mask.volume_s.shape != view.volume_s.shape or shift_mm > GRID_TOLERANCE * min(view.spacing):
+        raise ScanError(
+            f"{name}: the brain mask lies on another grid (shape {mask.volume_s.shape} instead of "
+            f"{view.volume_s.shape} in the {plane} view, corners up to {shift_mm:.2f} mm apart); resample the mask."
+        )
+    return mask.volume_s
 
 
 def _origin_and_range(prepared: PreparedVolume, reference: str) -> tuple[float, int, int]:
@@ -143,6 +177,13 @@ def outside_message(prepared: PreparedVolume, position: float, *, unit: str, ref
     )
 
 
+def finite(values: NDArray) -> NDArray:
+    """NaN and infinity count as background."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    return values
+
+
 def cut_plane(
     prepared: PreparedVolume,
     plane: Plane,
@@ -150,8 +191,8 @@ def cut_plane(
     pixel_mm: float | tuple[float, float] | None = None,
     mode: str = "linear",
 ) -> SlicePixels:
-    """Take one voxel plane, on another pixel size where one is asked for."""
-    pixels = np.ascontiguousarray(prepared.view.volume_s[:, :, plane.number], dtype=np.float32)
+    """Take one voxel plane, NaN as background, on another pixel size where one is asked for."""
+    pixels = finite(np.ascontiguousarray(prepared.view.volume_s[:, :, plane.number], dtype=np.float32))
     affine = prepared.view.affine.copy()
     affine[:3, 3] += affine[:3, 2] * plane.number
     box = np.array([prepared.box.start[:2], np.subtract(prepared.box.stop[:2], 1)], dtype=float)

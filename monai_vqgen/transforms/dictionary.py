@@ -45,7 +45,7 @@ class ExtractSlicesd(MapTransform):
         self,
         keys: KeysCollection,
         plane: str = "axial",
-        positions: Sequence[float] = (0.0,),
+        positions: float | Sequence[float] = (0.0,),
         *,
         unit: str = "mm",
         reference: str = "brain_edge",

@@ -18,7 +18,9 @@ from monai_vqgen.transforms.cutting import (
     Plane,
     PreparedVolume,
     check_position_options,
+    check_positions,
     cut_plane,
+    finite,
     locate_planes,
     outside_message,
     prepare_volume,
@@ -42,7 +44,8 @@ class ExtractSlices(Transform):
 
     Args:
         plane: "axial", "coronal" or "sagittal".
-        positions: millimetres along the plane's normal, or fractions (0 to 1) of the box's extent from its edge.
+        positions: one or several, in millimetres along the plane's normal, or fractions (0 to 1) of the box's extent
+            from its edge.
         unit: "mm" or "fraction".
         reference: where 0 mm is: "brain_edge" (first plane of the box: top, front or left), "brain_center",
             "volume_center".
@@ -57,7 +60,8 @@ class ExtractSlices(Transform):
 
     Raises:
         InputError: an unknown plane, unit or reference, no positions.
-        ScanError: not a volume, an empty one, or a position outside the brain; names the file and the allowed range.
+        ScanError: not a volume, an empty one, a mask on another grid, or a position outside the brain; names the file
+            and the allowed range.
 
     Example:
         >>> volume = torch.rand(1, 20, 24, 18) + 0.1
@@ -70,7 +74,7 @@ class ExtractSlices(Transform):
     def __init__(
         self,
         plane: str = "axial",
-        positions: Sequence[float] = (0.0,),
+        positions: float | Sequence[float] = (0.0,),
         *,
         unit: str = "mm",
         reference: str = "brain_edge",
@@ -78,12 +82,10 @@ class ExtractSlices(Transform):
         mode: str = "linear",
     ) -> None:
         check_position_options(plane, unit, reference)
-        if len(positions) == 0:
-            raise InputError("no positions are given; name at least one.")
         if mode not in ("linear", "nearest"):
             raise InputError(f"mode is {mode!r}; choose 'linear' or 'nearest'.")
         self.plane, self.unit, self.reference, self.mode = plane, unit, reference, mode
-        self.positions = tuple(float(p) for p in positions)
+        self.positions = check_positions(positions)
         self.pixel_mm = _pixel_size(pixel_mm)
 
     def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> list[MetaTensor]:
@@ -92,10 +94,18 @@ class ExtractSlices(Transform):
         return [self.cut(img, prepared, plane) for plane in self.locate(prepared)]
 
     def prepare(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> PreparedVolume:
-        """Find the box and the window of a volume (of its first channel)."""
-        volume_s = _finite(_first_channel(img))
-        mask_s = _first_channel(mask) if mask is not None else None
-        return prepare_volume(volume_s, affine_of(img), self.plane, mask_s=mask_s, name=name_of(img))
+        """Find the box and the window of a volume (of its first channel).
+
+        A mask that is a MetaTensor lies where its own affine says, any other on the volume's array.
+        """
+        return prepare_volume(
+            finite(_first_channel(img)),
+            affine_of(img),
+            self.plane,
+            mask_s=_first_channel(mask) if mask is not None else None,
+            mask_affine=affine_of(mask) if isinstance(mask, MetaTensor) else None,
+            name=name_of(img),
+        )
 
     def locate(self, prepared: PreparedVolume) -> list[Plane]:
         """The planes at the positions, or ScanError."""
@@ -109,7 +119,7 @@ class ExtractSlices(Transform):
 
     def cut(self, img: NdarrayOrTensor, prepared: PreparedVolume, plane: Plane) -> MetaTensor:
         """One slice of all channels."""
-        channels = _finite(to_numpy(img))
+        channels = to_numpy(img)
         views = [prepared.view._replace(volume_s=_turned(prepared, channel, affine_of(img))) for channel in channels]
         cuts = [cut_plane(prepared._replace(view=v), plane, pixel_mm=self.pixel_mm, mode=self.mode) for v in views]
         meta = _slice_meta(img)
@@ -186,13 +196,6 @@ def _first_channel(img: NdarrayOrTensor) -> NDArray:
             f"{name_of(img)}: shape {tuple(volume.shape)}; a volume [C, X, Y, Z] is due (EnsureChannelFirst adds C)."
         )
     return volume[0]
-
-
-def _finite(volume: NDArray) -> NDArray:
-    """NaN and infinity count as background."""
-    if volume.dtype.kind == "f" and not np.isfinite(volume).all():
-        return np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
-    return volume
 
 
 def _turned(prepared: PreparedVolume, channel: NDArray, affine: NDArray) -> NDArray:

@@ -84,6 +84,7 @@ def test_outside_names_file_position_and_range(volume):
         {"pixel_mm": (1, 2, 3)},
         {"mode": "cubic"},
         {"positions": []},
+        {"positions": "here"},
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(options):
@@ -117,6 +118,51 @@ def test_channels_and_numpy_and_a_mask(volume):
     masked = ExtractSlice("axial", 0)(volume, mask)
     assert masked.max() == volume[0, 5, 5, 10]
     assert masked.meta["foreground_box"] == ((9.0, 12.0), (7.0, 10.0))
+
+
+def test_one_position_needs_no_list(volume):
+    (only,) = ExtractSlices("axial", 9)(volume)
+    np.testing.assert_array_equal(only.numpy(), ExtractSlice("axial", 9)(volume).numpy())
+
+
+def test_a_mask_is_turned_by_its_own_affine_however_it_is_stored(volume):
+    mask = torch.zeros(1, 16, 18, 20)
+    mask[:, 5:9, 4:9, 6:11] = 1
+    expected = ExtractSlice("axial", 3)(volume, MetaTensor(mask, affine=AFFINE))
+    for codes in (("L", "P", "S"), ("S", "A", "R"), ("I", "L", "P")):
+        change = nib.orientations.ornt_transform(
+            nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+        )
+        stored = nib.orientations.apply_orientation(mask[0].numpy(), change)
+        affine = AFFINE @ nib.orientations.inv_ornt_aff(change, (16, 18, 20))
+        found = ExtractSlice("axial", 3)(volume, MetaTensor(torch.from_numpy(stored.copy())[None], affine=affine))
+        np.testing.assert_array_equal(found.numpy(), expected.numpy())
+        assert found.meta["foreground_box"] == expected.meta["foreground_box"]
+        assert found.meta["position_mm"] == expected.meta["position_mm"]
+
+
+@pytest.mark.parametrize("shift_mm", [1e-4, 5.0])
+def test_a_mask_on_another_grid_is_refused(volume, shift_mm):
+    affine = AFFINE.copy()
+    affine[0, 3] = shift_mm
+    mask = MetaTensor((volume.as_tensor() > 0).float(), affine=affine)
+    if shift_mm < 1:  # a header's rounding
+        ExtractSlice("axial", 3)(volume, mask)
+        return
+    with pytest.raises(ScanError, match=r"scan\.nii: the brain mask lies on another grid"):
+        ExtractSlice("axial", 3)(volume, mask)
+
+
+def test_a_volume_is_searched_for_nan_once_not_once_a_slice(volume, monkeypatch):
+    searched = []
+    real = np.isfinite
+    monkeypatch.setattr(np, "isfinite", lambda values, **k: (searched.append(np.size(values)), real(values, **k))[1])
+    counts = []
+    for positions in ([9], [3, 6, 9, 12, 15, 18, 21]):
+        searched.clear()
+        ExtractSlices("axial", positions)(volume)
+        counts.append(sum(searched))
+    assert counts[1] - counts[0] <= 6 * 16 * 18 + 1000
 
 
 def test_resampling_places_a_linear_ramp_exactly():
