@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ from monai_vqgen.data.scan_slices import ScanOutcome, SliceOptions, slices_of_sc
 from monai_vqgen.data.sources import ScanRecord, discover_volumes
 from monai_vqgen.data.splits import SubjectSplit, split_subjects
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
-from monai_vqgen.transforms.cutting import check_position_options
+from monai_vqgen.transforms.cutting import check_position_options, check_positions
 from monai_vqgen.transforms.fitting import check_size
 
 __all__ = ["ExtractionReport", "extract_slices", "position_range"]
@@ -60,7 +61,7 @@ def position_range(start_mm: float, stop_mm: float, step_mm: float) -> list[floa
 
     Example:
         >>> position_range(40, 50, 3)
-        [40.0, 43.0, 46.0, 49.0]
+        [40, 43, 46, 49]
     """
     if not step_mm > 0 or not stop_mm > start_mm:
         raise InputError(f"positions from {start_mm} to {stop_mm} by {step_mm} mm are none; start < stop, step > 0.")
@@ -115,7 +116,7 @@ def extract_slices(
     output_dir: str | Path,
     *,
     plane: str = "axial",
-    positions: Sequence[float] | None = None,
+    positions: float | Sequence[float] | None = None,
     position_start_mm: float = 40.0,
     position_stop_mm: float = 100.0,
     position_step_mm: float = 3.0,
@@ -143,7 +144,7 @@ def extract_slices(
         dataset_dir: a flat folder of NIfTI, a BIDS tree or folders of DICOM series.
         output_dir: where the slices go.
         plane: "axial", "coronal" or "sagittal".
-        positions: millimetres from the reference; one entry gives a single slice a scan. Default: the range below.
+        positions: millimetres from the reference; one gives a single slice a scan. Default: the range below.
         position_start_mm: first position, from the top of the brain for axial slices.
         position_stop_mm: positions stay below this.
         position_step_mm: distance of positions.
@@ -167,12 +168,12 @@ def extract_slices(
         DatalistError: no scans, no usable scan, or too few subjects.
         OutputExistsError: earlier results, and not `overwrite`.
     """
-    places = list(positions) if positions is not None else None
-    if places is None:
-        places = position_range(position_start_mm, position_stop_mm, position_step_mm)
+    if positions is None:
+        positions = position_range(position_start_mm, position_stop_mm, position_step_mm)
+    places = check_positions(positions)
     size = check_size(image_size if isinstance(image_size, int) else tuple(image_size))
     check_position_options(plane, "mm", reference)
-    options = SliceOptions(plane, tuple(places), reference, pixel_mm, size, on_trim, lower, upper).checked()
+    options = SliceOptions(plane, places, reference, pixel_mm, size, on_trim, lower, upper).checked()
     records = discover_volumes(dataset_dir, suffix=suffix, subject_pattern=subject_pattern)
     _warn_of_guesses(records)
     split_subjects([record.subject for record in records], fractions, seed=seed)  # too few: say so before the work
@@ -191,13 +192,14 @@ def extract_slices(
         "description": f"{plane} slices at {_range_text(places)} mm from {reference}",
         "plane": plane,
         "image_size": list(size),
-        "pixel_mm": pixel_mm,
+        "pixel_mm": _common_pixel_mm(useful),
         "reference": reference,
         "source": source,
         "seed": seed,
     }
     content = _datalist(useful, split, about, skipped)
-    write_contact_sheet(output_dir / "contact_sheet.png", output_dir, content["training"])
+    drawn = next(content[part] for part in split._fields if content[part])
+    write_contact_sheet(output_dir / "contact_sheet.png", output_dir, drawn)
     write_json(output_dir / "datalist.json", content)
     logger.info("%d slices of %d scans in %s", sum(len(content[p]) for p in split._fields), len(records), output_dir)
     _log_skips(skipped, len(records))
@@ -215,11 +217,19 @@ def _warn_of_guesses(records: Sequence[ScanRecord]) -> None:
     if guesses:
         logger.warning(
             "%d of %d scans do not say whose they are (%s, for one): each stands for a subject of its own. "
-            "If a subject has several scans, name it with --subject_pattern, lest it end up in training and test at once.",
+            "If a subject has several scans, name it with --subject_pattern, "
+            "lest it end up in training and test at once.",
             len(guesses),
             len(records),
             guesses[0].path.name,
         )
+
+
+def _common_pixel_mm(outcomes: Sequence[ScanOutcome]) -> float | None:
+    """The pixel size of all slices, square and one for all, else None: a set of many sizes has none to name."""
+    sizes = np.array([outcome.pixel_mm for outcome in outcomes])
+    # header arithmetic is single precision
+    return round(float(sizes[0, 0]), 6) if np.allclose(sizes, sizes[0, 0], rtol=1e-4, atol=0) else None
 
 
 def _range_text(places: Sequence[float]) -> str:

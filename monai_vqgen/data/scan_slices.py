@@ -57,6 +57,8 @@ class ScanOutcome(NamedTuple):
     subject: str
     items: list[dict[str, Any]]
     skipped: list[dict[str, str]]
+    pixel_mm: tuple[float, float] = (float("nan"), float("nan"))
+    """Rows and columns of its slices' pixels; NaN where the scan could not be read."""
 
 
 def slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path) -> ScanOutcome:
@@ -77,6 +79,8 @@ def slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path) -> S
     except ScanError as error:
         _skip(outcome, record, str(error))
         return outcome
+    own = prepared.view.spacing[:2]
+    outcome = outcome._replace(pixel_mm=own if options.pixel_mm is None else (options.pixel_mm, options.pixel_mm))
     planes = locate_planes(prepared, options.positions, reference=options.reference)
     used: set[str] = set()
     for position, plane in zip(options.positions, planes, strict=True):

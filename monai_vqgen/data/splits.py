@@ -38,7 +38,7 @@ def split_subjects(
 
     Example:
         >>> split_subjects(["a", "b", "c", "d"], (0.5, 0.25, 0.25), seed=0)
-        SubjectSplit(training=['a', 'c'], validation=['d'], test=['b'])
+        SubjectSplit(training=['a', 'c'], validation=['b'], test=['d'])
     """
     shares = np.asarray(list(fractions), dtype=float)
     if shares.shape != (3,) or not np.isfinite(shares).all() or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:

@@ -56,6 +56,38 @@ def test_datalist_splits_by_subject_with_columns_and_contact_sheet(scans, tmp_pa
     assert not list(tmp_path.rglob("*.part")) + list(tmp_path.rglob("*.partial"))
 
 
+def test_the_datalist_states_the_pixel_size_that_the_slices_have(tmp_path):
+    voxels = np.zeros((40, 44, 38), dtype=np.int16)
+    voxels[4:36, 4:40, 4:34] = np.arange(1, 31) * 10
+    (tmp_path / "scans").mkdir()
+    for index in range(3):
+        nib.save(nib.Nifti1Image(voxels, np.diag([4.0, 4.0, 4.0, 1])), tmp_path / "scans" / f"sub-{index}.nii.gz")
+    for pixel_mm, stated in ((2.5, 2.5), (None, 4.0)):
+        report = extract_slices(tmp_path / "scans", tmp_path / str(pixel_mm), pixel_mm=pixel_mm, **QUICK)
+        content = json.loads(report.datalist.read_text())
+        assert (content["plane"], content["pixel_mm"], content["image_size"]) == ("axial", stated, [128, 128])
+        affine = nib.load(tmp_path / str(pixel_mm) / content["test"][0]["image"]).affine
+        np.testing.assert_allclose(np.linalg.norm(affine[:3, :2], axis=0), stated, rtol=1e-5)
+
+
+def test_scans_of_several_pixel_sizes_left_as_they_are_have_none_in_common(scans, tmp_path):
+    report = extract_slices(scans, tmp_path / "s", pixel_mm=None, **QUICK)
+    assert json.loads(report.datalist.read_text())["pixel_mm"] is None
+
+
+def test_a_set_without_training_slices_is_complete(scans, tmp_path):
+    report = extract_slices(scans, tmp_path, **QUICK, fractions=(0, 0, 1))
+    assert report.num_slices == {"training": 0, "validation": 0, "test": 12}
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert np.asarray(sheet).std() > 20
+
+
+def test_one_position_needs_no_list(scans, tmp_path):
+    report = extract_slices(scans, tmp_path, **{**QUICK, "positions": 65})
+    assert sum(report.num_slices.values()) == 4
+    assert json.loads(report.datalist.read_text())["description"] == "axial slices at 65 mm from brain_edge"
+
+
 def test_two_processes_write_the_same_bytes(scans, tmp_path):
     for workers in (0, 2):
         extract_slices(scans, tmp_path / str(workers), **{**QUICK, "num_workers": workers})
@@ -96,6 +128,23 @@ def test_bad_scans_are_logged_skips_that_the_datalist_lists(scans, tmp_path, cap
     assert "10 skips in 10 of 10 scans" in caplog.text
 
 
+def test_names_that_say_no_subject_are_warned_of_once_and_a_pattern_mends_them(scans, tmp_path, caplog):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for index, name in enumerate(("x1_a", "x1_b", "x2_a", "x3_a")):
+        shutil.copy(scans / f"sub-{index + 1:02d}_T1w.nii.gz", folder / f"{name}.nii.gz")
+    extract_slices(folder, tmp_path / "a", **QUICK)
+    assert caplog.text.count("--subject_pattern") == 1
+    caplog.clear()
+    report = extract_slices(folder, tmp_path / "b", subject_pattern=r"(x\d)_", **QUICK)
+    assert "--subject_pattern" not in caplog.text
+    assert report.num_subjects == {"training": 1, "validation": 1, "test": 1}
+    content = json.loads(report.datalist.read_text())
+    parts = {item["subject"]: part for part in report.num_subjects for item in content[part]}
+    assert set(parts) == {"x1", "x2", "x3"}
+    assert len([i for i in content[parts["x1"]] if i["subject"] == "x1"]) == 6, "both scans of x1 in one part"
+
+
 def test_positions_that_fall_on_one_plane_are_written_once(scans, tmp_path):
     report = extract_slices(scans, tmp_path / "s", **{**QUICK, "positions": [64.0, 64.2]})
     assert sum(report.num_slices.values()) == 4
@@ -132,6 +181,8 @@ def test_folders_and_options_that_cannot_work(scans, tmp_path):
         {"plane": "oblique"},
         {"reference": "nose"},
         {"positions": []},
+        {"positions": "here"},
+        {"positions": [None]},
         {"pixel_mm": -1},
         {"image_size": (0, 4)},
         {"on_trim": "maybe"},
