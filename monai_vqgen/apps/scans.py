@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 
 from monai_vqgen.data import discover_volumes, load_datalist, read_volume
+from monai_vqgen.data.files import replace_path
 from monai_vqgen.errors import DatalistError, ScanError
 from monai_vqgen.transforms import LoadSlice
 
@@ -150,10 +150,5 @@ class CompleteNiftiWriter(NibabelWriter):
 
     def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
         """Write beside the file, then rename."""
-        path = Path(filename)
-        partial = path.with_name(f".{os.getpid()}.part.{path.name}")  # nibabel goes by the suffix
-        try:
+        with replace_path(filename, durable=False) as partial:  # nibabel goes by the suffix, which it keeps
             super().write(partial, verbose=verbose, **obj_kwargs)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)

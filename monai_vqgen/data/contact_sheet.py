@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from monai_vqgen.data.writing import write_bytes
+from monai_vqgen.data.files import write_bytes
 
 __all__ = ["write_contact_sheet"]
 

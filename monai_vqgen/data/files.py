@@ -9,35 +9,59 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["replace_file", "write_json"]
+__all__ = ["replace_file", "replace_path", "write_bytes", "write_json"]
 
 
 @contextlib.contextmanager
-def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of ``path`` only when the block ends without an error.
+def replace_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
+    """Give the path of a temporary file that takes the place of ``path`` when the block ends without an error.
 
-    The temporary file lies in the same folder, so that the last step is one atomic rename. A full disk, an exception
-    or a kill leaves an earlier file at ``path`` as it was.
+    The temporary file lies in the same folder, so that the last step is one atomic rename, and keeps the suffix, which
+    some writers go by. A full disk, an exception or a kill leaves an earlier file at ``path`` as it was.
+
+    Args:
+        path: the final name.
+        durable: wait until the disk has the content. Not for one of many files of which a last, durable one says that
+            they are all there: a thousand slices would wait a thousand times.
 
     Example:
-        >>> with replace_file("/tmp/note.txt") as file:
-        ...     _ = file.write(b"complete")
+        >>> with replace_path("picture.png") as partial:  # doctest: +SKIP
+        ...     picture.save(partial)
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        if durable:
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of ``path`` when the block ends without an error.
+
+    Args:
+        path: the final name.
+        durable: see `replace_path`.
+
+    Example:
+        >>> with replace_file("note.txt") as file:  # doctest: +SKIP
+        ...     file.write(b"complete")
+    """
+    with replace_path(path, durable=durable) as partial, open(partial, "wb") as file:
+        yield file
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes, *, durable: bool = True) -> None:
+    """Write ``content``, complete or not at all; `durable` as in `replace_path`."""
+    with replace_file(path, durable=durable) as file:
+        file.write(content)
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write ``content`` as indented JSON, complete or not at all; NaN is refused because JSON has none."""
-    text = json.dumps(content, indent=4, allow_nan=False)
-    with replace_file(path) as file:
-        file.write(text.encode() + b"\n")
+    write_bytes(path, json.dumps(content, indent=4, allow_nan=False).encode() + b"\n")

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from monai_vqgen.data.files import write_bytes
 from monai_vqgen.data.phantom_anatomy import HALF_EXTENT_MM, Subject, brightness
-from monai_vqgen.data.writing import write_bytes, write_volume_nifti
+from monai_vqgen.data.writing import write_volume_nifti
 from monai_vqgen.errors import InputError, OutputExistsError
 
 __all__ = ["Phantom", "make_phantom", "make_phantoms"]
@@ -130,7 +131,9 @@ def make_phantoms(
         OutputExistsError: scans are there already.
 
     Example:
-        >>> [path.name for path in make_phantoms("/tmp/phantoms", 2, voxel_mm=6, overwrite=True, progress=False)]
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in make_phantoms(folder, 2, voxel_mm=6, progress=False)]
         ['sub-01_T1w.nii.gz', 'sub-02_T1w.nii.gz']
     """
     if num_subjects < 1:

@@ -1,10 +1,9 @@
-"""Write files that are complete or not there: a temporary name, then os.replace."""
+"""NIfTI files of volumes and slices, complete or not there."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["write_bytes", "write_slice_nifti", "write_volume_nifti"]
+from monai_vqgen.data.files import write_bytes
+
+__all__ = ["write_slice_nifti", "write_volume_nifti"]
 
 GZIP_LEVEL = 3  # slices of float32 hardly get smaller above
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a small file at once; a kill leaves the old file or the new one, never half of one.
-
-    Unlike `replace_file` it does not wait for the disk: a thousand slices would wait a thousand times, and
-    datalist.json, which comes last and does wait, says that they are there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, comment: str = "") -> None:
@@ -42,7 +29,7 @@ def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, commen
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, GZIP_LEVEL, mtime=0)
-    write_bytes(path, content)
+    write_bytes(path, content, durable=False)  # one of many; datalist.json, which comes last, waits for the disk
 
 
 def write_slice_nifti(path: Path, pixels_hw: NDArray, affine: NDArray, about: dict[str, Any]) -> None:

@@ -64,8 +64,10 @@ class LoadSlice(Transform):
         ScanError: missing, unreadable, truncated, damaged, not a slice, NaN, or values of an unknown range.
 
     Example:
-        >>> Image.fromarray(np.full((4, 6), 255, dtype=np.uint8)).save("/tmp/white.png")
-        >>> image = LoadSlice()("/tmp/white.png")
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.fromarray(np.full((4, 6), 255, dtype=np.uint8)).save(f"{folder}/white.png")
+        ...     image = LoadSlice()(f"{folder}/white.png")
         >>> tuple(image.shape), float(image.max())
         ((1, 4, 6), 1.0)
     """

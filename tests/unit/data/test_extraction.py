@@ -53,7 +53,7 @@ def test_datalist_splits_by_subject_with_columns_and_contact_sheet(scans, tmp_pa
     assert nib.load(tmp_path / "s" / item["image"]).shape == (128, 128, 1)
     with Image.open(tmp_path / "s" / "contact_sheet.png") as sheet:
         assert np.asarray(sheet).std() > 20
-    assert not list(tmp_path.rglob("*.part")) + list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.partial*"))
 
 
 def test_the_datalist_states_the_pixel_size_that_the_slices_have(tmp_path):
