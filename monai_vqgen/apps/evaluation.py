@@ -106,7 +106,8 @@ def evaluate(
     Args:
         network: the trained autoencoder.
         priors: the trained priors, of this autoencoder.
-        training: slices for the baselines: the mean image and the per-position histograms.
+        training: slices for the baselines: the mean image and the per-position histograms (these also with the
+            slices' mirror images, whichever is the stronger baseline).
         test: slices that everything is measured on.
         output_dir: where the results go.
         split_records: the records of each split, for the counts of subjects and slices.
@@ -139,7 +140,10 @@ def evaluate(
     result = reconstruct_slices(network, test, batch_size=batch_size)
     mean_cs = mean_image(batches(training, batch_size, description="mean image"))
     baselines = baseline_scores(batches(test, batch_size, description="baselines"), mean_cs)
-    training_codes = encode_slices(network, training, batch_size=batch_size, description="encoding training slices")
+    training_codes, mirrored_codes = (
+        encode_slices(network, training, batch_size=batch_size, mirror=mirror, description="encoding training slices")
+        for mirror in (False, True)
+    )
     counters = [CodebookCounter(size) for size in network.codebook_sizes]
     for counter, codes in zip(counters, result.codes, strict=True):
         counter.update(codes)
@@ -147,6 +151,7 @@ def evaluate(
         priors,
         test_codes=result.codes,
         training_codes=training_codes,
+        mirrored_codes=mirrored_codes,
         records=test.data,
         sizes=network.codebook_sizes,
         batch_size=batch_size,
