@@ -15,6 +15,8 @@ from monai_vqgen.apps.report import StageRecord, write_report
 from monai_vqgen.data.files import write_json
 from monai_vqgen.data.phantoms import make_phantoms
 from monai_vqgen.data.sources import discover_volumes
+from monai_vqgen.data.splits import split_subjects
+from monai_vqgen.engines.seeding import check_seed
 from monai_vqgen.errors import InputError, OutputExistsError
 
 __all__ = ["claim_demo_folder", "run_demo"]
@@ -90,6 +92,7 @@ def _stages(preset: DemoPreset, *, scans: Path, output: Path, seed: int) -> list
                 "dataset_dir": slices,
                 "output_dir": str(output),
                 "max_epochs": preset.autoencoder_epochs,
+                "val_interval": 1,  # so that the last epoch, the best as a rule, is looked at
                 "batch_size": preset.autoencoder_batch_size,
                 "learning_rate": preset.autoencoder_learning_rate,
                 "amp": preset.autoencoder_amp,
@@ -157,17 +160,19 @@ def run_demo(
         The report.
 
     Raises:
-        InputError: no such preset, or the output folder would hold the scans.
-        DatalistError: the data folder holds no scans.
+        InputError: no such preset, a negative seed, or the output folder would hold the scans.
+        DatalistError: the data folder holds no scans, or those of too few subjects.
         OutputExistsError: the output folder holds something else.
     """
     preset = pick_preset(size, own_data=data is not None)
+    check_seed(seed)
     if not fast_bfloat16():
         preset = preset._replace(autoencoder_amp=False, prior_amp=False)
     if data is not None:
-        discover_volumes(data)  # a folder without scans is an error before anything is moved or made
+        found = discover_volumes(data)  # a folder without scans is an error before anything is moved or made
         if Path(output).resolve() in [Path(data).resolve(), *Path(data).resolve().parents]:
             raise InputError(f"the output folder {output} holds the scans of {data}; give another output folder")
+        split_subjects([scan.subject for scan in found], seed=seed)  # so are too few of them
     folder = claim_demo_folder(output)
     scans = Path(data) if data is not None else folder / "phantoms"
     write_json(folder / MARKER, {"data": str(scans), "seed": seed, "preset": preset._asdict()})

@@ -16,7 +16,7 @@ from monai_vqgen.engines.distributed import (
 )
 from monai_vqgen.engines.encoding import check_mirroring, write_codes
 from monai_vqgen.engines.objectives import AutoencoderObjective, PriorObjective, objective_loss
-from monai_vqgen.engines.seeding import EpochSeeding, seed_everything
+from monai_vqgen.engines.seeding import EpochSeeding, check_seed, seed_everything
 
 __all__ = [
     "AutoencoderObjective",
@@ -28,6 +28,7 @@ __all__ = [
     "check_command_line",
     "check_mirroring",
     "check_one_size",
+    "check_seed",
     "distribute",
     "encode_records",
     "end_distributed",

@@ -9,12 +9,29 @@ from ignite.engine import Engine, Events
 from ignite.utils import manual_seed
 
 from monai_vqgen.engines.distributed import process_rank
+from monai_vqgen.errors import InputError
 
-__all__ = ["EpochSeeding", "seed_everything"]
+__all__ = ["EpochSeeding", "check_seed", "seed_everything"]
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what numpy's generators cannot start from.
+
+    Raises:
+        InputError: the seed is negative or no whole number.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed is {seed}; give a whole number of at least 0")
 
 
 def seed_everything(*key: int) -> int:
-    """Seed Python, NumPy and torch from a sequence of integers, for example (seed, epoch, rank); returns the seed."""
+    """Seed Python, NumPy and torch from a sequence of integers, for example (seed, epoch, rank); returns the seed.
+
+    Raises:
+        InputError: one of them is negative or no whole number.
+    """
+    for number in key:
+        check_seed(number)
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     manual_seed(seed)
     return seed

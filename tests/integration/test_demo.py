@@ -99,7 +99,7 @@ def test_a_second_demo_moves_the_first_aside(demo, capsys):
 
 def test_folders_that_no_demo_wrote_are_left_alone(tmp_path):
     scans = tmp_path / "scans"
-    make_phantoms(scans, 1, voxel_mm=8.0, progress=False)
+    make_phantoms(scans, 3, voxel_mm=8.0, progress=False)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="holds the scans"):
         run_demo(scans, tmp_path)
@@ -114,6 +114,18 @@ def test_folders_that_no_demo_wrote_are_left_alone(tmp_path):
     assert set(before) < set(tmp_path.rglob("*"))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_work_leaves_an_earlier_demo_where_it_is(tmp_path, capsys):
+    make_phantoms(tmp_path / "scans", 1, voxel_mm=8.0, progress=False)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "demo.json").write_text("{}")
+    with pytest.raises(DatalistError, match="only 1 subject"):
+        run_demo(tmp_path / "scans", tmp_path / "out")
+    assert main(["demo", "--output", str(tmp_path / "out"), "--seed", "-1"]) == 2
+    assert "seed is -1" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scans"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["demo.json"]
 
 
 @pytest.mark.slow

@@ -31,6 +31,19 @@ def test_every_command_of_the_demo_is_one_that_its_config_understands(name, tmp_
         check_command_line(["/site-packages/monai/bundle/__main__.py", *words[3:]])
 
 
+def test_the_last_epoch_of_every_training_is_validated(tmp_path):
+    """The weights kept are the best on validation; an odd number of epochs must not leave the last one out."""
+    for preset in PRESETS.values():
+        for stage in _stages(preset, scans=tmp_path, output=tmp_path / "out", seed=1):
+            words = shlex.split(stage.command)
+            if "training" not in words:
+                continue
+            config = ConfigParser.load_config_file(bundle_root().parent / words[words.index("--config_file") + 1])
+            options = dict(zip(words[7::2], words[8::2], strict=True))
+            interval = int(options.get("--val_interval", config["val_interval"]))
+            assert int(options["--max_epochs"]) % interval == 0, stage.name
+
+
 def test_blocks_that_occur_in_several_configs_are_equal():
     configs = {name: ConfigParser.load_config_file(bundle_root() / "configs" / f"{name}.json") for name in CONFIGS}
     for key in ("network_def", "prior_defs"):
