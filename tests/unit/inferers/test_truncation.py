@@ -56,3 +56,8 @@ def test_a_temperature_of_zero_or_less_is_refused_and_the_mend_named(temperature
 def test_truncation_out_of_range_is_refused(arguments):
     with pytest.raises(InputError, match=next(iter(arguments))):
         Truncation(**arguments)
+
+
+def test_a_whole_number_of_codes_may_be_a_float():
+    logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]])
+    assert torch.equal(Truncation(top_k=3.0).apply(logits), Truncation(top_k=3).apply(logits))
