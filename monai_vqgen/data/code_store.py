@@ -29,6 +29,7 @@ __all__ = ["CodeStore", "CodesDataset", "save_codes"]
 
 _TENSORS, _DESCRIPTION = "codes.safetensors", "codes.json"
 _FORMAT_VERSION = 1
+_BLOCK_BYTES = 1 << 20
 
 
 def save_codes(
@@ -84,6 +85,15 @@ def save_codes(
         "splits": {split: [dict(record) for record in records[split]] for split in grids},
     }
     write_json(folder / _DESCRIPTION, description)
+
+
+def _sha256(path: Path) -> str:
+    """Read in blocks: `hashlib.file_digest` came with Python 3.11."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _integer_type(size: int) -> torch.dtype:
@@ -215,9 +225,8 @@ class CodeStore:
             raise self._damaged(f"{_TENSORS} is missing")
         if path.stat().st_size != file["bytes"]:
             raise self._damaged(f"{_TENSORS} has {path.stat().st_size} bytes instead of {file['bytes']}")
-        with open(path, "rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != file["sha256"]:
-                raise self._damaged(f"the checksum of {_TENSORS} is wrong")
+        if _sha256(path) != file["sha256"]:
+            raise self._damaged(f"the checksum of {_TENSORS} is wrong")
         try:
             with safe_open(path, framework="pt") as tensors:
                 names = set(tensors.keys())

@@ -116,7 +116,8 @@ def ssim_map(images_bcs: torch.Tensor, original_bcs: torch.Tensor) -> torch.Tens
 
 
 def _crop(map_bcs: torch.Tensor, width: int) -> torch.Tensor:
-    return map_bcs[(slice(None), slice(None), *(slice(width, n - width) for n in map_bcs.shape[2:]))]
+    window = (slice(None), slice(None), *(slice(width, n - width) for n in map_bcs.shape[2:]))
+    return map_bcs[window]
 
 
 def _image_mean(map_bcs: torch.Tensor) -> torch.Tensor:

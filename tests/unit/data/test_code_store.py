@@ -56,6 +56,14 @@ def test_items_of_the_data_set_are_slices_with_their_condition(tmp_path):
     assert "condition" not in CodesDataset(CodeStore(tmp_path), "training")[0]
 
 
+def test_the_checksum_is_that_of_the_file_without_what_python_3_11_brought(tmp_path, monkeypatch):
+    monkeypatch.delattr("hashlib.file_digest", raising=False)
+    write(tmp_path)
+    monkeypatch.setattr("monai_vqgen.data.code_store._BLOCK_BYTES", 100)  # so that the file takes several blocks
+    assert (tmp_path / "codes.safetensors").stat().st_size > 200
+    assert CodeStore(tmp_path).splits == ("training", "validation")
+
+
 @pytest.mark.parametrize("damage", ["bit", "truncated", "missing", "json", "field"])
 def test_damage_is_noticed_when_the_store_is_opened(tmp_path, damage):
     write(tmp_path)
