@@ -22,7 +22,7 @@ def bits_per_code(log_prob_n: Tensor, num_positions: int) -> float:
     """Mean bits per code of grids with log-probabilities in nats.
 
     Example:
-        >>> bits_per_code(torch.tensor([-4 * math.log(2)]), 4)
+        >>> bits_per_code(torch.tensor([-4 * math.log(2)], dtype=torch.float64), 4)
         1.0
     """
     if log_prob_n.numel() == 0 or num_positions < 1:

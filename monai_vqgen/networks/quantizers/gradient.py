@@ -33,7 +33,7 @@ class GradientCodebook(Quantizer):
 
     Example:
         >>> codebook = GradientCodebook(16, 4)
-        >>> float(codebook(torch.zeros(1, 4, 2, 2)).loss) > 0
+        >>> codebook(torch.zeros(1, 4, 2, 2)).loss.item() > 0
         True
     """
 
