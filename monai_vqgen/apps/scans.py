@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from monai.config import KeysCollection, PathLike
-from monai.data.image_writer import NibabelWriter
+from monai.config import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
+from torch.utils.data import IterableDataset, get_worker_info
 
 from monai_vqgen.data import discover_volumes, load_datalist, read_volume
-from monai_vqgen.data.files import replace_path
-from monai_vqgen.errors import DatalistError, ScanError
+from monai_vqgen.errors import DatalistError, InputError, ScanError
 from monai_vqgen.transforms import LoadSlice
 
-__all__ = ["CompleteNiftiWriter", "LoadScand", "model_pixel_mm", "reconstruction_names", "reconstruction_records"]
+__all__ = ["LoadScand", "UsableScans", "model_pixel_mm", "reconstruction_records"]
+
+logger = logging.getLogger(__name__)
 
 BUNDLE_PIXEL_MM = 1.736  # mm; `pixel_mm` of extract_slices.json
 
@@ -54,24 +56,6 @@ def model_pixel_mm(dataset_dir: str | Path, split: str = "test") -> float | None
     return None
 
 
-def reconstruction_names(records: Sequence[Mapping[str, Any]], dataset_dir: str | Path, postfix: str) -> list[str]:
-    """Where each reconstruction goes, relative to the output folder: the input's own path, with the postfix."""
-    folder, names = Path(dataset_dir).resolve(), []
-    for record in records:
-        path = Path(record["image"])  # not resolved: a link's own name counts, as for the writer
-        parent = path.parent.relative_to(folder) if folder in path.parents else Path()
-        names.append((parent / f"{slice_stem(path)}_{postfix}.nii.gz").as_posix())
-    return names
-
-
-def slice_stem(path: Path) -> str:
-    """The file name without .nii, .nii.gz, .png; the name of a DICOM folder as it is."""
-    for suffix in (".nii.gz", ".nii", ".png"):
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.name
-
-
 def _flat_shape(path: Path) -> tuple[int, ...] | None:
     """Shape of a NIfTI that is a single slice, else None; what cannot be read is left to the readers to explain."""
     try:
@@ -79,6 +63,72 @@ def _flat_shape(path: Path) -> tuple[int, ...] | None:
     except Exception:
         return None
     return shape if len(shape) == 2 or 1 in shape[:3] else None
+
+
+class UsableScans(IterableDataset[dict[Hashable, Any]]):
+    """Scans that can be used, one after the other; any other is a logged skip, counted at the end.
+
+    The batches of a loader are as many as there are usable scans, which is known only at the end: it has no length.
+
+    Args:
+        data: dictionaries with the path of a scan.
+        transform: reads one.
+        check: raises ScanError for a scan that was read but cannot be used.
+        key: the entry with the path, then with the scan.
+
+    Raises:
+        ScanError: none of the scans could be used.
+        InputError: more than one worker, each of which would go through all scans.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[Any], Any],
+        *,
+        check: Callable[[MetaTensor], None] | None = None,
+        key: str = "image",
+    ) -> None:
+        self.data, self.transform, self.check, self.key = data, transform, check, key
+
+    def __iter__(self) -> Iterator[dict[Hashable, Any]]:
+        """Read the scans in order."""
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise InputError(f"dataloader::num_workers is {worker.num_workers}; 0 or 1 is due.")
+        faults = []
+        for record in self.data:
+            item, fault = self._read(record)
+            if fault is None:
+                yield item
+                continue
+            faults.append(fault)
+            logger.warning("skipped: %s", fault)
+        if len(faults) == len(self.data):
+            raise ScanError(f"none of the {len(faults)} scans could be used. {'; '.join(faults[:3])}")
+        if faults:
+            logger.warning("%d of %d scans were skipped, for the reasons above.", len(faults), len(self.data))
+
+    def _read(self, record: Mapping[str, Any]) -> tuple[dict[Hashable, Any], str | None]:
+        """The scan, or why it cannot be used."""
+        try:
+            item = self.transform(record)
+            if self.check is not None:
+                self.check(item[self.key])
+        except Exception as error:
+            fault = _scan_error(error)
+            if fault is None:
+                raise
+            name = str(record[self.key])
+            return {}, str(fault) if name in str(fault) else f"{name}: {fault}"
+        return item, None
+
+
+def _scan_error(error: BaseException | None) -> ScanError | None:
+    """The ScanError that MONAI's transforms wrap into RuntimeErrors; None where there is none."""
+    while error is not None and not isinstance(error, ScanError):
+        error = error.__cause__
+    return error
 
 
 class LoadScand(MapTransform):
@@ -139,16 +189,3 @@ def _load_slice(path: Path, shape: tuple[int, ...]) -> MetaTensor:
     image = LoadSlice()(path)
     values = image.as_tensor().reshape(1, *shape[:3])
     return MetaTensor(values, affine=image.affine, meta=_meta(path, image.affine, shape))
-
-
-class CompleteNiftiWriter(NibabelWriter):
-    """MONAI's NIfTI writer for one channel: `[H, W, 1]` keeps its third axis, a file at its name is complete."""
-
-    def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
-        """Take `[1, X, Y, Z]` as it is; MONAI would also drop a last spatial axis of one voxel."""
-        self.data_obj = np.asarray(data_array[0])
-
-    def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Write beside the file, then rename."""
-        with replace_path(filename, durable=False) as partial:  # nibabel goes by the suffix, which it keeps
-            super().write(partial, verbose=verbose, **obj_kwargs)

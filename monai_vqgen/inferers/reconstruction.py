@@ -44,10 +44,11 @@ class VolumeReconstructionInferer(Inferer):
         volume ─ normalise ─ reorient ─ resample in plane ─ pad ─> slices ─> network
         volume <─ units ──── reorient ─ resample ──────── crop <────────────┘
 
-    The intensity window comes from the foreground of the whole volume. Reorientation is by axis codes, so an oblique
-    volume is not interpolated. No slice is cropped. A slice that is blank in the input is not shown to the network and
-    comes back as it was. A volume with one axis of a single voxel is itself a slice: its plane is that axis', whatever
-    `plane` says, and values already in [0, 1] are taken as normalised.
+    The intensity window runs from percentile `lower` to `upper` (0.5 to 99.5, as in `extract_slices`) of the whole
+    volume's foreground; give the ones that the network's slices were cut with. Reorientation is by axis codes, so an
+    oblique volume is not interpolated. No slice is cropped. A slice that is blank in the input is not shown to the
+    network and comes back as it was. A volume with one axis of a single voxel is itself a slice: its plane is that
+    axis', whatever `plane` says, and values already in [0, 1] are taken as normalised.
 
     Args:
         plane: "axial", "coronal" or "sagittal": the plane of the slices that the network was trained on.
@@ -56,6 +57,8 @@ class VolumeReconstructionInferer(Inferer):
             larger ones stay larger. `None` pads nothing.
         batch_size: slices shown to the network at once.
         intensity: "input" returns the input's units, "unit" the normalised range [0, 1].
+        lower: percentile of the foreground that becomes 0.
+        upper: percentile that becomes 1.
         progress: whether to draw a progress bar over the slices.
 
     Input: `(b, 1, X, Y, Z)`, a MetaTensor for any orientation but RAS+ at 1 mm; or `(b, 1, H, W)` images in [0, 1].
@@ -78,6 +81,8 @@ class VolumeReconstructionInferer(Inferer):
         image_size: int | Sequence[int] | None = None,
         batch_size: int = 16,
         intensity: Intensity = "input",
+        lower: float = 0.5,
+        upper: float = 99.5,
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -89,6 +94,9 @@ class VolumeReconstructionInferer(Inferer):
             raise InputError(f"batch_size is {batch_size}; give at least 1")
         if intensity not in get_args(Intensity):
             raise InputError(f"intensity is {intensity!r}; choose 'input' or 'unit'")
+        if not 0 <= lower < upper <= 100:
+            raise InputError(f"percentiles are {lower} and {upper}; 0 <= lower < upper <= 100 is due.")
+        self.lower, self.upper = lower, upper
         self.plane, self.pixel_mm, self.batch_size = plane, pixel_mm, batch_size
         self.intensity, self.progress = intensity, progress
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or (0, 0))
@@ -118,9 +126,15 @@ class VolumeReconstructionInferer(Inferer):
         output.copy_(result)
         return output
 
+    def check(self, image: torch.Tensor) -> None:
+        """Raise ScanError where a volume `(1, X, Y, Z)` or a slice `(1, H, W)` has no contrast to reconstruct."""
+        values = image[0].detach().cpu().float().numpy()
+        if not _is_normalised(values := values[..., None] if values.ndim == 2 else values):
+            _contrast(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), self.lower, self.upper)
+
     def _volume(self, volume_s: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
         plane = _plane_of(volume_s.shape, affine) or self.plane
-        normalised = _normalise(volume_s)
+        normalised = _normalise(volume_s, self.lower, self.upper)
         view = view_plane(normalised.volume_s, affine, plane)
         images_nhw = np.moveaxis(view.volume_s, -1, 0)
         filled_n = images_nhw.reshape(len(images_nhw), -1).max(1) > 0
@@ -181,20 +195,30 @@ def _plane_of(shape: Sequence[int], affine: NDArray) -> str | None:
     return ("sagittal", "coronal", "axial")[anatomical]
 
 
-def _normalise(volume_s: NDArray) -> _Normalised:
-    if not np.isfinite(volume_s).all():
-        logger.warning("%d voxels are not finite numbers; they are taken as 0", int((~np.isfinite(volume_s)).sum()))
-        volume_s = np.nan_to_num(volume_s, nan=0.0, posinf=0.0, neginf=0.0)
-    if 1 in volume_s.shape and volume_s.min() >= 0 and volume_s.max() <= 1:
-        return _Normalised(volume_s, Window(0.0, 1.0), 0.0)
+def _is_normalised(volume_s: NDArray) -> bool:
+    return 1 in volume_s.shape and bool(volume_s.min() >= 0 and volume_s.max() <= 1)
+
+
+def _contrast(volume_s: NDArray, lower: float, upper: float) -> tuple[float, Window]:
+    """Threshold of the foreground and its window, or ScanError where that is empty."""
     foreground = find_foreground(volume_s)
-    window = foreground_window(volume_s, foreground=foreground)
+    window = foreground_window(volume_s, foreground=foreground, lower=lower, upper=upper)
     if window.high <= window.low:
         raise ScanError(
             f"a volume of shape {volume_s.shape} has no contrast (its foreground runs from {window.low:g} to "
             f"{window.high:g}); remove it or export it again"
         )
-    below = volume_s[volume_s <= foreground.threshold]
+    return foreground.threshold, window
+
+
+def _normalise(volume_s: NDArray, lower: float, upper: float) -> _Normalised:
+    if not np.isfinite(volume_s).all():
+        logger.warning("%d voxels are not finite numbers; they are taken as 0", int((~np.isfinite(volume_s)).sum()))
+        volume_s = np.nan_to_num(volume_s, nan=0.0, posinf=0.0, neginf=0.0)
+    if _is_normalised(volume_s):
+        return _Normalised(volume_s, Window(0.0, 1.0), 0.0)
+    threshold, window = _contrast(volume_s, lower, upper)
+    below = volume_s[volume_s <= threshold]
     background = min(float(np.median(below)), window.low) if below.size else window.low
     scaled = np.clip((volume_s - window.low) / (window.high - window.low), 0, 1)
     return _Normalised(scaled.astype(np.float32), window, background)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
-from monai_vqgen.apps import bundle_root, model_pixel_mm, run_stage
+from monai_vqgen.apps import bundle_root, model_pixel_mm, reconstruction_names, reconstruction_records, run_stage
 from monai_vqgen.data import read_volume
 from monai_vqgen.data.writing import write_slice_nifti
 from monai_vqgen.errors import CheckpointError, DatalistError, OutputExistsError, ScanError
@@ -118,17 +117,61 @@ def test_bad_input_is_named(tmp_path, model):
         run(tmp_path / "scans", tmp_path / "out", model, **{"network_def::channels": 16})
     whole = (tmp_path / "scans" / "a.nii.gz").read_bytes()
     (tmp_path / "scans" / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises((ScanError, RuntimeError), match=r"a\.nii\.gz"):
+    with pytest.raises(ScanError, match=r"none of the 1 scans could be used.*a\.nii\.gz: unreadable"):
         run(tmp_path / "scans", tmp_path / "out", model)
 
 
-def real_data() -> Path:
-    folder = Path(os.environ.get("MONAI_VQGEN_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    if not (folder / "volumes").is_dir():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no real scans at {folder}: set MONAI_VQGEN_REAL_DATA")
-        pytest.skip(f"no real scans at {folder}: set MONAI_VQGEN_REAL_DATA")
-    return folder
+def test_an_unusable_scan_is_a_logged_skip_and_the_others_are_written(tmp_path, model, caplog):
+    for name in ("a", "b", "c", "d"):
+        write_blob(tmp_path / "scans" / f"{name}.nii.gz", (12, 12, 4), np.eye(4))
+    whole = (tmp_path / "scans" / "a.nii.gz").read_bytes()
+    (tmp_path / "scans" / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
+    nib.save(nib.Nifti1Image(np.full((9, 9, 9), 5, np.int16), np.eye(4)), tmp_path / "scans" / "c.nii.gz")
+    with caplog.at_level("WARNING"):
+        run(tmp_path / "scans", tmp_path / "out", model)
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*.nii.gz")) == ["a_recon.nii.gz", "d_recon.nii.gz"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("skipped" in m and "b.nii.gz: unreadable" in m for m in messages)
+    assert any("skipped" in m and "c.nii.gz" in m and "no contrast" in m for m in messages)
+    assert any("2 of 4 scans were skipped" in m for m in messages)
+
+
+@pytest.mark.filterwarnings("ignore:.*nvImageCodec.*:UserWarning")  # MONAI looks for an optional CUDA decoder
+@pytest.mark.filterwarnings("ignore:.*NvImgCodec.*:UserWarning")
+def test_files_are_written_at_the_names_that_were_asked_for(tmp_path, model, write_series):
+    """Dotted names of series keep every number, whatever the letters of a suffix; a folder of links stays inside."""
+    voxels = np.zeros((12, 10, 4))
+    voxels[2:10, 2:8, 1:3] = np.arange(1, 7)[:, None]
+    for series in ("1.2.3.4", "1.2.3.5"):
+        write_series(tmp_path / "scans" / "deep" / series, voxels, np.diag([2.0, 2.0, 3.0, 1.0]), series)
+    records = reconstruction_records(tmp_path / "scans")
+    names = reconstruction_names(records, tmp_path / "scans", "recon")
+    assert names == ["deep/1.2.3.4_recon.nii.gz", "deep/1.2.3.5_recon.nii.gz"]
+    run(tmp_path / "scans", tmp_path / "out", model, pixel_mm=2.0)
+    assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.nii.gz")) == names
+    write_blob(tmp_path / "other" / "A.B.NII.GZ", (12, 12, 4), np.eye(4))
+    run(tmp_path / "other", tmp_path / "out2", model, pixel_mm=2.0)
+    assert [p.name for p in (tmp_path / "out2").rglob("*.nii.gz")] == ["A.B_recon.nii.gz"]
+    with pytest.raises(OutputExistsError, match=r"1\.2\.3\.4"):
+        run(tmp_path / "scans", tmp_path / "out", model)
+
+
+def test_two_inputs_for_one_name_are_refused(tmp_path, model):
+    for name in ("a.nii", "a.nii.gz"):
+        write_blob(tmp_path / "scans" / name, (12, 12, 4), np.eye(4))
+    with pytest.raises(DatalistError, match=r"a\.nii and .*a\.nii\.gz"):
+        run(tmp_path / "scans", tmp_path / "out", model)
+
+
+def test_the_percentiles_of_the_extraction_can_be_given():
+    extraction = ConfigParser.load_config_file(bundle_root() / "configs" / "extract_slices.json")
+    parser = ConfigParser()
+    parser.read_config(bundle_root() / "configs" / "inference.json")
+    for knob in ("lower_percentile", "upper_percentile"):
+        assert parser[knob] == extraction[knob]
+    parser.update({"lower_percentile": 2, "upper_percentile": 98, "pixel_mm": None})
+    inferer = parser.get_parsed_content("inferer")
+    assert (inferer.lower, inferer.upper) == (2, 98)
 
 
 def test_links_keep_their_own_names(tmp_path, model):
@@ -152,8 +195,8 @@ def test_volumes_are_shown_at_the_bundles_pixel_size_and_slices_as_they_are(tmp_
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_real_volumes_of_mixed_geometry_come_back_in_their_own(tmp_path, model):
-    folder = real_data() / "volumes"
+def test_real_volumes_of_mixed_geometry_come_back_in_their_own(real_data, tmp_path, model):
+    folder = real_data / "volumes"
     run(folder, tmp_path / "out", model, pixel_mm=3.0)
     inputs = sorted(folder.glob("*.nii.gz"))
     assert len(inputs) >= 9

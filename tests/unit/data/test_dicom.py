@@ -17,38 +17,8 @@ pytestmark = [
 ]
 
 
-def write_series(folder, voxels, affine, series="1", patient=None):
-    """A series of `voxels[:, :, k]`: DICOM is LPS, its columns run along the first axis."""
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lps = np.diag([-1, -1, 1, 1]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    for k in np.random.default_rng(0).permutation(voxels.shape[2]):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = MRImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(k)])
-        data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-        if patient is not None:
-            data.PatientID = patient
-        data.Modality, data.SeriesInstanceUID, data.InstanceNumber = "MR", f"1.2.3.{series}", int(k) + 1
-        data.Rows, data.Columns = voxels.shape[1], voxels.shape[0]
-        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
-        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
-        # DS holds 16 characters
-        text = lambda numbers: [f"{n:.10g}"[:16] for n in numbers]  # noqa: E731
-        data.PixelSpacing = text([spacing[1], spacing[0]])
-        data.SliceThickness = text([spacing[2]])[0]
-        data.ImageOrientationPatient = text([*(lps[:3, 0] / spacing[0]), *(lps[:3, 1] / spacing[1])])
-        data.ImagePositionPatient = text(apply_affine(lps, [0, 0, int(k)]))
-        data.PixelData = np.ascontiguousarray(voxels[:, :, k].T).astype("<i2").tobytes()
-        data.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
-
-
 @pytest.fixture(scope="module")
-def series(tmp_path_factory):
+def series(tmp_path_factory, write_series):
     folder = tmp_path_factory.mktemp("dicom")
     heads = []
     for index in range(3):
@@ -71,7 +41,7 @@ def test_a_series_is_read_with_its_place_in_the_world(series):
         assert volume.voxels_s.sum() == pytest.approx(np.rint(head.voxels_s).sum())
 
 
-def test_a_patients_series_are_one_subject_whatever_the_folders_are_called(tmp_path):
+def test_a_patients_series_are_one_subject_whatever_the_folders_are_called(tmp_path, write_series):
     for folder, patient in {"a/1.2.3": "P/1", "b/1.2.4": "P/1", "c/T1": "P2", "d/T1": "", "e/T1": None}.items():
         write_series(tmp_path / folder, np.zeros((2, 3, 2)), np.eye(4), "1", patient)
     found = discover_volumes(tmp_path)

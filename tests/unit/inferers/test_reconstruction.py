@@ -61,6 +61,15 @@ def test_identity_network_returns_the_input_in_its_units(plane):
     assert (result[volume == 0] == 0).all()
 
 
+@pytest.mark.parametrize(("lower", "upper"), [(0, 100), (5, 90)])
+def test_the_window_is_between_the_given_percentiles_of_the_foreground(lower, upper):
+    volume = smooth_volume()
+    low, high = np.percentile(volume[volume > 0.02 * np.percentile(volume, 99.5)], [lower, upper])
+    inferer = VolumeReconstructionInferer(intensity="unit", lower=lower, upper=upper)
+    result = inferer(as_input(volume, np.eye(4)), torch.nn.Identity())[0, 0].numpy()
+    np.testing.assert_allclose(result, np.clip((volume - low) / (high - low), 0, 1), atol=1e-5)
+
+
 def test_resampling_to_the_models_pixels_and_back_keeps_smooth_anatomy_in_place():
     volume = ndimage.gaussian_filter(smooth_volume((41, 37, 6)), (2, 2, 0))
     affine = np.diag([0.8, 0.9, 3.0, 1.0])
@@ -125,7 +134,12 @@ def test_pictures_without_geometry_pass_through_a_real_network():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"plane": "oblique"}, "axial"), ({"pixel_mm": 0}, "pixel_mm"), ({"batch_size": 0}, "batch_size")],
+    [
+        ({"plane": "oblique"}, "axial"),
+        ({"pixel_mm": 0}, "pixel_mm"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"lower": 50, "upper": 50}, "percentiles"),
+    ],
 )
 def test_wrong_arguments_are_named(change, message):
     with pytest.raises(InputError, match=message):
@@ -138,3 +152,11 @@ def test_volumes_that_cannot_be_reconstructed_are_refused():
         inferer(torch.full((1, 1, 4, 4, 4), 3.0), torch.nn.Identity())
     with pytest.raises(InputError, match="one channel"):
         inferer(torch.zeros(1, 2, 4, 4, 4), torch.nn.Identity())
+
+
+def test_what_cannot_be_reconstructed_is_told_beforehand():
+    inferer = VolumeReconstructionInferer()
+    with pytest.raises(ScanError, match="no contrast"):
+        inferer.check(torch.full((1, 4, 4, 4), 3.0))
+    for usable in (torch.from_numpy(smooth_volume())[None], torch.zeros(1, 8, 8), torch.zeros(1, 8, 8, 1)):
+        inferer.check(usable)
