@@ -72,20 +72,20 @@ PRESETS = {
         channels=96,
         residual_channels=32,
         num_codes=512,
-        autoencoder_epochs=45,
+        autoencoder_epochs=34,
         autoencoder_batch_size=16,
         autoencoder_learning_rate=1e-3,
         autoencoder_amp=False,
         prior_channels=(64, 64),
         prior_layers=(9, 9),
         prior_attention_every=(3, 0),
-        prior_epochs=(30, 18),
+        prior_epochs=(14, 8),
         prior_batch_size=16,
         prior_learning_rate=1e-3,
         prior_amp=False,
         num_samples=16,
     ),
-    # real scans on two cores, about forty minutes in all
+    # real scans on two cores, about thirty-five minutes in all
     "standard": DemoPreset(
         image_size=128,
         pixel_mm=1.736,
