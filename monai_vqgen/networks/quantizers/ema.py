@@ -153,11 +153,14 @@ class EMACodebook(Quantizer):
         dead = torch.nonzero(self.counts_k < self.restart_below).flatten()
         if dead.numel() == 0:
             return
-        generator = torch.Generator().manual_seed(int(self.num_updates))
-        picks = torch.randperm(rows_nd.shape[0], generator=generator)[: dead.numel()]
+        seed = int(self.num_updates)
+        # A generator of its own for this process's rows: their number differs between processes, and with it how far
+        # the draw advances the generator. What follows must be drawn alike by all.
+        picks = torch.randperm(rows_nd.shape[0], generator=torch.Generator().manual_seed(seed))[: dead.numel()]
         candidates_nd = all_gather_rows(rows_nd[picks])
         if candidates_nd.shape[0] == 0:
             return
+        generator = torch.Generator().manual_seed(seed)
         candidates_nd = canonical_order(candidates_nd, generator)
         order = torch.randperm(candidates_nd.shape[0], generator=generator)[: dead.numel()]
         dead, fresh_nd = dead[: order.numel()], candidates_nd[order]
