@@ -13,7 +13,7 @@ import monai_vqgen
 from monai_vqgen.__main__ import main
 from monai_vqgen.apps.bundles import bundle_root, run_stage, stage_command
 from monai_vqgen.apps.demo import _stages, claim_demo_folder
-from monai_vqgen.apps.pictures import PictureRow, grid_picture, save_png, save_rows
+from monai_vqgen.apps.pictures import Curve, PictureRow, grid_picture, save_curves, save_png, save_rows
 from monai_vqgen.apps.presets import PRESETS, pick_preset
 from monai_vqgen.apps.report import write_report
 from monai_vqgen.engines import check_command_line
@@ -119,6 +119,27 @@ def test_rows_show_images_in_their_place_and_differences_in_colour(tmp_path):
     assert (pixels[150, 180] < 15).all()
     red, _, blue = pixels[250, 180]
     assert red > blue + 50
+
+
+def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("monai_vqgen.apps.pictures._save_figure", lambda figure, path: figures.append((figure, path)))
+    panels = {
+        "falling": [Curve("training", [1, 2, 3], [100.0, 10.0, 1.0]), Curve("validation", [2], [20.0])],
+        "flat": [Curve("training", [1, 2], [2.0, float("nan")])],
+        "signed": [Curve("training", [1, 2], [-1.0, 100.0])],
+    }
+    save_curves(panels, tmp_path / "a.png", y={"falling": "error", "flat": "bits", "signed": "change"})
+    ((figure, path),) = figures
+    assert path == tmp_path / "a.png"
+    assert [axes.get_title() for axes in figure.axes] == list(panels)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["error", "bits", "change"]
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "linear"]
+    for axes, curves in zip(figure.axes, panels.values(), strict=True):
+        for line, curve in zip(axes.lines, curves, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), np.stack([curve.x, curve.y], axis=1))
+            assert line.get_label() == curve.label
+    assert figure.axes[0].lines[1].get_marker() == "o"  # a single point would be invisible as a line
 
 
 def test_a_report_needs_metrics(tmp_path):

@@ -17,6 +17,7 @@ from monai_vqgen.errors import InputError, OutputExistsError, VQGenError
 from monai_vqgen.handlers import (
     CodebookHealth,
     FiniteLoss,
+    GradientClipping,
     History,
     ObjectiveMean,
     Patience,
@@ -107,6 +108,29 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_weights_finite():
     with pytest.raises(VQGenError, match="epoch 1, iteration 3"):
         trainer.run()
     assert bool(torch.isfinite(module.weight).all())
+
+
+@pytest.mark.parametrize(("max_norm", "expected"), [(0.0, 6.0), (1.5, 1.5), (10.0, 6.0)])
+def test_gradients_are_scaled_down_to_the_largest_norm_and_never_up(max_norm, expected):
+    module = torch.nn.Linear(4, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+
+    class Objective(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, images):
+            return {"loss": self.inner(images.flatten(1)).mean()}
+
+    batches = [{"image": torch.full((2, 1, 2, 2), 3.0)}]  # a gradient of (3, 3, 3, 3), norm 6
+    trainer = trainer_of(Objective(), batches, [GradientClipping(module, max_norm)])
+    trainer.run()
+    step = -module.weight.detach() / 0.1  # plain gradient descent from zero
+    assert step.norm().item() == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(step, torch.full((1, 4), expected / 2), rtol=1e-5)  # the direction stays
+    with pytest.raises(InputError, match="max_norm"):
+        GradientClipping(module, -1.0)
 
 
 def test_means_count_every_item_once_whatever_its_batch():
