@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pytest
 
 from monai_vqgen.data import make_phantoms
@@ -53,6 +54,13 @@ def stage_commands() -> list[str]:
     return commands
 
 
+def fenced_commands() -> list[str]:
+    """The commands of the README's bash blocks that start a program of ours, not make."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(python|torchrun) ", line)]
+
+
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MONAI_FAIL_ON_DUPLICATE_CONFIG": "1"}
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
@@ -60,11 +68,12 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def prepared(command: str, folder: Path) -> list[str]:
     """The command with absolute paths and tiny sizes, as someone in another folder would type it."""
-    arguments = [sys.executable, *shlex.split(command)[1:]]
-    config = next(Path(word).name for word in arguments if word.endswith(".json"))
+    program, *words = shlex.split(command)
+    arguments = [sys.executable, *(["-m", "torch.distributed.run"] if program == "torchrun" else []), *words]
+    config = next(match.group(1) for word in words if (match := re.search(r"bundle/configs/(\w+\.json)", word)))
     for index, word in enumerate(arguments):
-        if word.startswith("bundle/"):
-            arguments[index] = str(ROOT / word)
+        if "bundle/configs/" in word:
+            arguments[index] = word.replace("bundle/configs/", f"{ROOT}/bundle/configs/")
         elif word == "SCANS":
             arguments[index] = str(folder / "scans")
         elif word.startswith("out/"):
@@ -104,6 +113,52 @@ def test_the_stages_run_in_the_order_of_the_table(tmp_path: Path) -> None:
     typo = run([*prepared(commands[1], tmp_path), "--max_epoch", "7"], tmp_path)
     assert typo.returncode != 0
     assert "max_epochs" in typo.stderr
+
+
+def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
+    commands = fenced_commands()
+    assert len(commands) == 2
+    assert "--nproc_per_node=2" in commands[0]
+    assert "--positions_mm" in commands[1]
+
+
+@pytest.mark.slow
+def test_the_command_for_own_scans_cuts_one_coronal_slice_a_scan(tmp_path: Path) -> None:
+    make_phantoms(tmp_path / "scans", num_subjects=3, seed=1, voxel_mm=4.0, progress=False)
+    arguments = prepared(fenced_commands()[1], tmp_path)
+    done = run(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    datalist = json.loads((tmp_path / "out/central/datalist.json").read_text())
+    records = [record for split in ("training", "validation", "test") for record in datalist[split]]
+    assert len(records) == 3
+    assert {record["plane"] for record in records} == {"coronal"}
+    assert all(abs(record["position_mm"] - 80) <= 2.0 for record in records)  # half of a voxel of 4 mm
+    assert nib.load(tmp_path / "out/central" / records[0]["image"]).shape[:2] == (32, 32)
+
+
+@pytest.mark.slow
+def test_the_command_for_several_processes_trains_with_two(tmp_path: Path) -> None:
+    write_slices(tmp_path / "out/slices")
+    arguments = prepared(fenced_commands()[0], tmp_path)
+    done = run(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out/autoencoder/model.pt").stat().st_size > 0
+    history = json.loads((tmp_path / "out/autoencoder/history.json").read_text())
+    assert history["train"]["epoch"] == [1]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def write_slices(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    datalist: dict = {"plane": "axial", "image_size": [32, 32], "pixel_mm": 7.0}
+    (folder / "images").mkdir(parents=True)
+    for split, count in {"training": 9, "validation": 3}.items():  # uneven shares for two processes
+        datalist[split] = []
+        for i in range(count):
+            image = generator.random((32, 32, 1)).astype(np.float32)
+            nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "images" / f"{split}{i}.nii.gz")
+            datalist[split].append({"image": f"images/{split}{i}.nii.gz", "subject": f"{split}{i}"})
+    (folder / "datalist.json").write_text(json.dumps(datalist))
 
 
 def test_every_link_and_file_of_the_readme_exists() -> None:
