@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from monai_vqgen.apps.pictures import grid_picture, save_png
 from monai_vqgen.apps.priors import TrainedPriors
-from monai_vqgen.apps.timing import finished_time
+from monai_vqgen.apps.timing import finished_time, one_thread
 from monai_vqgen.data.files import write_json
 from monai_vqgen.data.writing import write_slice_nifti
 from monai_vqgen.errors import InputError
@@ -146,7 +146,7 @@ def draw_samples(
     device = next(autoencoder.parameters()).device
     condition_nf = priors.condition.encode(conditions).to(device) if priors.condition is not None else None
     start = finished_time(device)
-    with tqdm(desc="sampling", unit="code", disable=not progress, leave=False) as bar:
+    with one_thread(), tqdm(desc="sampling", unit="code", disable=not progress, leave=False) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from monai_vqgen.apps import figures
 from monai_vqgen.apps.figures import WHOLE_GRID_PASSES, whole_grid_seconds
 from monai_vqgen.apps.priors import TrainedPriors
-from monai_vqgen.apps.timing import finished_time
+from monai_vqgen.apps.timing import finished_time, one_thread
 
 
 def test_the_clock_waits_for_a_gpu_and_for_nothing_else(monkeypatch):
@@ -42,3 +43,11 @@ def test_whole_grid_time_is_one_pass_for_every_position_of_every_level(monkeypat
     assert whole_grid_seconds(priors, codes, condition) == 8 * 0.5 + 32 * 2.0
     for level, network in enumerate(networks):
         assert network.seen == [(codes[level].shape, level, condition)] * (WHOLE_GRID_PASSES + 1)  # one to warm up
+
+
+def test_threads_are_given_back_also_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="inside"), one_thread():
+        assert torch.get_num_threads() == 1
+        raise RuntimeError("inside")
+    assert torch.get_num_threads() == before
