@@ -46,8 +46,15 @@ def test_whole_grid_time_is_one_pass_for_every_position_of_every_level(monkeypat
 
 
 def test_threads_are_given_back_also_after_an_error():
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError, match="inside"), one_thread():
-        assert torch.get_num_threads() == 1
-        raise RuntimeError("inside")
-    assert torch.get_num_threads() == before
+    def fail() -> None:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            raise RuntimeError("inside")
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="inside"):
+            fail()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
