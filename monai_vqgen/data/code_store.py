@@ -1,9 +1,10 @@
 """Codes on disk: every level's grids of every slice, and the fingerprint of the weights that made them.
 
     CODES/codes.safetensors    "<split>/level<i>": integers (n, *grid), memory-mapped, no pickle
+                               "codebook/level<i>": float32 (k, d), the codes' vectors
     CODES/codes.json           fingerprint, codebook sizes, grids, the slices' records, size and sha256 of the above
 
-Shape suffixes: b batch, n slices, s spatial axes (2 or 3), f condition features.
+Shape suffixes: b batch, n slices, s spatial axes (2 or 3), f condition features, k codebook size, d code dimension.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def save_codes(
     fingerprint: str,
     image_size: Sequence[int] = (),
     geometry: SliceGeometry | None = None,
+    codebooks_kd: Sequence[Tensor] = (),
 ) -> None:
     """Write a code store.
 
@@ -52,6 +54,7 @@ def save_codes(
         fingerprint: `networks.fingerprint` of the autoencoder.
         image_size: size of the slices in pixels.
         geometry: plane and pixel size of the slices, as far as they are known.
+        codebooks_kd: the codes' vectors, one tensor (k, d) a level, coarsest first; empty where unknown.
 
     Raises:
         CodesMismatchError: levels, grids, records or code values do not fit one another.
@@ -68,6 +71,10 @@ def save_codes(
             tensors[f"{split}/level{level}"] = codes_ns.cpu().to(_integer_type(size)).contiguous()
         if not shapes:
             shapes = [list(codes_ns.shape[1:]) for codes_ns in levels]
+    if codebooks_kd and [len(codebook_kd) for codebook_kd in codebooks_kd] != list(codebook_sizes):
+        raise CodesMismatchError(f"Codebooks of {[len(c) for c in codebooks_kd]} codes, not {list(codebook_sizes)}.")
+    for level, codebook_kd in enumerate(codebooks_kd):
+        tensors[f"codebook/level{level}"] = codebook_kd.float().cpu().contiguous()
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors_bytes(tensors)
@@ -159,6 +166,13 @@ class CodeStore:
         self.records(split)
         with safe_open(self.folder / _TENSORS, framework="pt") as file:
             return file.get_tensor(f"{split}/level{level}").long()
+
+    def codebook(self, level: int) -> Tensor | None:
+        """The vectors (k, d) of one level's codes, float32; None where the store holds none."""
+        self.check_level(level)
+        with safe_open(self.folder / _TENSORS, framework="pt") as file:
+            name = f"codebook/level{level}"
+            return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118 (no mapping)
 
     def read(self, split: str, index: int) -> tuple[Tensor, ...]:
         """The grids of one slice, coarsest first, int64; reads these bytes only."""

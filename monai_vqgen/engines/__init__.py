@@ -17,6 +17,7 @@ from monai_vqgen.engines.distributed import (
 from monai_vqgen.engines.encoding import check_mirroring, write_codes
 from monai_vqgen.engines.objectives import AutoencoderObjective, PriorObjective, objective_loss
 from monai_vqgen.engines.seeding import EpochSeeding, check_seed, seed_everything
+from monai_vqgen.engines.starting import start_prior
 
 __all__ = [
     "AutoencoderObjective",
@@ -40,5 +41,6 @@ __all__ = [
     "seed_everything",
     "shard",
     "start_distributed",
+    "start_prior",
     "write_codes",
 ]

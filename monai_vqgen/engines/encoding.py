@@ -111,6 +111,7 @@ def write_codes(
         fingerprint=fingerprint(autoencoder),
         image_size=image_size,
         geometry=geometry,
+        codebooks_kd=module.codebooks(),
     )
     store = CodeStore(output_dir)
     logger.info("Wrote the codes of %s to %s", {split: len(rows) for split, rows in records.items()}, output_dir)

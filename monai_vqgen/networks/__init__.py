@@ -13,6 +13,7 @@ from monai_vqgen.networks.priors import (
     PlainIncremental,
     Prior,
     pick_prior,
+    start_from_codebooks,
 )
 from monai_vqgen.networks.quantizers import (
     EMACodebook,
@@ -39,4 +40,5 @@ __all__ = [
     "Quantizer",
     "fingerprint",
     "pick_prior",
+    "start_from_codebooks",
 ]

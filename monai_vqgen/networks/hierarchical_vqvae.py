@@ -135,6 +135,12 @@ class HierarchicalVQVAE(nn.Module):
     def _quantizers(self) -> list[Quantizer]:
         return cast("list[Quantizer]", list(self.quantizers))
 
+    def codebooks(self) -> tuple[Tensor, ...]:
+        """Return each level's vectors ``(k, d)`` in the order of its codes, coarsest first; copies."""
+        device = next(self.parameters()).device
+        every = [torch.arange(size, device=device)[None] for size in self.codebook_sizes]
+        return tuple(q.lookup(codes)[0].t().detach().clone() for q, codes in zip(self._quantizers, every, strict=True))
+
     def grids(self, image_size: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Return the grid shape of each level for an image of ``image_size`` pixels, coarsest first."""
         if len(image_size) != self.spatial_dims:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
 from monai_vqgen.networks.priors.decoder_only import DecoderOnlyPrior
 from monai_vqgen.networks.priors.gated import GatedPixelCNN
+from monai_vqgen.networks.priors.initialization import start_from_codebooks
 from monai_vqgen.networks.priors.masked import MaskedPixelCNN
 from monai_vqgen.networks.priors.selection import pick_prior
 
@@ -16,4 +17,5 @@ __all__ = [
     "PlainIncremental",
     "Prior",
     "pick_prior",
+    "start_from_codebooks",
 ]

@@ -41,6 +41,17 @@ def test_codes_and_records_come_back_as_they_were(tmp_path):
     ] * 2
 
 
+def test_codebooks_come_back_and_may_be_absent(tmp_path):
+    grids, records = write(tmp_path)
+    assert CodeStore(tmp_path).codebook(0) is None
+    books = [torch.randn(size, 4) for size in SIZES]
+    options = {"codebook_sizes": SIZES, "fingerprint": "abc"}
+    save_codes(tmp_path, grids, records, codebooks_kd=books, **options)
+    assert all(torch.equal(CodeStore(tmp_path).codebook(level), book) for level, book in enumerate(books))
+    with pytest.raises(CodesMismatchError, match="Codebooks of"):
+        save_codes(tmp_path, grids, records, codebooks_kd=books[:1], **options)
+
+
 def test_items_of_the_data_set_are_slices_with_their_condition(tmp_path):
     grids, _ = write(tmp_path)
     dataset = CodesDataset(

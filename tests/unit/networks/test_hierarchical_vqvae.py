@@ -142,3 +142,12 @@ def test_images_and_codes_that_do_not_fit_are_refused() -> None:
         network.decode([torch.zeros(1, 2, 2, dtype=torch.long)] * 2)
     with pytest.raises(CodesMismatchError, match="outside 0"):
         network.decode([torch.full((1, 2, 2), 16)])
+
+
+@pytest.mark.parametrize("quantizers", [[EMACodebook(16, 4), EMACodebook(8, 3)], [FiniteScalarQuantizer((4, 3))] * 2])
+def test_codebooks_hold_the_vectors_in_the_order_of_the_codes(quantizers: list) -> None:
+    network = HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=quantizers)
+    books = network.codebooks()
+    codes = network.encode(torch.rand(1, 1, 16, 16))
+    for book, grid, embedded in zip(books, codes, network.embed(codes), strict=True):
+        torch.testing.assert_close(book[grid].movedim(-1, 1), embedded)

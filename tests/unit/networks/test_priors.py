@@ -7,8 +7,14 @@ import math
 import pytest
 import torch
 
-from monai_vqgen.errors import InputError
-from monai_vqgen.networks import DecoderOnlyPrior, GatedPixelCNN, MaskedPixelCNN, PlainIncremental
+from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.networks import (
+    DecoderOnlyPrior,
+    GatedPixelCNN,
+    MaskedPixelCNN,
+    PlainIncremental,
+    start_from_codebooks,
+)
 
 GATED = {"channels": 16, "num_layers": 4}
 CONTEXTS = {
@@ -215,3 +221,29 @@ def test_every_trainable_parameter_gets_a_gradient(kind, context):
     prior(codes, coarser, condition).square().sum().backward()
     idle = [name for name, value in prior.named_parameters() if value.requires_grad and value.grad is None]
     assert idle == []
+
+
+@pytest.mark.parametrize("build", [GatedPixelCNN, MaskedPixelCNN])
+def test_codes_that_are_alike_start_alike(build):
+    torch.manual_seed(0)
+    prior = build(64, channels=32, coarser_codes=[16])
+    codebooks = [torch.randn(16, 4), torch.randn(64, 4)]
+    counts = torch.arange(64) ** 2
+    start_from_codebooks(prior, codebooks, counts_k=counts)
+    head = prior.head if isinstance(prior, MaskedPixelCNN) else prior.head[-1]
+    tables = [
+        (prior.context.embeddings[0].weight, codebooks[0]),
+        (prior.embedding.weight, codebooks[1]),
+        (head.weight.flatten(1), codebooks[1]),
+    ]
+    for weight, codebook in tables:
+        ours, theirs = torch.pdist(weight.detach()), torch.pdist(codebook)
+        assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > 0.8  # a projection keeps distances, nearly
+    differences = head.bias.detach().double() - (counts.double() + 1).log()
+    assert differences.std() < 1e-5  # log-frequencies but for a constant, which softmax does not see
+
+
+def test_codebooks_of_other_sizes_are_refused():
+    prior = GatedPixelCNN(8, channels=8, num_layers=1, attention_every=0, coarser_codes=[4])
+    with pytest.raises(CodesMismatchError, match="sizes"):
+        start_from_codebooks(prior, [torch.randn(8, 4)])
