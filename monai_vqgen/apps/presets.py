@@ -61,7 +61,7 @@ class DemoPreset(NamedTuple):
 
 
 PRESETS = {
-    # phantoms on two cores, about ten minutes in all
+    # phantoms on two cores, about twelve minutes in all
     "small": DemoPreset(
         image_size=64,
         pixel_mm=3.472,
@@ -69,17 +69,17 @@ PRESETS = {
         position_stop_mm=100.0,
         position_step_mm=4.0,
         phantom_subjects=48,
-        channels=96,
+        channels=64,
         residual_channels=32,
         num_codes=512,
-        autoencoder_epochs=34,
+        autoencoder_epochs=28,
         autoencoder_batch_size=16,
-        autoencoder_learning_rate=1e-3,
+        autoencoder_learning_rate=2e-3,
         autoencoder_amp=False,
         prior_channels=(64, 64),
         prior_layers=(9, 9),
         prior_attention_every=(3, 0),
-        prior_epochs=(8, 6),
+        prior_epochs=(5, 5),
         prior_batch_size=4,
         prior_learning_rate=1e-3,
         prior_amp=False,
