@@ -5,6 +5,7 @@ Shape suffixes: b batch, s spatial axes (2 or 3), d code dimension, k codebook s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """Turns latent vectors into codes and back; the base of every quantiser.
 
     ``forward`` and ``lookup`` never change a buffer, in either mode. Only :meth:`learn` does, and only the
@@ -41,13 +42,13 @@ class Quantizer(nn.Module):
     num_codes: int
     dim: int
 
+    @abstractmethod
     def forward(self, latents_bds: Tensor) -> Quantized:
         """Quantise ``latents_bds`` (float, any spatial size, an empty batch included)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lookup(self, codes_bs: Tensor) -> Tensor:
         """Return the vectors ``(b, d, *s)`` of ``codes_bs`` (integers in ``[0, num_codes)``)."""
-        raise NotImplementedError
 
     def prepare(self, latents_bds: Tensor) -> None:
         """Called with a training batch's latents before they are quantised; initialises from data where due."""
