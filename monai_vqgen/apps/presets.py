@@ -61,7 +61,7 @@ class DemoPreset(NamedTuple):
 
 
 PRESETS = {
-    # phantoms on two cores, about twelve minutes in all
+    # phantoms on two cores, an estimated twelve minutes in all
     "small": DemoPreset(
         image_size=64,
         pixel_mm=3.472,
@@ -85,7 +85,7 @@ PRESETS = {
         prior_amp=False,
         num_samples=16,
     ),
-    # real scans on two cores, about thirty-five minutes in all
+    # real scans on two cores, an estimated forty minutes in all
     "standard": DemoPreset(
         image_size=128,
         pixel_mm=1.736,
