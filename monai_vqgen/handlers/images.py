@@ -6,6 +6,7 @@ Shape suffixes: b batch, c channels, k codebook size, s spatial axes (2 or 3).
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def image_rows(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
     return (picture * 255).round().to(torch.uint8).numpy()
 
 
-class _Pictures:
+class _Pictures(ABC):
     """Draw a picture every so many epochs, to ``folder/<name>_epoch0010.png`` and to TensorBoard."""
 
     def __init__(self, name: str, output_dir: str | os.PathLike[str], interval: int, summary_writer: Any) -> None:
@@ -61,9 +62,9 @@ class _Pictures:
         if self.summary_writer is not None:
             self.summary_writer.add_image(self.name, picture, epoch, dataformats="HW")
 
+    @abstractmethod
     def draw(self) -> NDArray[np.uint8]:
         """Return the picture."""
-        raise NotImplementedError
 
 
 class ReconstructionImages(_Pictures):
