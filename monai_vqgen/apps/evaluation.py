@@ -93,7 +93,7 @@ def evaluate(
     split_records: Mapping[str, Sequence[Mapping[str, Any]]],
     num_samples: int = 16,
     seed: int = 0,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     batch_size: int = 16,
@@ -113,7 +113,7 @@ def evaluate(
         split_records: the records of each split, for the counts of subjects and slices.
         num_samples: how many samples to draw.
         seed: of the samples.
-        temperature: of the samples.
+        temperature: of the samples, for all levels or one a level.
         top_k: of the samples.
         top_p: of the samples.
         batch_size: slices or samples at once.

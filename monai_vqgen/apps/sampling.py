@@ -114,7 +114,7 @@ def draw_samples(
     *,
     num_samples: int,
     seed: int = 0,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     condition: Mapping[str, Any] | None = None,
@@ -128,7 +128,8 @@ def draw_samples(
         priors: one a level, of this autoencoder.
         num_samples: how many.
         seed: equal seeds give equal samples, whatever the batch size.
-        temperature: divides the logits; below 1 likelier and more alike, above 1 more varied.
+        temperature: divides the logits, of all levels or one a level, coarsest first; below 1 likelier and more alike,
+            above 1 more varied.
         top_k: draw from the k likeliest codes only.
         top_p: draw from the likeliest codes that hold this much probability.
         condition: values by name for all samples; a name left out is drawn from the trained range.
@@ -195,7 +196,7 @@ def sample_to_folder(
     *,
     num_samples: int,
     seed: int = 0,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     condition: Mapping[str, Any] | None = None,

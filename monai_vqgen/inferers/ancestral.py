@@ -34,7 +34,7 @@ class AncestralSampler:
 
     Args:
         priors: one a level, coarsest first.
-        temperature: above 0; below 1 gives more probable, less varied samples.
+        temperature: above 0, for all levels or one a level; below 1 gives more probable, less varied samples.
         top_k: keep this many codes at each position; None keeps all.
         top_p: keep this much probability at each position; None keeps all.
         cached: use each prior's incremental pass; otherwise its whole forward at every position (slow, the oracle).
@@ -56,7 +56,7 @@ class AncestralSampler:
         self,
         priors: Sequence[Prior],
         *,
-        temperature: float = 1.0,
+        temperature: float | Sequence[float] = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         cached: bool = True,
@@ -76,7 +76,14 @@ class AncestralSampler:
                 )
             sizes.append(prior.num_codes)
         self.priors = list(priors)
-        self.truncation = Truncation(temperature=temperature, top_k=top_k, top_p=top_p)
+        temperatures: Sequence[float] = (
+            temperature if isinstance(temperature, Sequence) else [temperature] * len(self.priors)
+        )
+        if len(temperatures) != len(self.priors):
+            raise InputError(
+                f"{len(temperatures)} temperatures given for {len(self.priors)} priors; give one number, or one a level."
+            )
+        self.truncations = [Truncation(temperature=each, top_k=top_k, top_p=top_p) for each in temperatures]
         self.cached, self.batch_size = cached, batch_size
 
     def sample(
@@ -209,7 +216,9 @@ class AncestralSampler:
                     level_codes = codes[level][part]
                     steps = self._steps(prior, level_codes, coarser=[c[part] for c in codes[:level]], condition=given)
                     level_mask = masks[level][part].flatten(1)
-                    for positions in self._draw(steps, level_codes, level_mask, noises[level], samples):
+                    for positions in self._draw(
+                        level, steps, level_codes, mask_bn=level_mask, noise=noises[level], samples=samples
+                    ):
                         done += positions * len(samples)
                         if progress is not None:
                             progress(done, total)
@@ -224,25 +233,33 @@ class AncestralSampler:
         return steps
 
     def _draw(
-        self, steps: IncrementalPass, codes_bs: Tensor, mask_bn: Tensor, noise: GumbelNoise, samples: Sequence[int]
+        self,
+        level: int,
+        steps: IncrementalPass,
+        codes_bs: Tensor,
+        *,
+        mask_bn: Tensor,
+        noise: GumbelNoise,
+        samples: Sequence[int],
     ) -> Iterator[int]:
         """Fill one level of one batch in place; yields after each row with its number of positions."""
         row, codes_bn = codes_bs.shape[-1], codes_bs.view(codes_bs.shape[0], -1)
+        truncation = self.truncations[level]
         wanted_n, whole_n = mask_bn.any(0).tolist(), mask_bn.all(0).tolist()
         last = max((i for i, wanted in enumerate(wanted_n) if wanted), default=-1)
-        mask_bn = mask_bn.to(codes_bs.device)
+        mask_bn, columns = mask_bn.to(codes_bs.device), codes_bn.unbind(1)
         for first in range(0, codes_bn.shape[1], row):
             if first <= last:
                 needed = any(wanted_n[first : first + row])
                 # One row of the grid at a time: the noise never needs more memory than a row's logits.
-                noise_bnk = noise.rows(samples, first=first, count=row).to(codes_bs.device) if needed else None
+                rows = noise.rows(samples, first=first, count=row).to(codes_bs.device).unbind(1) if needed else ()
                 for i in range(first, min(first + row, last + 1)):
-                    if wanted_n[i] and noise_bnk is not None:
-                        drawn_b = self.truncation.apply(steps.logits()).add(noise_bnk[:, i - first]).argmax(1)
+                    if wanted_n[i]:
+                        drawn_b = truncation.apply(steps.logits()).add(rows[i - first]).argmax(1)
                         if not whole_n[i]:
-                            drawn_b = torch.where(mask_bn[:, i], drawn_b, codes_bn[:, i])
-                        codes_bn[:, i] = drawn_b
-                    steps.push(codes_bn[:, i])
+                            drawn_b = torch.where(mask_bn[:, i], drawn_b, columns[i])
+                        columns[i].copy_(drawn_b)
+                    steps.push(columns[i])
             yield row
 
     def _check_grids(self, grids: Sequence[Sequence[int]]) -> None:

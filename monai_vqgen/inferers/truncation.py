@@ -37,7 +37,7 @@ class Truncation:
     """
 
     def __init__(self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
-        if not (math.isfinite(temperature) and temperature > 0):
+        if not (isinstance(temperature, (int, float)) and math.isfinite(temperature) and temperature > 0):
             raise InputError(
                 f"temperature is {temperature}; give a number above 0. For the most probable code at every position "
                 "(temperature 0) use top_k=1."

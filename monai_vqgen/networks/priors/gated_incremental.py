@@ -49,25 +49,23 @@ class _KeyValueCache:
         n, b, heads = len(self._position), batch_size, attention.num_heads
         like, size = self._weights.qkv, attention.width // attention.num_heads
         self._channels = (like.shape[0],)
-        # Keys lie positions last: the product with one query then runs along them, twice as fast at batch 16.
-        self._keys_t = like.new_empty(b * heads, size, n)
-        self._values = like.new_empty(b * heads, n, size)
-        self._new_keys = self._keys_t.view(b, heads, size, n)
-        self._new_values = self._values.view(b, heads, n, size)
+        # Positions come last: products with one query or one row of weights then run along them, without strides.
+        self._cache = like.new_empty(2, b * heads, size, n)
+        self._new = self._cache.view(2, b, heads, size, n).transpose(0, 1)
         self._qkv = like.new_empty(b, 3 * attention.width)
-        self._query, self._key, self._value = self._qkv.view(b, 3, heads, size).unbind(1)
+        parts = self._qkv.view(b, 3, heads, size)
+        self._query, self._key_and_value = parts[:, 0], parts[:, 1:]
         self._rows = (b * heads, 1, size)
         self._attended_shape = (b, attention.width)
 
     def add_to(self, features_bc: Tensor, *, position: int) -> None:
         """Add the attention's output at `position` to its features, in place."""
-        normal_bc = F.layer_norm(features_bc, self._channels)
+        normal_bc = torch.layer_norm(features_bc, self._channels)
         torch.addmm(self._position[position], normal_bc, self._weights.qkv, out=self._qkv)
-        self._new_keys[..., position].copy_(self._key)
-        self._new_values[:, :, position].copy_(self._value)
-        so_far = position + 1
-        scores = torch.bmm(self._query.reshape(self._rows), self._keys_t[:, :, :so_far])
-        attended = torch.bmm(scores.softmax(-1), self._values[:, :so_far])
+        self._new.select(-1, position).copy_(self._key_and_value)
+        keys_t, values_t = self._cache.narrow(-1, 0, position + 1).unbind()
+        weights = torch.bmm(self._query.reshape(self._rows), keys_t).softmax(-1)
+        attended = torch.bmm(weights, values_t.transpose(1, 2))
         features_bc.addmm_(attended.view(self._attended_shape), self._weights.output)
 
 
@@ -195,7 +193,7 @@ class GatedIncremental(IncrementalPass):
         """Fix the codes at this position and move on."""
         self._run_position()
         x = self._position % self._row
-        self._codes_bw[:, x] = codes_b
+        self._columns_b[x].copy_(codes_b)
         self._later[x].add_(self._code_terms.index_select(0, codes_b))
         self._position += 1
         self._features_ready = False
@@ -226,7 +224,7 @@ class GatedIncremental(IncrementalPass):
 
     def _begin_row(self, index: tuple[int, ...]) -> None:
         """Advance the other stacks to the row at `index`, and start the horizontal stack's row."""
-        self._codes_bw = at(self._codes, slice(None), *(i + self._margin for i in index))
+        self._columns_b = at(self._codes, slice(None), *(i + self._margin for i in index)).unbind(1)
         for axis, slab in enumerate(self._slabs):
             if any(index[axis + 1 :]):
                 continue  # this stack's slab began with an earlier row

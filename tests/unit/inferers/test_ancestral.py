@@ -243,3 +243,20 @@ def test_priors_that_do_not_belong_together_are_refused():
         AncestralSampler([gated(condition_dim=3)]).sample([(2, 2)], num_samples=1)
     with pytest.raises(InputError, match=r"give \(2, 3\) or \(1, 3\)"):
         AncestralSampler([gated(condition_dim=3)]).sample([(2, 2)], num_samples=2, condition=torch.zeros(2, 4))
+
+
+def test_each_level_can_have_its_own_temperature():
+    priors, grids = hierarchy(), [(2, 2), (4, 4)]
+
+    def draw(temperature):
+        return AncestralSampler(priors, temperature=temperature).sample(grids, num_samples=8, seed=1)
+
+    warm, mixed = draw(1.0), draw([1.0, 1e-3])
+    assert torch.equal(warm[0], mixed[0])
+    assert not torch.equal(warm[1], mixed[1])
+    likeliest = AncestralSampler(priors, top_k=1).complete(
+        warm, [torch.zeros(2, 2, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)]
+    )
+    assert torch.equal(mixed[1], likeliest[1])
+    with pytest.raises(InputError, match=r"3 temperatures.*2 priors"):
+        draw([1.0, 0.9, 0.8])
