@@ -1,0 +1,208 @@
+"""What ordinary codecs keep of a slice at a given rate: JPEG, JPEG 2000 and WebP, as Pillow writes them.
+
+Shape legend: b batch, c channels (always 1 here), h w rows and columns.
+
+One protocol for all of them: the original is the slice in [0, 1]; rounding it to 8 bits belongs to the codec, for that
+is what these codecs take. The rate counts the whole stream, headers and tables included, over all pixels of the slice,
+the black ones too. On small slices the headers are a good part of it, so each point also says what a black slice of
+the same size costs. Codes of a network are counted without any container: compare with both.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from monai_vqgen.errors import InputError
+from monai_vqgen.metrics.reconstruction import ReconstructionScores, mean_scores, reconstruction_scores
+
+__all__ = ["CODECS", "Codec", "CodecCurves", "CodecPoint", "at_rate", "codec_curves"]
+
+BITS_PER_BYTE = 8
+LEVELS = 255  # the largest value of an 8-bit image
+
+
+class Codec(NamedTuple):
+    """An image codec and the ladder of settings that it is tried at.
+
+    Attributes:
+        name: what the reader of a picture knows it by.
+        format: Pillow's name of the format.
+        feature: what `PIL.features.check` calls it; Pillow may be built without.
+        settings: from few bits to many, in the codec's own terms.
+        options: what `Image.save` is given at a setting.
+    """
+
+    name: str
+    format: str
+    feature: str
+    settings: tuple[float, ...]
+    options: Callable[[float], dict[str, Any]]
+
+
+def _jpeg_options(quality: float) -> dict[str, Any]:
+    return {"quality": int(quality), "optimize": True}  # Huffman tables made for the image: fewer bits, same pixels
+
+
+def _jpeg2000_options(bits_per_pixel: float) -> dict[str, Any]:
+    ratio = BITS_PER_BYTE / bits_per_pixel
+    # 9/7 wavelet, the better one where loss is allowed, and a bare codestream, which saves the 85 bytes of a JP2 file
+    return {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True, "no_jp2": True}
+
+
+def _webp_options(quality: float) -> dict[str, Any]:
+    return {"quality": int(quality), "method": 6}  # the slowest search, the fewest bits
+
+
+CODECS = (
+    Codec("JPEG", "JPEG", "jpg", (1, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 95), _jpeg_options),
+    Codec(
+        "JPEG 2000",
+        "JPEG2000",
+        "jpg_2000",
+        (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
+        _jpeg2000_options,
+    ),
+    Codec("WebP", "WEBP", "webp", (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 100), _webp_options),
+)
+"""JPEG and WebP by their quality; JPEG 2000 by the bits a pixel that it is asked to keep to."""
+
+
+class CodecPoint(NamedTuple):
+    """Means over all slices of one codec at one setting.
+
+    Attributes:
+        setting: one of the codec's settings.
+        bits_per_pixel: of the whole stream.
+        header_bits_per_pixel: of a black slice of the same size at the same setting, which is nearly all container,
+            headers and tables: about what a bare payload would save.
+        psnr: in dB, over the slice; 100 for an exact copy.
+        psnr_brain: the same over the brain.
+        ssim: over the slice; at low quality JPEG turns black into dark grey, which this score punishes and no eye sees.
+        ssim_brain: the same over the brain.
+    """
+
+    setting: float
+    bits_per_pixel: float
+    header_bits_per_pixel: float
+    psnr: float
+    psnr_brain: float
+    ssim: float
+    ssim_brain: float
+
+
+class CodecCurves(NamedTuple):
+    """The points of every codec in the order of its settings, and of those that are missing the reason."""
+
+    points: dict[str, list[CodecPoint]]
+    skipped: dict[str, str]
+
+
+class _Rung:
+    """Collects what one codec does at one setting."""
+
+    def __init__(self, codec: Codec, setting: float) -> None:
+        self.codec, self.setting = codec, setting
+        self.bits: list[float] = []
+        self.header_bits: list[float] = []
+        self.scores: list[ReconstructionScores] = []
+
+    def add(self, bytes_bhw: NDArray[np.uint8], originals_bcs: torch.Tensor) -> None:
+        streams = [self.encode(image_hw) for image_hw in bytes_bhw]
+        pixels = bytes_bhw[0].size
+        header = BITS_PER_BYTE * len(self.encode(np.zeros_like(bytes_bhw[0]))) / pixels
+        self.bits += [BITS_PER_BYTE * len(stream) / pixels for stream in streams]
+        self.header_bits += [header] * len(streams)
+        decoded_bcs = torch.from_numpy(np.stack([_decode(stream) for stream in streams])[:, None])
+        self.scores.append(reconstruction_scores(decoded_bcs, originals_bcs))
+
+    def encode(self, image_hw: NDArray[np.uint8]) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(image_hw).save(buffer, format=self.codec.format, **self.codec.options(self.setting))
+        return buffer.getvalue()
+
+    def point(self) -> CodecPoint:
+        means = mean_scores(self.scores)
+        return CodecPoint(
+            setting=self.setting,
+            bits_per_pixel=float(np.mean(self.bits)),
+            header_bits_per_pixel=float(np.mean(self.header_bits)),
+            **{name: means[name] for name in ("psnr", "psnr_brain", "ssim", "ssim_brain")},
+        )
+
+
+def _decode(stream: bytes) -> NDArray[np.float32]:
+    """Back to [0, 1]; WebP has no grey images, so what it gives is turned back into grey."""
+    with Image.open(io.BytesIO(stream)) as image:
+        return np.asarray(image.convert("L"), dtype=np.float32) / np.float32(LEVELS)
+
+
+def _as_bytes(originals_bcs: torch.Tensor) -> NDArray[np.uint8]:
+    if originals_bcs.ndim != 4 or originals_bcs.shape[1] != 1 or len(originals_bcs) == 0:
+        raise InputError(
+            f"originals of shape {tuple(originals_bcs.shape)} cannot be written as pictures: give (batch, 1, H, W)"
+        )
+    return np.floor(originals_bcs[:, 0].clamp(0, 1).double().numpy() * LEVELS + 0.5).astype(np.uint8)
+
+
+def codec_curves(originals: Iterable[torch.Tensor], *, codecs: Sequence[Codec] = CODECS) -> CodecCurves:
+    """Rate and distortion of every codec at every setting of its ladder.
+
+    Args:
+        originals: batches (batch, 1, H, W) in [0, 1], gone through once.
+        codecs: which ones; those that this Pillow was built without are skipped, with the reason.
+
+    Raises:
+        InputError: there is no original, or it is no single-channel slice.
+
+    Example:
+        >>> curves = codec_curves([torch.rand(2, 1, 32, 32)], codecs=CODECS[:1])
+        >>> few, many = curves.points["JPEG"][0], curves.points["JPEG"][-1]
+        >>> few.bits_per_pixel < many.bits_per_pixel, few.psnr < many.psnr
+        (True, True)
+    """
+    missing = [codec for codec in codecs if not features.check(codec.feature)]
+    present = [codec for codec in codecs if codec not in missing]
+    ladders = {codec.name: [_Rung(codec, setting) for setting in codec.settings] for codec in present}
+    for batch_bcs in originals:
+        originals_bcs = torch.as_tensor(batch_bcs).as_subclass(torch.Tensor).detach().cpu().float()
+        bytes_bhw = _as_bytes(originals_bcs)
+        for ladder in ladders.values():
+            for rung in ladder:
+                rung.add(bytes_bhw, originals_bcs)
+    return CodecCurves(
+        points={name: [rung.point() for rung in ladder] for name, ladder in ladders.items()},
+        skipped={codec.name: f"Pillow was built without {codec.feature}" for codec in missing},
+    )
+
+
+def at_rate(points: Sequence[CodecPoint], bits_per_pixel: float) -> CodecPoint:
+    """What a codec reaches at a rate: linear between the two points beside it.
+
+    Outside the ladder every figure but the rate is NaN: nothing is extrapolated. Between two points the straight line
+    lies a little below a curve that bends as these do.
+
+    Args:
+        points: of one codec, in any order.
+        bits_per_pixel: the rate, of the whole stream.
+
+    Raises:
+        InputError: there are no points.
+
+    Example:
+        >>> low, high = CodecPoint(1, 0.5, 0.1, 30, 28, 0.8, 0.7), CodecPoint(2, 1.0, 0.1, 34, 32, 0.9, 0.8)
+        >>> at_rate([low, high], 0.75).psnr, at_rate([low, high], 0.4).psnr
+        (32.0, nan)
+    """
+    if not points:
+        raise InputError("no points to interpolate between: the codec was skipped or has no settings")
+    ordered = np.array(sorted(points, key=lambda point: point.bits_per_pixel), dtype=float)
+    rates = ordered[:, CodecPoint._fields.index("bits_per_pixel")]
+    values = [float(np.interp(bits_per_pixel, rates, column, left=np.nan, right=np.nan)) for column in ordered.T]
+    return CodecPoint(*values)._replace(bits_per_pixel=float(bits_per_pixel))
