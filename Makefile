@@ -7,7 +7,7 @@ OUTPUT ?= out/demo
 DEMO_OPTIONS ?=
 BENCH_OPTIONS ?=
 
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo test test-all lint format bench bundle clean
 
 help:
 	@echo "make demo [DATA=folder] [OUTPUT=out/demo]  scans to new slices, ends with a report"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all  the tests, slow ones included"
 	@echo "make lint      format, lint and type checks"
 	@echo "make bench     the benchmarks, written to out/bench/results.json"
+	@echo "make bundle    the bundle as the zip that MONAI downloads, in dist/"
 	@echo "make setup     the virtual environment alone"
 
 $(VENV)/.done: setup.cfg pyproject.toml constraints.txt
@@ -46,6 +47,9 @@ format: setup
 
 bench: setup
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks --output out/bench/results.json $(BENCH_OPTIONS)
+
+bundle: setup
+	$(BIN)/python -m monai_vqgen.apps.packaging --output dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
