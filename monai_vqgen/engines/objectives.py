@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.losses import SSIMLoss
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
@@ -30,7 +31,7 @@ class AutoencoderObjective(nn.Module):
 
     ::
 
-        images -> autoencoder -> reconstruction   loss = mse_weight * MSE + l1_weight * L1
+        images -> autoencoder -> reconstruction   loss = mse_weight * MSE + l1_weight * L1 + ssim_weight * (1 - SSIM)
                        |                                 + codebook_weight * sum of the levels' losses
                        +-> codes, losses of the levels (commitment included)
 
@@ -41,6 +42,8 @@ class AutoencoderObjective(nn.Module):
         autoencoder: keeps the autoencoder contract, for example `HierarchicalVQVAE`.
         mse_weight: weight of the mean squared error.
         l1_weight: weight of the mean absolute error.
+        ssim_weight: weight of 1 - SSIM (Wang et al. 2004; Gaussian window of 11, sigma 1.5, data range 1). It wants
+            images of at least 11 pixels an axis.
         codebook_weight: weight of the quantisers' losses, which carry their own commitment weight (0.25).
         amp: compute in bfloat16 where torch deems it safe. It needs no loss scaling, so it works alike on CPU and GPU.
 
@@ -67,17 +70,21 @@ class AutoencoderObjective(nn.Module):
         *,
         mse_weight: float = 1.0,
         l1_weight: float = 0.0,
+        ssim_weight: float = 0.0,
         codebook_weight: float = 1.0,
         amp: bool = False,
     ) -> None:
         super().__init__()
-        weights = {"mse_weight": mse_weight, "l1_weight": l1_weight, "codebook_weight": codebook_weight}
-        if min(weights.values()) < 0 or mse_weight + l1_weight <= 0:
+        pixel_weights = {"mse_weight": mse_weight, "l1_weight": l1_weight, "ssim_weight": ssim_weight}
+        weights = {**pixel_weights, "codebook_weight": codebook_weight}
+        if min(weights.values()) < 0 or sum(pixel_weights.values()) <= 0:
             raise InputError(
-                f"Loss weights {weights}: none may be negative, and mse_weight or l1_weight must be positive."
+                f"Loss weights {weights}: none may be negative, and mse_weight, l1_weight or ssim_weight must be positive."
             )
         self.autoencoder = autoencoder
-        self.mse_weight, self.l1_weight, self.codebook_weight = mse_weight, l1_weight, codebook_weight
+        self.mse_weight, self.l1_weight, self.ssim_weight = mse_weight, l1_weight, ssim_weight
+        self.codebook_weight = codebook_weight
+        self.ssim_loss = SSIMLoss(spatial_dims=self.autoencoder.spatial_dims, data_range=1.0) if ssim_weight else None
         self.amp = amp
 
     def forward(self, images_bcs: Tensor) -> dict[str, Tensor]:
@@ -97,6 +104,8 @@ class AutoencoderObjective(nn.Module):
         result["psnr"] = -10 * mse_b.detach().clamp_min(_SMALLEST_MSE).log10()
         result.update({f"codes_{level}": codes_bs for level, codes_bs in enumerate(codes)})
         result["loss"] = self.mse_weight * mse_b.mean() + self.l1_weight * mae_b.mean()
+        if self.ssim_loss is not None:
+            result["loss"] = result["loss"] + self.ssim_weight * self.ssim_loss(reconstruction_bcs.float(), images_bcs)
         if self.training:
             result["codebook_loss"] = torch.stack([level.loss.float() for level in levels]).sum()
             result["loss"] = result["loss"] + self.codebook_weight * result["codebook_loss"]

@@ -182,7 +182,8 @@ def test_each_prior_says_what_it_was_trained_on(codes, priors):
 
 
 def test_a_resumed_training_equals_one_that_was_never_interrupted(slices, tmp_path):
-    options = {"dataset_dir": slices, "mirror_probability": 0.5, "total_steps": 8}
+    augmentation = {"mirror_probability": 0.5, "affine_probability": 0.5, "gamma_probability": 0.5}
+    options = {"dataset_dir": slices, **augmentation, "ssim_weight": 0.1, "total_steps": 8}
     run("train", output_dir=tmp_path / "whole", **options, **{"train::trainer::max_epochs": 4})
     run("train", output_dir=tmp_path / "parts", **options, **{"train::trainer::max_epochs": 2})
     run("train", output_dir=tmp_path / "parts", **options, **{"train::trainer::max_epochs": 4}, resume=True)
@@ -220,6 +221,24 @@ def test_codes_of_another_autoencoder_are_refused(codes, trained, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         run("train_prior", dataset_dir=codes, output_dir=tmp_path / "out", model=tmp_path / "other.pt")
     assert isinstance(own_error(caught.value), CodesMismatchError)
+
+
+@pytest.mark.parametrize("knob", ["mirror_probability", "affine_probability", "gamma_probability"])
+def test_each_augmentation_changes_training_slices_within_their_range_and_no_others(slices, tmp_path, knob):
+    made = {}
+    for value in (0.0, 1.0):
+        loaded = workflow("train", dataset_dir=slices, output_dir=tmp_path / str(value), **{knob: value})
+        loaded.initialize()
+        made[value] = {
+            split: torch.stack([item["image"] for item in loaded.parser.get_parsed_content(split)])
+            for split in ("train::dataset", "validate::dataset")
+        }
+    before, after = made[0.0], made[1.0]
+    assert torch.equal(before["validate::dataset"], after["validate::dataset"])
+    assert not torch.equal(before["train::dataset"], after["train::dataset"])
+    assert after["train::dataset"].shape == before["train::dataset"].shape
+    assert 0 <= float(after["train::dataset"].min()) and float(after["train::dataset"].max()) <= 1
+    assert float(after["train::dataset"].std()) > 0.5 * float(before["train::dataset"].std())
 
 
 def test_sagittal_slices_are_never_mirrored_by_training(slices, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from skimage.metrics import structural_similarity
 
 from monai_vqgen.engines import AutoencoderObjective, PrepareCodes, PrepareImages, PriorObjective, place
 from monai_vqgen.errors import InputError
@@ -32,6 +33,22 @@ def test_loss_is_the_weighted_sum_that_numpy_gives():
     np.testing.assert_allclose(result["psnr"].numpy(), -10 * np.log10((difference**2).mean(axis=(1, 2, 3))), rtol=1e-4)
 
 
+def test_the_ssim_term_is_one_minus_the_ssim_of_scikit_image():
+    network, images = tiny_autoencoder(), torch.rand(2, 1, 24, 16)
+    plain = AutoencoderObjective(network).eval()(images)
+    result = AutoencoderObjective(network, mse_weight=0.0, ssim_weight=0.5).eval()(images)
+    torch.testing.assert_close(result["reconstruction"], plain["reconstruction"])
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "full": True}
+    valid = (slice(5, -5), slice(5, -5))  # MONAI averages where the whole window lies inside the image
+    expected = np.mean(
+        [
+            structural_similarity(image[0].numpy(), made[0].detach().numpy(), **window)[1][valid].mean()
+            for image, made in zip(images, result["reconstruction"], strict=True)
+        ]
+    )
+    assert float(result["loss"].detach()) == pytest.approx(0.5 * (1 - expected), rel=1e-4)
+
+
 def test_evaluation_changes_nothing_and_training_does():
     objective = AutoencoderObjective(tiny_autoencoder())
     objective.train()(torch.rand(2, 1, 16, 16))
@@ -51,7 +68,7 @@ def test_evaluation_reconstructs_what_forward_does_for_sizes_that_do_not_divide(
 
 
 def test_weights_that_cannot_work_are_refused():
-    with pytest.raises(InputError, match="mse_weight or l1_weight"):
+    with pytest.raises(InputError, match="mse_weight, l1_weight or ssim_weight"):
         AutoencoderObjective(tiny_autoencoder(), mse_weight=0.0)
 
 
