@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from monai_vqgen.networks.causal import CausalAttention
 from monai_vqgen.networks.priors.base import IncrementalPass, check_prior_inputs
@@ -123,10 +122,9 @@ class GatedIncremental(IncrementalPass):
         return prior.position(coordinates_ps[None]).chunk(prior.spatial_dims, dim=1)
 
     def _prepare_codes(self, prior: GatedPixelCNN, table: Tensor) -> None:
-        """The codes so far, behind a margin of "outside" codes whose embedding is zero."""
+        """The codes so far, behind a margin of "outside" codes, which are K."""
         inputs: Any = prior.inputs
         self._margin: int = inputs[0].taps
-        self._table = torch.cat([table, table.new_zeros(1, table.shape[1])])
         lead = [n + self._margin for n in self._grid[:-1]]
         self._codes = torch.full((self._b, *lead, self._row), prior.num_codes, device=table.device)
         # What a code adds to the horizontal stack's input 1, 2, ... positions later, straight from a table.
@@ -236,7 +234,7 @@ class GatedIncremental(IncrementalPass):
             codes = at(self._codes, slice(None), *here, before, *inner)
             above = None if axis == 0 else [link[:, index[axis]] for link in self._slabs[axis - 1].links]
             following = self._biases if slab is self._slabs[-1] else self._slabs[axis + 1].biases
-            slab.advance(F.embedding(codes, self._table), index[: axis + 1], links=above, biases=following)
+            slab.advance(codes, index[: axis + 1], links=above, biases=following)
         if self._context is not None:
             for link, term in zip(self._slabs[-1].links, self._context.gates(index), strict=True):
                 link.add_(term)

@@ -5,7 +5,7 @@ Legend of suffixes: b batch, c channels, s the axes of a slab, m = b x positions
 When a slab of codes is complete, the stack's features of the *next* slab can be computed for all its positions at
 once, as large matrix products:
 
-    codes of the last slabs -> strict convolution (+ coordinates) -> layer 0 ... layer L-1
+    codes of the last slabs -> strict convolution, summed from a table (+ coordinates) -> layer 0 ... layer L-1
     each layer: columns of this and the last slabs @ taps -> gate -> residual, and a link to the next stack's gate
 """
 
@@ -94,8 +94,12 @@ class SlabStack:
     ) -> None:
         self._axis, self._slab = axis, tuple(grid[axis + 1 :])
         self._input: CroppedConv = prior.inputs[axis]  # type: ignore[assignment]
-        kernel = self._input.conv.weight.detach().flatten(2, 2 + axis)  # (c, c, taps, k...)
-        self._input_taps = [tap.flatten(1).t().contiguous() for tap in kernel.movedim(1, -1).unbind(1)]
+        self._outside = prior.num_codes
+        kernel = self._input.conv.weight.detach().flatten(2, 2 + axis).movedim(2, -1).flatten(2)  # (c, c, k... taps)
+        # What each code at each tap adds to the convolution; a code outside of the grid adds nothing.
+        terms_ktc = torch.einsum("kc,oct->kto", prior.embedding.weight.detach(), kernel)
+        self._terms = torch.cat([terms_ktc, torch.zeros_like(terms_ktc[:1])]).flatten(0, 1)
+        self._taps = torch.arange(kernel.shape[2], device=kernel.device)
         self._position_sc = position_sc + self._input.conv.bias.detach()  # type: ignore[union-attr]
         layers = list(prior.layers)
         self._weights: list[StackWeights] = [stack_weights(layer, axis) for layer in layers]  # type: ignore[arg-type]
@@ -130,22 +134,20 @@ class SlabStack:
                 slab.zero_()
 
     def advance(
-        self, embedded_bsc: Tensor, index: Sequence[int], *, links: Sequence[Tensor] | None, biases: Sequence[Tensor]
+        self, codes_bs: Tensor, index: Sequence[int], *, links: Sequence[Tensor] | None, biases: Sequence[Tensor]
     ) -> None:
         """Compute the slab at `index` and fill `self.links` with what it adds to the next stack's gates.
 
         Args:
-            embedded_bsc: embedded codes of the slabs before this one, `(b, 1..., input taps, *slab, c)`.
+            codes_bs: codes of the slabs before this one, `(b, 1..., input taps, *slab)`, K outside of the grid.
             index: coordinates of the slab along the axes up to this stack's own.
             links: what the previous stack adds to each layer's gate here, `(b, *slab, 2c)`; None for the first.
             biases: the next stack's biases, which start its links.
         """
-        # One tap after the other keeps the columns small: they are (b x positions, later taps x c) for each.
-        start_mc = self._residual_mc.zero_()
-        margin = (0, 0) + (self._input.reach,) * (2 * len(self._slab))
-        for tap, slab_bsc in zip(self._input_taps, embedded_bsc.flatten(1, self._axis + 1).unbind(1), strict=True):
-            columns = patches(F.pad(slab_bsc, margin), kernel_size=2 * self._input.reach + 1)
-            start_mc.addmm_(columns.reshape(start_mc.shape[0], -1), tap)
+        margin = (self._input.reach,) * (2 * len(self._slab))
+        padded_bst = F.pad(codes_bs.flatten(1, self._axis + 1), margin, value=self._outside).movedim(1, -1)
+        near = patches(padded_bst, kernel_size=2 * self._input.reach + 1).reshape(-1, len(self._taps))
+        start_mc = F.embedding_bag(near * len(self._taps) + self._taps, self._terms, mode="sum")
         torch.add(start_mc.view(self._interior_bsc.shape), self._position_sc[tuple(index)], out=self._interior_bsc)
         context = None if self._context is None else self._context.gates(index)
         for layer, weights in enumerate(self._weights):
