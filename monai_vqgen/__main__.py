@@ -1,4 +1,4 @@
-"""The command line: `python -m monai_vqgen demo`, `python -m monai_vqgen phantoms`."""
+"""The command line: `python -m monai_vqgen demo`, `... phantoms`, `... download`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ def build_parser() -> argparse.ArgumentParser:
     phantoms.add_argument("--output", default="out/phantoms", help="folder of the volumes (default: %(default)s)")
     phantoms.add_argument("--subjects", type=int, default=48, help="how many (default: %(default)s)")
     phantoms.add_argument("--seed", type=int, default=0, help="seed of their anatomy (default: %(default)s)")
+
+    download = verbs.add_parser("download", help="fetch public scans of OpenNeuro, checked; run again to resume")
+    download.add_argument("accession", nargs="?", default="ds002748", help="the data set (default: %(default)s)")
+    download.add_argument("--output", help="folder of the scans (default: out/ and the accession)")
+    download.add_argument("--subjects", nargs="+", metavar="NAME", help="which, as 01 or sub-01 (default: all)")
+    download.add_argument("--suffix", default="T1w", help="which contrast (default: %(default)s)")
+    download.add_argument("--overwrite", action="store_true", help="replace files that differ from the server's")
+    download.add_argument("--mirror", metavar="URL", help="another S3 bucket than OpenNeuro's")
     return parser
 
 
@@ -50,6 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from monai_vqgen.apps.demo import run_demo  # imports torch and MONAI: seconds that --help does not pay
 
             run_demo(options.data, options.output, seed=options.seed, size=options.size)
+        elif options.verb == "download":
+            from monai_vqgen.data import download_openneuro
+
+            download_openneuro(
+                options.accession,
+                options.output or f"out/{options.accession}",
+                subjects=options.subjects,
+                suffix=options.suffix,
+                overwrite=options.overwrite,
+                base_url=options.mirror,
+            )
         else:
             from monai_vqgen.data import make_phantoms
 

@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "CodesMismatchError",
     "DatalistError",
+    "DownloadError",
     "InputError",
     "OutputExistsError",
     "ScanError",
@@ -31,6 +32,10 @@ class ScanError(VQGenError, ValueError):
 
 class DatalistError(VQGenError, ValueError):
     """A folder or a datalist does not hold what the task needs, for example no scans or only one subject."""
+
+
+class DownloadError(VQGenError, OSError):
+    """Public data cannot be fetched: server gone, file unknown, wrong checksum, no space. What is in place is right."""
 
 
 class CodesMismatchError(VQGenError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from monai_vqgen.data.code_store import CodesDataset, CodeStore, save_codes
 from monai_vqgen.data.datalists import load_datalist
 from monai_vqgen.data.extraction import ExtractionReport, extract_slices, position_range
+from monai_vqgen.data.openneuro import OpenNeuroDownload, download_openneuro
 from monai_vqgen.data.phantoms import Phantom, make_phantom, make_phantoms
 from monai_vqgen.data.reading import Volume, read_nifti, read_volume
 from monai_vqgen.data.slice_geometry import SliceGeometry, read_slice_geometry
@@ -15,12 +16,14 @@ __all__ = [
     "CodeStore",
     "CodesDataset",
     "ExtractionReport",
+    "OpenNeuroDownload",
     "Phantom",
     "ScanRecord",
     "SliceGeometry",
     "SubjectSplit",
     "Volume",
     "discover_volumes",
+    "download_openneuro",
     "extract_slices",
     "load_datalist",
     "make_phantom",
