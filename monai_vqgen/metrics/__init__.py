@@ -1,11 +1,42 @@
-"""How good reconstructions, codebooks and priors are, always beside what knows nothing."""
+"""How good reconstructions, codebooks, priors and samples are, always beside what knows nothing."""
 
 from __future__ import annotations
 
 from monai_vqgen.metrics.baselines import BaselineScores, baseline_scores, mean_image
+from monai_vqgen.metrics.classifier import (
+    TwoSampleScore,
+    TwoSampleSplit,
+    cnn_two_sample,
+    linear_two_sample,
+    split_two_samples,
+)
 from monai_vqgen.metrics.codebook import CodebookCounter, CodebookUse, codebook_use
 from monai_vqgen.metrics.codecs import CODECS, Codec, CodecCurves, CodecPoint, at_rate, codec_curves
+from monai_vqgen.metrics.features import FeatureSpace, FilterBankFeatures, NetworkFeatures, WhitenedFeatures
+from monai_vqgen.metrics.fidelity import (
+    DensityCoverage,
+    FrechetScore,
+    PairwiseSimilarity,
+    PrecisionRecall,
+    density_coverage,
+    frechet_score,
+    gaussian_frechet_score,
+    pairwise_ms_ssim,
+    precision_recall,
+)
 from monai_vqgen.metrics.likelihood import PositionHistogram, bits_per_code, uniform_bits_per_code
+from monai_vqgen.metrics.memorization import (
+    AlignedNeighbors,
+    Authenticity,
+    ClosestPair,
+    FeatureNeighbors,
+    MemorizationAudit,
+    aligned_neighbors,
+    authenticity,
+    feature_neighbors,
+    memorization_audit,
+)
+from monai_vqgen.metrics.position import PositionConsistency, RidgeModel, fit_ridge, position_consistency
 from monai_vqgen.metrics.reconstruction import (
     ForegroundPSNRMetric,
     ForegroundSSIMMetric,
@@ -18,25 +49,56 @@ from monai_vqgen.metrics.reconstruction import (
 
 __all__ = [
     "CODECS",
+    "AlignedNeighbors",
+    "Authenticity",
     "BaselineScores",
+    "ClosestPair",
     "CodebookCounter",
     "CodebookUse",
     "Codec",
     "CodecCurves",
     "CodecPoint",
+    "DensityCoverage",
+    "FeatureNeighbors",
+    "FeatureSpace",
+    "FilterBankFeatures",
     "ForegroundPSNRMetric",
     "ForegroundSSIMMetric",
+    "FrechetScore",
+    "MemorizationAudit",
+    "NetworkFeatures",
+    "PairwiseSimilarity",
+    "PositionConsistency",
     "PositionHistogram",
+    "PrecisionRecall",
     "ReconstructionScores",
+    "RidgeModel",
+    "TwoSampleScore",
+    "TwoSampleSplit",
+    "WhitenedFeatures",
+    "aligned_neighbors",
     "at_rate",
+    "authenticity",
     "baseline_scores",
     "bits_per_code",
+    "cnn_two_sample",
     "codebook_use",
     "codec_curves",
+    "density_coverage",
+    "feature_neighbors",
+    "fit_ridge",
     "foreground_mask",
+    "frechet_score",
+    "gaussian_frechet_score",
+    "linear_two_sample",
     "mean_image",
     "mean_scores",
+    "memorization_audit",
+    "pairwise_ms_ssim",
+    "position_consistency",
+    "precision_recall",
     "reconstruction_scores",
+    "split_two_samples",
     "ssim_map",
     "uniform_bits_per_code",
 ]
