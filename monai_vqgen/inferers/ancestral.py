@@ -81,7 +81,8 @@ class AncestralSampler:
         )
         if len(temperatures) != len(self.priors):
             raise InputError(
-                f"{len(temperatures)} temperatures given for {len(self.priors)} priors; give one number, or one a level."
+                f"{len(temperatures)} temperatures given for {len(self.priors)} priors; give one number, or one for "
+                "each level."
             )
         self.truncations = [Truncation(temperature=each, top_k=top_k, top_p=top_p) for each in temperatures]
         self.cached, self.batch_size = cached, batch_size

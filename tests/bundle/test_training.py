@@ -237,7 +237,8 @@ def test_each_augmentation_changes_training_slices_within_their_range_and_no_oth
     assert torch.equal(before["validate::dataset"], after["validate::dataset"])
     assert not torch.equal(before["train::dataset"], after["train::dataset"])
     assert after["train::dataset"].shape == before["train::dataset"].shape
-    assert 0 <= float(after["train::dataset"].min()) and float(after["train::dataset"].max()) <= 1
+    assert float(after["train::dataset"].min()) >= 0
+    assert float(after["train::dataset"].max()) <= 1
     assert float(after["train::dataset"].std()) > 0.5 * float(before["train::dataset"].std())
 
 

@@ -155,11 +155,6 @@ def required_packages() -> set[str]:
     return found - {"monai", "torch", "numpy"} - set(sys.stdlib_module_names)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="required_packages_version is empty; the configs need ignite (pytorch-ignite) and monai_vqgen",
-)
 def test_packages_that_the_configs_need_are_named(metadata):
     distributions = {"ignite": "pytorch-ignite"}
     needed = {distributions.get(name, name) for name in required_packages()}

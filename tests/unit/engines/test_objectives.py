@@ -68,7 +68,7 @@ def test_evaluation_reconstructs_what_forward_does_for_sizes_that_do_not_divide(
 
 
 def test_weights_that_cannot_work_are_refused():
-    with pytest.raises(InputError, match="mse_weight, l1_weight or ssim_weight"):
+    with pytest.raises(InputError, match="one of mse_weight, l1_weight or ssim_weight"):
         AutoencoderObjective(tiny_autoencoder(), mse_weight=0.0)
 
 
