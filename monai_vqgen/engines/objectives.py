@@ -79,8 +79,8 @@ class AutoencoderObjective(nn.Module):
         weights = {**pixel_weights, "codebook_weight": codebook_weight}
         if min(weights.values()) < 0 or sum(pixel_weights.values()) <= 0:
             raise InputError(
-                f"Loss weights {weights}: none may be negative, and one of mse_weight, l1_weight or ssim_weight must be "
-                "positive."
+                f"Loss weights {weights}: none may be negative, and one of mse_weight, l1_weight or ssim_weight "
+                "must be positive."
             )
         self.autoencoder = autoencoder
         self.mse_weight, self.l1_weight, self.ssim_weight = mse_weight, l1_weight, ssim_weight
