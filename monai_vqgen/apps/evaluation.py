@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from monai_vqgen.apps.figures import (
     SHOWN,
+    ReconstructionPass,
     SliceSet,
     batches,
     data_figures,
@@ -30,11 +33,13 @@ from monai_vqgen.apps.pictures import (
     save_usage,
 )
 from monai_vqgen.apps.priors import TrainedPriors
-from monai_vqgen.apps.sampling import SampleBatch, draw_samples
+from monai_vqgen.apps.rate_distortion import codec_figures, rated_system, save_rate_distortion
+from monai_vqgen.apps.sample_metrics import ImageSet, independent_codes, sample_metrics, save_closest_pairs
+from monai_vqgen.apps.sampling import SampleBatch, crop, decode_in_batches, draw_samples
 from monai_vqgen.data import load_datalist
 from monai_vqgen.data.files import write_json
 from monai_vqgen.errors import DatalistError, InputError
-from monai_vqgen.metrics import CodebookCounter, baseline_scores, mean_image
+from monai_vqgen.metrics import CodebookCounter, baseline_scores, codec_curves, mean_image
 from monai_vqgen.networks import HierarchicalVQVAE
 
 __all__ = ["evaluate", "split_records"]
@@ -97,11 +102,13 @@ def evaluate(
     top_k: int | None = None,
     top_p: float | None = None,
     batch_size: int = 16,
+    codecs: bool = False,
+    sample_report: bool = False,
 ) -> dict[str, Any]:
     """Judge a trained model on test slices and write `metrics.json`, then its pictures, to a folder.
 
     Pictures: `overview.png`, `reconstructions.png`, `samples.png`, `usage.png`, and
-    `real_and_sampled.png` with its key in JSON.
+    `real_and_sampled.png` with its key in JSON; on demand `rate_distortion.png` and `closest_pairs.png`.
 
     Args:
         network: the trained autoencoder.
@@ -117,6 +124,8 @@ def evaluate(
         top_k: of the samples.
         top_p: of the samples.
         batch_size: slices or samples at once.
+        codecs: whether to compress the test slices with JPEG, JPEG 2000 and WebP too (under a second a slice).
+        sample_report: whether to set the samples against real slices too (minutes; ask for 512 samples or more).
 
     Returns:
         The content of `metrics.json`.
@@ -138,47 +147,102 @@ def evaluate(
         batch_size=batch_size,
     )
     result = reconstruct_slices(network, test, batch_size=batch_size)
-    mean_cs = mean_image(batches(training, batch_size, description="mean image"))
-    baselines = baseline_scores(batches(test, batch_size, description="baselines"), mean_cs)
-    training_codes, mirrored_codes = (
-        encode_slices(network, training, batch_size=batch_size, mirror=mirror, description="encoding training slices")
-        for mirror in (False, True)
-    )
+    training_codes = encode_slices(network, training, batch_size=batch_size, description="encoding training slices")
     counters = [CodebookCounter(size) for size in network.codebook_sizes]
     for counter, codes in zip(counters, result.codes, strict=True):
         counter.update(codes)
+    metrics = {
+        **_reconstruction_section(result, training, test, batch_size),
+        "codebook": [
+            {"level": level, "size": use.size, "usage": use.usage, "perplexity": use.perplexity}
+            for level, use in enumerate(counter.compute() for counter in counters)
+        ],
+        **_prior_section(network, priors, result, training, test, training_codes, batch_size),
+        "sampling": sampling_figures(priors, samples, batch_size),
+        "data": data_figures(split_records, priors.image_size or ()),
+    }
+    write_json(folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
+    _write_pictures(folder, result.shown, samples, [c.total_counts().numpy() for c in counters], seed=seed)
+    if codecs:
+        metrics["codecs"] = _codec_section(metrics, test, folder, batch_size)
+    if sample_report:
+        metrics["samples"] = _sample_section(network, samples, result, training, test, training_codes, folder, seed)
+    write_json(folder / "metrics.json", _json_numbers(metrics))
+    _log(metrics)
+    return metrics
+
+
+def _reconstruction_section(
+    result: ReconstructionPass, training: SliceSet, test: SliceSet, batch_size: int
+) -> dict[str, Any]:
+    mean_cs = mean_image(batches(training, batch_size, description="mean image"))
+    baselines = baseline_scores(batches(test, batch_size, description="baselines"), mean_cs)
+    scores = {"all_black": baselines.all_black, "mean_image": baselines.mean_image}
+    return {"reconstruction": {**result.full, "baselines": scores}, "top_only": result.top_only}
+
+
+def _prior_section(
+    network: HierarchicalVQVAE,
+    priors: TrainedPriors,
+    result: ReconstructionPass,
+    training: SliceSet,
+    test: SliceSet,
+    training_codes: tuple[Tensor, ...],
+    batch_size: int,
+) -> dict[str, Any]:
     figures = prior_figures(
         priors,
         test_codes=result.codes,
         training_codes=training_codes,
-        mirrored_codes=mirrored_codes,
+        mirrored_codes=encode_slices(
+            network, training, batch_size=batch_size, mirror=True, description="encoding mirrored slices"
+        ),
         records=test.data,
         sizes=network.codebook_sizes,
         batch_size=batch_size,
     )
-    image_size = mean_cs.shape[1:]
+    image_size = priors.image_size or ()
     positions = [grid[0].numel() for grid in result.codes]
     coded = sum(n * row["bits_per_code"] for n, row in zip(positions, figures, strict=True)) / math.prod(image_size)
-    uses = [counter.compute() for counter in counters]
-    metrics = {
-        "reconstruction": {
-            **result.full,
-            "baselines": {"all_black": baselines.all_black, "mean_image": baselines.mean_image},
-        },
-        "top_only": result.top_only,
-        "codebook": [
-            {"level": level, "size": use.size, "usage": use.usage, "perplexity": use.perplexity}
-            for level, use in enumerate(uses)
-        ],
+    return {
         "prior": figures,
         "rate": {"raw_bits_per_pixel": raw_bits_per_pixel(network, image_size), "coded_bits_per_pixel": coded},
-        "sampling": sampling_figures(priors, samples, batch_size),
-        "data": data_figures(split_records, image_size),
     }
-    write_json(folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
-    _write_pictures(folder, result.shown, samples, [c.total_counts().numpy() for c in counters], seed=seed)
-    _log(metrics)
-    return metrics
+
+
+def _codec_section(metrics: Mapping[str, Any], test: SliceSet, folder: Path, batch_size: int) -> dict[str, Any]:
+    curves = codec_curves(batches(test, batch_size, description="codecs"))
+    system = rated_system("ours", metrics)
+    save_rate_distortion(curves, [system], folder / "rate_distortion.png")
+    return codec_figures(curves, system)
+
+
+def _sample_section(
+    network: HierarchicalVQVAE,
+    samples: SampleBatch,
+    result: ReconstructionPass,
+    training: SliceSet,
+    test: SliceSet,
+    training_codes: tuple[Tensor, ...],
+    folder: Path,
+    seed: int,
+) -> dict[str, Any]:
+    real, learned = (
+        ImageSet(torch.cat(list(batches(slices, 64, description="real slices"))), slices.data)
+        for slices in (test, training)
+    )
+    size = real.images.shape[2:]
+    context_free = independent_codes(training_codes, num_samples=len(samples.images_ncs), seed=seed)
+    section, nearest = sample_metrics(
+        ImageSet(samples.images_ncs, samples.conditions),
+        training=learned,
+        test=real,
+        reconstructions=ImageSet(crop(decode_in_batches(network, result.codes), size), test.data),
+        independent=ImageSet(crop(decode_in_batches(network, context_free), size)),
+        seed=seed,
+    )
+    save_closest_pairs(samples.images_ncs, learned.images, nearest, folder / "closest_pairs.png")
+    return section
 
 
 def _of_slices(priors: TrainedPriors, network: HierarchicalVQVAE, slices: SliceSet) -> TrainedPriors:

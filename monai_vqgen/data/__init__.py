@@ -10,7 +10,7 @@ from monai_vqgen.data.phantoms import Phantom, make_phantom, make_phantoms
 from monai_vqgen.data.reading import Volume, read_nifti, read_volume
 from monai_vqgen.data.slice_geometry import SliceGeometry, read_slice_geometry
 from monai_vqgen.data.sources import ScanRecord, discover_volumes
-from monai_vqgen.data.splits import SubjectSplit, split_subjects
+from monai_vqgen.data.splits import SubjectSplit, read_split, split_subjects
 
 __all__ = [
     "CodeStore",
@@ -31,6 +31,7 @@ __all__ = [
     "position_range",
     "read_nifti",
     "read_slice_geometry",
+    "read_split",
     "read_volume",
     "save_codes",
     "split_subjects",

@@ -21,7 +21,7 @@ from monai_vqgen.data.contact_sheet import write_contact_sheet
 from monai_vqgen.data.files import write_json
 from monai_vqgen.data.scan_slices import ScanOutcome, SliceOptions, slices_of_scan
 from monai_vqgen.data.sources import ScanRecord, discover_volumes
-from monai_vqgen.data.splits import SubjectSplit, split_subjects
+from monai_vqgen.data.splits import SubjectSplit, read_split, split_subjects
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 from monai_vqgen.transforms.cutting import check_position_options, check_positions
 from monai_vqgen.transforms.fitting import check_size
@@ -127,6 +127,7 @@ def extract_slices(
     lower: float = 0.5,
     upper: float = 99.5,
     fractions: Sequence[float] = (0.75, 0.125, 0.125),
+    split_file: str | Path | None = None,
     seed: int = 0,
     num_workers: int | None = None,
     overwrite: bool = False,
@@ -155,6 +156,7 @@ def extract_slices(
         lower: percentile of the volume's foreground that becomes 0.
         upper: percentile that becomes 1.
         fractions: of subjects in training, validation and test.
+        split_file: a split decided before, see `read_split`; takes the place of `fractions` and `seed`.
         seed: of the split.
         num_workers: processes; default one a core, at most 8. 0 works in this process.
         overwrite: replace earlier results.
@@ -176,7 +178,11 @@ def extract_slices(
     options = SliceOptions(plane, places, reference, pixel_mm, size, on_trim, lower, upper).checked()
     records = discover_volumes(dataset_dir, suffix=suffix, subject_pattern=subject_pattern)
     _warn_of_guesses(records)
-    split_subjects([record.subject for record in records], fractions, seed=seed)  # too few: say so before the work
+
+    def share_out(subjects: Sequence[str]) -> SubjectSplit:
+        return read_split(split_file, subjects) if split_file else split_subjects(subjects, fractions, seed=seed)
+
+    share_out([record.subject for record in records])  # too few, or of nobody listed: say so before the work
     output_dir = Path(output_dir)
     images = _claim(output_dir, overwrite)
     workers = min(MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers
@@ -187,7 +193,7 @@ def extract_slices(
     if not useful:
         reasons = "; ".join(entry["reason"] for entry in skipped[:3])
         raise DatalistError(f"{dataset_dir}: none of {len(records)} scans gave a slice. {reasons}")
-    split = split_subjects([outcome.subject for outcome in useful], fractions, seed=seed)
+    split = share_out([outcome.subject for outcome in useful])
     about = {
         "description": f"{plane} slices at {_range_text(places)} mm from {reference}",
         "plane": plane,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from monai_vqgen.errors import DatalistError, InputError
 
-__all__ = ["SubjectSplit", "split_subjects"]
+__all__ = ["SubjectSplit", "read_split", "split_subjects"]
+
+logger = logging.getLogger(__name__)
 
 
 class SubjectSplit(NamedTuple):
@@ -63,3 +68,46 @@ def split_subjects(
     return SubjectSplit(
         sorted(shuffled[: ends[0]]), sorted(shuffled[ends[0] : ends[1]]), sorted(shuffled[ends[1] : ends[2]])
     )
+
+
+def read_split(path: str | Path, subjects: Iterable[str]) -> SubjectSplit:
+    """A split that was decided before, from a JSON file with three lists: training, validation and test.
+
+    Listed subjects without a scan are logged and left out.
+
+    Args:
+        path: the file.
+        subjects: those whose scans there are, as often and in any order.
+
+    Raises:
+        DatalistError: no such file, no such lists, a subject in two of them, or a scan of a subject in none.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise DatalistError(f"{path}: no readable JSON file ({error}); give a split as {_SPLIT_FORM}") from error
+    parts = SubjectSplit._fields
+    lists = [content.get(part) if isinstance(content, dict) else None for part in parts]
+    if any(not isinstance(names, list) or any(not isinstance(name, str) for name in names) for names in lists):
+        raise DatalistError(f"{path}: no lists of subjects; give a split as {_SPLIT_FORM}")
+    listed = [name for names in lists for name in names or ()]
+    twice = sorted({name for name in listed if listed.count(name) > 1})
+    if twice:
+        raise DatalistError(f"{path}: {', '.join(twice)} listed more than once; a subject belongs to one part")
+    found = set(subjects)
+    unlisted = sorted(found - set(listed))
+    if unlisted:
+        raise DatalistError(
+            f"{path}: there are scans of {len(unlisted)} subjects it does not list ({', '.join(unlisted[:5])}); add "
+            "them to a part, or take their scans away"
+        )
+    missing = sorted(set(listed) - found)
+    if missing:
+        logger.warning("%s: no usable scan of %s", path, ", ".join(missing))
+    split = SubjectSplit(*(sorted(found & set(names or ())) for names in lists))
+    if not split.training:
+        raise DatalistError(f"{path}: none of its training subjects has a scan")
+    return split
+
+
+_SPLIT_FORM = '{"training": ["sub-01", ...], "validation": [...], "test": [...]}'

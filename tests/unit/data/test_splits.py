@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from monai_vqgen.data import split_subjects
+from monai_vqgen.data import SubjectSplit, read_split, split_subjects
 from monai_vqgen.errors import DatalistError, InputError
 
 SUBJECTS = [f"sub-{i:02d}" for i in range(40)]
@@ -45,3 +48,40 @@ def test_too_few_subjects_say_so_and_how_to_mend():
 def test_fractions_that_are_no_shares_are_refused(fractions):
     with pytest.raises(InputError, match="three shares"):
         split_subjects(SUBJECTS, fractions)
+
+
+def written(folder, content):
+    path = folder / "split.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_split_decided_before_is_taken_as_it_is(tmp_path, caplog):
+    path = written(tmp_path, {"description": "ours", "training": ["d", "a"], "validation": [], "test": ["b", "c"]})
+    assert read_split(path, ["c", "a", "a", "d"]) == SubjectSplit(["a", "d"], [], ["c"])
+    assert "no usable scan of b" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no readable JSON"),
+        ({"training": ["a"]}, "no lists of subjects"),
+        ({"training": ["a", 3], "validation": [], "test": []}, "no lists of subjects"),
+        ({"training": ["a"], "validation": ["a"], "test": ["b"]}, "a listed more than once"),
+        ({"training": ["a"], "validation": [], "test": []}, "does not list .b."),
+        ({"training": ["z"], "validation": ["a"], "test": ["b"]}, "none of its training subjects"),
+    ],
+)
+def test_a_split_that_cannot_be_taken_is_refused_by_name(tmp_path, content, message):
+    with pytest.raises(DatalistError, match=message) as caught:
+        read_split(written(tmp_path, content), ["a", "b"])
+    assert "split.json" in str(caught.value)
+
+
+def test_the_published_split_has_48_8_and_8_subjects_and_shares_none():
+    path = Path(__file__).parents[3] / "configs" / "splits" / "ds002748.json"
+    listed = [name for part in SubjectSplit._fields for name in json.loads(path.read_text())[part]]
+    split = read_split(path, listed)
+    assert [len(names) for names in split] == [48, 8, 8]
+    assert len(set(listed)) == 64

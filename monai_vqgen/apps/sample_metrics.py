@@ -1,0 +1,203 @@
+"""How close samples come to real slices, and whether they come too close: every figure beside what real slices score.
+
+Shape legend: n training slices, m others, c channels, h w rows and columns, f features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from monai_vqgen.apps.pictures import PictureRow, save_rows
+from monai_vqgen.errors import InputError
+from monai_vqgen.metrics import (
+    AlignedNeighbors,
+    FilterBankFeatures,
+    WhitenedFeatures,
+    aligned_neighbors,
+    authenticity,
+    cnn_two_sample,
+    density_coverage,
+    feature_neighbors,
+    frechet_score,
+    linear_two_sample,
+    memorization_audit,
+    pairwise_ms_ssim,
+    position_consistency,
+    precision_recall,
+    split_two_samples,
+)
+
+__all__ = ["ImageSet", "independent_codes", "sample_metrics", "save_closest_pairs"]
+
+FEWEST_SAMPLES = 32
+"""Below this many images of a kind no figure here means anything."""
+
+
+class ImageSet(NamedTuple):
+    """Images `(n, 1, h, w)` in [0, 1], and the record (subject, position_mm, ...) of each where there is one."""
+
+    images: Tensor
+    records: Sequence[Mapping[str, Any]] = ()
+
+    def subjects(self) -> list[Any] | None:
+        """The subject of every image; None for images of nobody."""
+        subjects = [record.get("subject") for record in self.records]
+        return subjects if subjects and None not in subjects else None
+
+    def positions(self) -> Tensor | None:
+        """The position of every image in mm; None where one has none."""
+        positions = [record.get("position_mm") for record in self.records]
+        return None if not positions or None in positions else torch.tensor(positions, dtype=torch.float64)
+
+
+def independent_codes(codes: Sequence[Tensor], *, num_samples: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Grids whose every position is drawn from training slices on its own: right histograms, no context.
+
+    Args:
+        codes: grids `(n, *s)` a level, of training slices.
+        num_samples: how many to draw.
+        seed: of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for grid in codes:
+        flat_np = grid.flatten(1)
+        rows = torch.from_numpy(rng.integers(len(flat_np), size=(num_samples, flat_np.shape[1])))
+        drawn.append(flat_np.gather(0, rows).view(num_samples, *grid.shape[1:]))
+    return tuple(drawn)
+
+
+def sample_metrics(
+    samples: ImageSet,
+    *,
+    training: ImageSet,
+    test: ImageSet,
+    reconstructions: ImageSet,
+    independent: ImageSet,
+    feature_space: Callable[[Tensor], Tensor] | None = None,
+    classifier_steps: int = 500,
+    seed: int = 0,
+) -> tuple[dict[str, Any], AlignedNeighbors]:
+    """All figures of the samples, each with the same figure of real slices, of reconstructions, of independent codes.
+
+    Args:
+        samples: drawn from the priors; records carry the position each was asked for, where there was one.
+        training: real slices that the model learned from: what samples are compared with.
+        test: real slices of other subjects: what a perfect model would score.
+        reconstructions: of the test slices.
+        independent: decoded from `independent_codes`: what the autoencoder alone gives.
+        feature_space: images -> features `(m, f)`; by default the whitened filter bank, fitted on `training`.
+        classifier_steps: training steps of the convolutional two-sample classifier.
+        seed: of splits, classifiers and pairs.
+
+    Returns:
+        What goes into `metrics.json`, and the nearest training slice of every sample.
+
+    Raises:
+        InputError: too few images of a kind, or too few subjects.
+    """
+    kinds = {"samples": samples, "real": test, "reconstructions": reconstructions, "independent_codes": independent}
+    for name, images in {**kinds, "training": training}.items():
+        if len(images.images) < FEWEST_SAMPLES:
+            raise InputError(
+                f"{len(images.images)} images of kind {name!r}: the metrics of samples want at least {FEWEST_SAMPLES}; "
+                "raise num_samples, or extract more slices"
+            )
+    space = feature_space or WhitenedFeatures(FilterBankFeatures()).fit(training.images)
+    training_nf = space(training.images)
+    features = {name: space(images.images) for name, images in kinds.items()}
+    result: dict[str, Any] = {
+        "num_samples": len(samples.images),
+        "feature_space": str(getattr(space, "description", space)),
+    }
+    bar = tqdm(kinds.items(), desc="metrics of samples", unit="kind", leave=False)
+    for name, images in bar:
+        result[name] = {
+            **_against_training(features[name], training_nf),
+            "two_sample": _two_sample(images, features[name], training, training_nf, classifier_steps, seed),
+            "pairwise_ms_ssim": pairwise_ms_ssim(images.images, seed=seed)._asdict(),
+            "authenticity": authenticity(features[name], training_nf, training_subjects=training.subjects()).rate,
+        }
+    result["position"] = _position(samples, features["samples"], training, training_nf, test, features["real"])
+    near = {name: aligned_neighbors(kinds[name].images, training.images) for name in ("samples", "real")}
+    far = {name: feature_neighbors(features[name], training_nf) for name in ("samples", "real")}
+    result["memorization"] = {
+        "pixels": memorization_audit(near["samples"], near["real"])._asdict(),
+        "features": memorization_audit(far["samples"], far["real"])._asdict(),
+    }
+    for audit in result["memorization"].values():
+        audit["closest"] = [pair._asdict() for pair in audit["closest"]]
+    return result, near["samples"]
+
+
+def _against_training(features_mf: Tensor, training_nf: Tensor) -> dict[str, Any]:
+    return {
+        "frechet": frechet_score(training_nf, features_mf).distance,
+        **{k: v for k, v in precision_recall(training_nf, features_mf)._asdict().items() if k != "neighbors"},
+        **{k: v for k, v in density_coverage(training_nf, features_mf)._asdict().items() if k != "neighbors"},
+    }
+
+
+def _two_sample(
+    images: ImageSet, features_mf: Tensor, training: ImageSet, training_nf: Tensor, steps: int, seed: int
+) -> dict[str, Any]:
+    """Held-out accuracies of telling these images from training slices: 0.5 is as good as chance."""
+    split = split_two_samples(
+        len(images.images),
+        len(training.images),
+        first_subjects=images.subjects(),
+        second_subjects=training.subjects(),
+        seed=seed,
+    )
+    return {
+        "linear": linear_two_sample(features_mf, training_nf, split)._asdict(),
+        "cnn": cnn_two_sample(images.images, training.images, split, steps=steps, seed=seed)._asdict(),
+    }
+
+
+def _position(
+    samples: ImageSet, samples_mf: Tensor, training: ImageSet, training_nf: Tensor, test: ImageSet, test_mf: Tensor
+) -> dict[str, float] | None:
+    """How far from the position asked for the samples lie; None where slices or samples have no position."""
+    asked, training_mm, test_mm = samples.positions(), training.positions(), test.positions()
+    if asked is None or training_mm is None or test_mm is None:
+        return None
+    return position_consistency(
+        training_nf,
+        training_mm,
+        held_out_mf=test_mf,
+        held_out_mm=test_mm,
+        samples_mf=samples_mf,
+        asked_mm=asked,
+        training_subjects=training.subjects(),
+    )._asdict()
+
+
+def save_closest_pairs(
+    samples_mchw: Tensor, training_nchw: Tensor, nearest: AlignedNeighbors, path: str | Path, *, count: int = 8
+) -> None:
+    """Write the samples that lie nearest to a training slice, each above that slice as it was aligned.
+
+    Args:
+        samples_mchw: all samples.
+        training_nchw: all training slices.
+        nearest: of the samples.
+        path: the PNG.
+        count: how many pairs.
+    """
+    order = nearest.distances_m.argsort(stable=True)[:count]
+    pairs = [(samples_mchw[i, 0].numpy(), training_nchw[nearest.indices_m[i], 0].numpy()) for i in order.tolist()]
+    save_rows(
+        [
+            PictureRow("sample", np.stack([sample for sample, _ in pairs])),
+            PictureRow("nearest\ntraining slice", np.stack([real for _, real in pairs])),
+        ],
+        path,
+    )
