@@ -7,7 +7,7 @@ OUTPUT ?= out/demo
 DEMO_OPTIONS ?=
 BENCH_OPTIONS ?=
 
-.PHONY: help setup demo test test-all lint format bench bundle clean
+.PHONY: help setup demo test test-all lint format bench bundle reproduce clean
 
 help:
 	@echo "make demo [DATA=folder] [OUTPUT=out/demo]  scans to new slices, ends with a report"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all  the tests, slow ones included"
 	@echo "make lint      format, lint and type checks"
 	@echo "make bench     the benchmarks, written to out/bench/results.json"
+	@echo "make reproduce DATA=folder  train and evaluate the release again; goes on where it stopped"
 	@echo "make bundle    the bundle as the zip that MONAI downloads, in dist/"
 	@echo "make setup     the virtual environment alone"
 
@@ -28,9 +29,12 @@ $(VENV)/.done: setup.cfg pyproject.toml constraints.txt
 setup: $(VENV)/.done
 
 # Threads that wait for each other stay awake: on shared cores a step of training is then up to five times as fast.
-demo: export OMP_WAIT_POLICY := $(or $(OMP_WAIT_POLICY),ACTIVE)
+demo reproduce: export OMP_WAIT_POLICY := $(or $(OMP_WAIT_POLICY),ACTIVE)
 demo: setup
 	$(BIN)/python -m monai_vqgen demo $(if $(DATA),--data "$(DATA)") --output "$(OUTPUT)" $(DEMO_OPTIONS)
+
+reproduce: setup
+	$(BIN)/python -m monai_vqgen reproduce --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

@@ -1,4 +1,4 @@
-"""The command line: `python -m monai_vqgen demo`, `... phantoms`, `... download`."""
+"""The command line: `python -m monai_vqgen demo`, `... reproduce`, `... phantoms`, `... download`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
     demo.add_argument("--size", help="small (default for phantoms), standard (default for scans) or tiny")
 
+    reproduce = verbs.add_parser("reproduce", help="train and evaluate a release again; run again to go on")
+    reproduce.add_argument("--data", required=True, help="a folder with the scans (see download)")
+    reproduce.add_argument("--output", default="out/reproduce", help="where everything goes (default: %(default)s)")
+    reproduce.add_argument(
+        "--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)"
+    )
+    reproduce.add_argument("--size", default="release_128", help="the preset (default: %(default)s)")
+    reproduce.add_argument(
+        "--results", metavar="FILE", help="write the figures between the size's marks in this document"
+    )
+
     phantoms = verbs.add_parser("phantoms", help="make anatomical phantom volumes (NIfTI)")
     phantoms.add_argument("--output", default="out/phantoms", help="folder of the volumes (default: %(default)s)")
     phantoms.add_argument("--subjects", type=int, default=48, help="how many (default: %(default)s)")
@@ -58,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from monai_vqgen.apps.demo import run_demo  # imports torch and MONAI: seconds that --help does not pay
 
             run_demo(options.data, options.output, seed=options.seed, size=options.size)
+        elif options.verb == "reproduce":
+            from monai_vqgen.apps.reproduce import reproduce
+
+            reproduce(options.data, options.output, size=options.size, seed=options.seed, results=options.results)
         elif options.verb == "download":
             from monai_vqgen.data import download_openneuro
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import shlex
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from monai_vqgen.apps.bundles import run_stage, stage_command
-from monai_vqgen.apps.presets import DemoPreset, fast_bfloat16, pick_preset
-from monai_vqgen.apps.report import StageRecord, write_report
+from monai_vqgen.apps.presets import RunPreset, fast_bfloat16, pick_preset
+from monai_vqgen.apps.report import write_report
+from monai_vqgen.apps.stages import Stage, bundle_stages, run_stages
 from monai_vqgen.data.files import write_json
 from monai_vqgen.data.phantoms import make_phantoms
 from monai_vqgen.data.sources import discover_volumes
@@ -24,14 +21,6 @@ __all__ = ["claim_demo_folder", "run_demo"]
 logger = logging.getLogger(__name__)
 
 MARKER = "demo.json"  # written first: a folder with it was made by a demo and may be moved aside
-
-
-class Stage(NamedTuple):
-    """One step of the demo: a bundle command, or a function of this package."""
-
-    name: str
-    command: str
-    run: Callable[[], Any]
 
 
 def claim_demo_folder(output: str | Path) -> Path:
@@ -55,93 +44,12 @@ def claim_demo_folder(output: str | Path) -> Path:
     return folder
 
 
-def _bundle_stage(name: str, config: str, *, training: bool = False, options: dict[str, Any]) -> Stage:
-    return Stage(
-        name,
-        stage_command(config, training=training, options=options),
-        lambda: run_stage(config, training=training, options=options),
-    )
-
-
-def _stages(preset: DemoPreset, *, scans: Path, output: Path, seed: int) -> list[Stage]:
-    """The bundle's commands in their order."""
-    slices, codes = str(output / "slices"), str(output / "codes")
-    network, priors = preset.network_options(), preset.prior_options()
-    model = {"model": str(output / "model.pt")}
-    trained = {**model, "priors_dir": str(output), **network, **priors, "num_samples": preset.num_samples, "seed": seed}
-    stages = [
-        _bundle_stage(
-            "slices",
-            "extract_slices",
-            options={
-                "dataset_dir": str(scans),
-                "output_dir": slices,
-                "image_size": [preset.image_size, preset.image_size],
-                "pixel_mm": preset.pixel_mm,
-                "position_start_mm": preset.position_start_mm,
-                "position_stop_mm": preset.position_stop_mm,
-                "position_step_mm": preset.position_step_mm,
-                "seed": seed,
-            },
-        ),
-        _bundle_stage(
-            "autoencoder",
-            "train",
-            training=True,
-            options={
-                "dataset_dir": slices,
-                "output_dir": str(output),
-                "max_epochs": preset.autoencoder_epochs,
-                "val_interval": 1,  # so that the last epoch, the best as a rule, is looked at
-                "batch_size": preset.autoencoder_batch_size,
-                "learning_rate": preset.autoencoder_learning_rate,
-                "amp": preset.autoencoder_amp,
-                "mirror_probability": 0.5,
-                "seed": seed,
-                **network,
-            },
-        ),
-        _bundle_stage(
-            "codes",
-            "extract_codes",
-            options={"dataset_dir": slices, "output_dir": codes, "mirror_training": True, **model, **network},
-        ),
-    ]
-    for level in (0, 1):
-        options = {
-            "level": level,
-            "dataset_dir": codes,
-            "output_dir": str(output),
-            "max_epochs": preset.prior_epochs[level],
-            "batch_size": preset.prior_batch_size,
-            "learning_rate": preset.prior_learning_rate,
-            "amp": preset.prior_amp,
-            "seed": seed,
-            **priors,
-        }
-        stages.append(_bundle_stage(f"prior of level {level}", "train_prior", training=True, options=options))
-    return [
-        *stages,
-        _bundle_stage(
-            "reconstruction",
-            "inference",
-            options={"dataset_dir": slices, "output_dir": str(output / "reconstructions"), **model, **network},
-        ),
-        _bundle_stage(
-            "samples",
-            "sample",
-            options={**trained, "output_dir": str(output / "samples")},
-        ),
-        _bundle_stage("evaluation", "evaluate", options={**trained, "dataset_dir": slices, "output_dir": str(output)}),
-    ]
-
-
-def _phantom_stage(preset: DemoPreset, folder: Path, seed: int) -> Stage:
+def _phantom_stage(preset: RunPreset, folder: Path, seed: int) -> Stage:
     command = f"python -m monai_vqgen phantoms --output {shlex.quote(str(folder))} --seed {seed}"
     return Stage(
         "phantoms",
         f"{command} --subjects {preset.phantom_subjects}",
-        lambda: make_phantoms(folder, preset.phantom_subjects, seed=seed),
+        lambda leftovers: make_phantoms(folder, preset.phantom_subjects, seed=seed),
     )
 
 
@@ -177,16 +85,8 @@ def run_demo(
     scans = Path(data) if data is not None else folder / "phantoms"
     write_json(folder / MARKER, {"data": str(scans), "seed": seed, "preset": preset._asdict()})
     stages = [] if data is not None else [_phantom_stage(preset, scans, seed)]
-    stages += _stages(preset, scans=scans, output=folder, seed=seed)
-    records: list[StageRecord] = []
-    for number, stage in enumerate(stages, start=1):
-        logger.info("=== stage %d of %d: %s", number, len(stages), stage.name)
-        logger.info("    %s", stage.command)
-        start = time.perf_counter()
-        stage.run()
-        records.append(StageRecord(stage.name, time.perf_counter() - start, stage.command))
-        logger.info("=== stage %d of %d: %s took %.0f s", number, len(stages), stage.name, records[-1].seconds)
-    write_json(folder / "timings.json", {"stages": [record._asdict() for record in records]})
+    stages += bundle_stages(preset, scans=scans, output=folder, seed=seed)
+    records = run_stages(stages, folder)
     report = write_report(folder, stages=records, phantoms=data is None)
     logger.info("The demo took %.1f minutes. Look at %s", sum(r.seconds for r in records) / 60, report)
     return report

@@ -34,7 +34,13 @@ from monai_vqgen.apps.pictures import (
 )
 from monai_vqgen.apps.priors import TrainedPriors
 from monai_vqgen.apps.rate_distortion import codec_figures, rated_system, save_rate_distortion
-from monai_vqgen.apps.sample_metrics import ImageSet, independent_codes, sample_metrics, save_closest_pairs
+from monai_vqgen.apps.sample_metrics import (
+    ImageSet,
+    check_sample_report,
+    independent_codes,
+    sample_metrics,
+    save_closest_pairs,
+)
 from monai_vqgen.apps.sampling import SampleBatch, crop, decode_in_batches, draw_samples
 from monai_vqgen.data import load_datalist
 from monai_vqgen.data.files import write_json
@@ -136,6 +142,8 @@ def evaluate(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     priors = _of_slices(priors, network, test)
+    if sample_report:
+        check_sample_report(num_samples, {"training slices": training.data, "test slices": test.data})
     samples = draw_samples(  # first: a wrong argument costs seconds, not minutes
         network,
         priors,
@@ -198,6 +206,7 @@ def _prior_section(
             network, training, batch_size=batch_size, mirror=True, description="encoding mirrored slices"
         ),
         records=test.data,
+        training_records=training.data,
         sizes=network.codebook_sizes,
         batch_size=batch_size,
     )

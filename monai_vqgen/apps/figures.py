@@ -147,14 +147,44 @@ def prior_figures(
     training_codes: Sequence[Tensor],
     mirrored_codes: Sequence[Tensor],
     records: Sequence[Mapping[str, Any]],
+    training_records: Sequence[Mapping[str, Any]],
     sizes: Sequence[int],
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """Bits per code of each prior on the test slices, beside the uniform's and the per-position histogram's.
 
+    Beside them stand the bits per code of as many training slices, evenly chosen: how much the priors have overfitted.
+
     The histogram is fitted twice, to the training slices and to these with their mirror images (on which the priors
     may have been trained as well); the lower of the two figures is reported, the stronger baseline.
     """
+    test_bits = _bits_of_priors(priors, test_codes, records, batch_size)
+    some = (
+        torch.linspace(0, len(training_records) - 1, min(len(records), len(training_records))).round().long().tolist()
+    )
+    training_bits = _bits_of_priors(
+        priors, [grid[some] for grid in training_codes], [training_records[i] for i in some], batch_size
+    )
+    figures = []
+    for level, size in enumerate(sizes):
+        seen = (training_codes[level], torch.cat([training_codes[level], mirrored_codes[level]]))
+        histograms = [PositionHistogram(size).fit(codes).bits_per_code(test_codes[level]) for codes in seen]
+        figures.append(
+            {
+                "level": level,
+                "bits_per_code": test_bits[level],
+                "training_bits_per_code": training_bits[level],
+                "uniform_bits_per_code": uniform_bits_per_code(size),
+                "histogram_bits_per_code": min(histograms),
+            }
+        )
+    return figures
+
+
+def _bits_of_priors(
+    priors: TrainedPriors, codes: Sequence[Tensor], records: Sequence[Mapping[str, Any]], batch_size: int
+) -> list[float]:
+    """Mean bits per code of each level's prior on these slices."""
     sampler = AncestralSampler(priors.networks, batch_size=batch_size)
     device = next(priors.networks[0].parameters()).device
     condition_nf = encode_records(priors.condition, records) if priors.condition is not None else None
@@ -162,21 +192,11 @@ def prior_figures(
     for start in tqdm(range(0, len(records), batch_size), desc="scoring priors", unit="batch", leave=False):
         rows = slice(start, start + batch_size)
         condition = condition_nf[rows].to(device) if condition_nf is not None else None
-        parts.append(sampler.log_prob([grid[rows].to(device) for grid in test_codes], condition=condition))
-    figures = []
-    for level, (log_prob, size) in enumerate(zip(zip(*parts, strict=True), sizes, strict=True)):
-        positions = test_codes[level][0].numel()
-        seen = (training_codes[level], torch.cat([training_codes[level], mirrored_codes[level]]))
-        histograms = [PositionHistogram(size).fit(codes).bits_per_code(test_codes[level]) for codes in seen]
-        figures.append(
-            {
-                "level": level,
-                "bits_per_code": bits_per_code(torch.cat([x.cpu() for x in log_prob]), positions),
-                "uniform_bits_per_code": uniform_bits_per_code(size),
-                "histogram_bits_per_code": min(histograms),
-            }
-        )
-    return figures
+        parts.append(sampler.log_prob([grid[rows].to(device) for grid in codes], condition=condition))
+    return [
+        bits_per_code(torch.cat([x.cpu() for x in log_prob]), codes[level][0].numel())
+        for level, log_prob in enumerate(zip(*parts, strict=True))
+    ]
 
 
 def whole_grid_seconds(priors: TrainedPriors, codes: Sequence[Tensor], condition_nf: Tensor | None) -> float:

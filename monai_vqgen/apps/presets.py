@@ -1,4 +1,4 @@
-"""How large the demo is: slices, networks and training lengths, in one place."""
+"""How large a whole run is: slices, networks and training lengths, in one place."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 from monai_vqgen.errors import InputError
 
-__all__ = ["PRESETS", "DemoPreset", "fast_bfloat16", "pick_preset"]
+__all__ = ["PRESETS", "RunPreset", "fast_bfloat16", "pick_preset"]
 
 
-class DemoPreset(NamedTuple):
-    """All sizes of a demo. Positions are millimetres below the top of the brain; tuples go level by level.
+class RunPreset(NamedTuple):
+    """All sizes of a run. Positions are millimetres below the top of the brain; tuples go level by level.
 
     `..._amp` asks for bfloat16 where the machine computes it fast, see `fast_bfloat16`.
     """
@@ -38,6 +38,52 @@ class DemoPreset(NamedTuple):
     prior_learning_rate: float
     prior_amp: bool
     num_samples: int
+    temperature: tuple[float, float] = (1.0, 1.0)
+    condition_names: tuple[str, ...] = ("position_mm",)
+    affine_probability: float = 0.0
+    gamma_probability: float = 0.0
+    ssim_weight: float = 0.0
+    split_file: str | None = None
+    full_report: bool = False
+
+    def slice_options(self) -> dict[str, Any]:
+        """What `extract_slices.json` needs."""
+        return {
+            "image_size": [self.image_size, self.image_size],
+            "pixel_mm": self.pixel_mm,
+            "position_start_mm": self.position_start_mm,
+            "position_stop_mm": self.position_stop_mm,
+            "position_step_mm": self.position_step_mm,
+            **({} if self.split_file is None else {"split_file": self.split_file}),
+        }
+
+    def autoencoder_options(self) -> dict[str, Any]:
+        """What `train.json` needs, but for the network."""
+        return {
+            "max_epochs": self.autoencoder_epochs,
+            "val_interval": 1,  # so that the last epoch, the best as a rule, is looked at
+            "batch_size": self.autoencoder_batch_size,
+            "learning_rate": self.autoencoder_learning_rate,
+            "amp": self.autoencoder_amp,
+            "mirror_probability": 0.5,
+            "affine_probability": self.affine_probability,
+            "gamma_probability": self.gamma_probability,
+            "ssim_weight": self.ssim_weight,
+        }
+
+    def prior_training_options(self, level: int) -> dict[str, Any]:
+        """What `train_prior.json` needs, but for the priors."""
+        return {
+            "max_epochs": self.prior_epochs[level],
+            "batch_size": self.prior_batch_size,
+            "learning_rate": self.prior_learning_rate,
+            "amp": self.prior_amp,
+            "condition_names": list(self.condition_names),
+        }
+
+    def evaluation_options(self) -> dict[str, Any]:
+        """What `evaluate.json` needs beyond the sampling."""
+        return {"codecs": self.full_report, "sample_report": self.full_report}
 
     def network_options(self) -> dict[str, Any]:
         """What every config with a `network_def` needs."""
@@ -62,7 +108,7 @@ class DemoPreset(NamedTuple):
 
 PRESETS = {
     # phantoms on two cores, an estimated twelve minutes in all
-    "small": DemoPreset(
+    "small": RunPreset(
         image_size=64,
         pixel_mm=3.472,
         position_start_mm=40.0,
@@ -72,21 +118,21 @@ PRESETS = {
         channels=64,
         residual_channels=32,
         num_codes=512,
-        autoencoder_epochs=25,
+        autoencoder_epochs=16,
         autoencoder_batch_size=4,
         autoencoder_learning_rate=2e-3,
         autoencoder_amp=False,
         prior_channels=(64, 64),
         prior_layers=(9, 9),
         prior_attention_every=(3, 0),
-        prior_epochs=(5, 5),
+        prior_epochs=(3, 3),
         prior_batch_size=2,
         prior_learning_rate=3e-3,
         prior_amp=False,
         num_samples=16,
     ),
     # real scans on two cores, an estimated forty minutes in all
-    "standard": DemoPreset(
+    "standard": RunPreset(
         image_size=128,
         pixel_mm=1.736,
         position_start_mm=40.0,
@@ -103,14 +149,41 @@ PRESETS = {
         prior_channels=(64, 64),
         prior_layers=(10, 8),
         prior_attention_every=(5, 0),
-        prior_epochs=(6, 8),
+        prior_epochs=(4, 5),
         prior_batch_size=2,
         prior_learning_rate=3e-3,
         prior_amp=True,
         num_samples=16,
     ),
+    # the weights that ship: real scans on two cores, resumable
+    "release_128": RunPreset(
+        image_size=128,
+        pixel_mm=1.736,
+        position_start_mm=40.0,
+        position_stop_mm=100.0,
+        position_step_mm=1.0,
+        phantom_subjects=48,
+        channels=64,
+        residual_channels=32,
+        num_codes=512,
+        autoencoder_epochs=15,
+        autoencoder_batch_size=4,
+        autoencoder_learning_rate=2e-3,
+        autoencoder_amp=True,
+        prior_channels=(64, 64),
+        prior_layers=(10, 8),
+        prior_attention_every=(5, 0),
+        prior_epochs=(3, 3),
+        prior_batch_size=2,
+        prior_learning_rate=3e-3,
+        prior_amp=True,
+        num_samples=512,
+        condition_names=("position_mm", "sex", "age"),
+        split_file="configs/splits/ds002748.json",
+        full_report=True,
+    ),
     # seconds, for tests: shows that all stages work together, not what they can do
-    "tiny": DemoPreset(
+    "tiny": RunPreset(
         image_size=32,
         pixel_mm=6.5,
         position_start_mm=50.0,
@@ -136,7 +209,7 @@ PRESETS = {
 }
 
 
-def pick_preset(name: str | None, *, own_data: bool) -> DemoPreset:
+def pick_preset(name: str | None, *, own_data: bool) -> RunPreset:
     """The preset of that name; by default "standard" for scans of the user's own, "small" for phantoms.
 
     Raises:

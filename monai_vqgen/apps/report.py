@@ -18,20 +18,13 @@ from markupsafe import Markup
 
 import monai_vqgen
 from monai_vqgen.apps.pictures import Curve, save_curves
+from monai_vqgen.apps.stages import StageRecord
 from monai_vqgen.data.files import replace_file
 from monai_vqgen.errors import InputError
 
-__all__ = ["StageRecord", "write_report"]
+__all__ = ["write_report"]
 
 SKIPS_SHOWN = 12
-
-
-class StageRecord(NamedTuple):
-    """One stage that was run: its name, how long it took, and the command that does the same."""
-
-    name: str
-    seconds: float
-    command: str
 
 
 class ScoreRow(NamedTuple):

@@ -34,7 +34,7 @@ from monai_vqgen.metrics import (
     split_two_samples,
 )
 
-__all__ = ["ImageSet", "independent_codes", "sample_metrics", "save_closest_pairs"]
+__all__ = ["ImageSet", "check_sample_report", "independent_codes", "sample_metrics", "save_closest_pairs"]
 
 FEWEST_SAMPLES = 32
 """Below this many images of a kind no figure here means anything."""
@@ -55,6 +55,29 @@ class ImageSet(NamedTuple):
         """The position of every image in mm; None where one has none."""
         positions = [record.get("position_mm") for record in self.records]
         return None if not positions or None in positions else torch.tensor(positions, dtype=torch.float64)
+
+
+def check_sample_report(num_samples: int, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse a report of samples that could not be made, before any work.
+
+    Args:
+        num_samples: how many will be drawn.
+        splits: the records of the training and the test slices.
+
+    Raises:
+        InputError: too few samples, slices or subjects.
+    """
+    for name, count in {"samples": num_samples, **{name: len(records) for name, records in splits.items()}}.items():
+        if count < FEWEST_SAMPLES:
+            mend = "raise num_samples" if name == "samples" else "extract more slices"
+            raise InputError(f"{count} {name}: the report of samples wants at least {FEWEST_SAMPLES}; {mend}")
+    for name, records in splits.items():
+        subjects = {record.get("subject") for record in records}
+        if len(subjects) < 2 and None not in subjects:
+            raise InputError(
+                f"all {name} are of one subject ({', '.join(map(str, subjects))}): the report of samples learns from "
+                "some subjects and judges on others; give scans of more subjects"
+            )
 
 
 def independent_codes(codes: Sequence[Tensor], *, num_samples: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -101,15 +124,9 @@ def sample_metrics(
         What goes into `metrics.json`, and the nearest training slice of every sample.
 
     Raises:
-        InputError: too few images of a kind, or too few subjects.
+        InputError: too few images of a kind for its metrics, or too few subjects; see `check_sample_report`.
     """
     kinds = {"samples": samples, "real": test, "reconstructions": reconstructions, "independent_codes": independent}
-    for name, images in {**kinds, "training": training}.items():
-        if len(images.images) < FEWEST_SAMPLES:
-            raise InputError(
-                f"{len(images.images)} images of kind {name!r}: the metrics of samples want at least {FEWEST_SAMPLES}; "
-                "raise num_samples, or extract more slices"
-            )
     space = feature_space or WhitenedFeatures(FilterBankFeatures()).fit(training.images)
     training_nf = space(training.images)
     features = {name: space(images.images) for name, images in kinds.items()}

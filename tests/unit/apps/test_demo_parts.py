@@ -12,10 +12,11 @@ from PIL import Image
 import monai_vqgen
 from monai_vqgen.__main__ import main
 from monai_vqgen.apps.bundles import bundle_root, run_stage, stage_command
-from monai_vqgen.apps.demo import _stages, claim_demo_folder
+from monai_vqgen.apps.demo import claim_demo_folder
 from monai_vqgen.apps.pictures import Curve, PictureRow, grid_picture, save_curves, save_png, save_rows
 from monai_vqgen.apps.presets import PRESETS, pick_preset
 from monai_vqgen.apps.report import write_report
+from monai_vqgen.apps.stages import Leftovers, Stage, bundle_stages, run_stages
 from monai_vqgen.engines import check_command_line
 from monai_vqgen.errors import InputError, OutputExistsError
 
@@ -23,7 +24,7 @@ from monai_vqgen.errors import InputError, OutputExistsError
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_command_of_the_demo_is_one_that_its_config_understands(name, tmp_path, monkeypatch):
     monkeypatch.chdir(bundle_root().parent)
-    stages = _stages(PRESETS[name], scans=tmp_path, output=tmp_path / "out", seed=1)
+    stages = bundle_stages(PRESETS[name], scans=tmp_path, output=tmp_path / "out", seed=1)
     assert len(stages) == 8
     for stage in stages:
         words = shlex.split(stage.command)
@@ -34,7 +35,7 @@ def test_every_command_of_the_demo_is_one_that_its_config_understands(name, tmp_
 def test_the_last_epoch_of_every_training_is_validated(tmp_path):
     """The weights kept are the best on validation; an odd number of epochs must not leave the last one out."""
     for preset in PRESETS.values():
-        for stage in _stages(preset, scans=tmp_path, output=tmp_path / "out", seed=1):
+        for stage in bundle_stages(preset, scans=tmp_path, output=tmp_path / "out", seed=1):
             words = shlex.split(stage.command)
             if "training" not in words:
                 continue
@@ -58,7 +59,7 @@ CONFIGS = ("train", "extract_codes", "train_prior", "inference", "sample", "eval
 def test_presets_are_chosen_by_the_data_and_unknown_ones_refused():
     assert pick_preset(None, own_data=False) is PRESETS["small"]
     assert pick_preset(None, own_data=True) is PRESETS["standard"]
-    with pytest.raises(InputError, match="small, standard, tiny"):
+    with pytest.raises(InputError, match="small, standard, release_128, tiny"):
         pick_preset("huge", own_data=True)
 
 
@@ -159,3 +160,28 @@ def test_the_command_line_tells_its_version_and_mends(tmp_path, capsys):
 def test_phantoms_are_made_by_the_command_line(tmp_path):
     assert main(["phantoms", "--output", str(tmp_path / "p"), "--subjects", "1", "--seed", "4"]) == 0
     assert [path.name for path in (tmp_path / "p").glob("*.nii.gz")] == ["sub-01_T1w.nii.gz"]
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
+    seen = []
+
+    def stage(name, command=None, *, fails=False):
+        def run(leftovers):
+            seen.append((name, leftovers))
+            if fails:
+                raise KeyboardInterrupt
+
+        return Stage(name, command or name, run)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([stage("a"), stage("b", fails=True), stage("c")], tmp_path)
+    assert seen == [("a", Leftovers.REFUSE), ("b", Leftovers.REFUSE)]
+    seen.clear()
+    records = run_stages([stage("a"), stage("b"), stage("c")], tmp_path, resume=True)
+    assert seen == [("b", Leftovers.TAKE_UP), ("c", Leftovers.REPLACE)]
+    assert [record.name for record in records] == ["a", "b", "c"]
+    seen.clear()
+    run_stages([stage("a"), stage("b"), stage("c")], tmp_path, resume=True)
+    assert seen == []
+    run_stages([stage("a"), stage("b", "b --longer"), stage("c")], tmp_path, resume=True)
+    assert seen == [("b", Leftovers.REPLACE), ("c", Leftovers.REPLACE)]

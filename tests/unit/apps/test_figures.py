@@ -25,6 +25,7 @@ def test_the_histogram_is_reported_with_or_without_mirror_images_whichever_is_lo
         training_codes=[grid],
         mirrored_codes=[grid + 1],
         records=[{}, {}],
+        training_records=[{}] * 6,
         sizes=[4],
         batch_size=2,
     )

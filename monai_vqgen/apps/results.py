@@ -1,0 +1,148 @@
+"""The figures of a run as Markdown, written between two marks of a document."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_vqgen.apps.stages import StageRecord
+from monai_vqgen.data.files import write_bytes
+from monai_vqgen.errors import InputError
+
+__all__ = ["replace_section", "results_section"]
+
+SCORES = {"ssim": "SSIM", "ssim_brain": "brain SSIM", "psnr": "PSNR, dB", "psnr_brain": "brain PSNR, dB"}
+
+
+def replace_section(path: str | Path, name: str, text: str) -> None:
+    """Put text between the lines `<!-- name -->` and `<!-- /name -->` of a document.
+
+    Raises:
+        InputError: the document lacks the two lines.
+    """
+    document = Path(path).read_text()
+    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", flags=re.DOTALL)
+    if len(pattern.findall(document)) != 1:
+        raise InputError(f"{path} needs the lines '<!-- {name} -->' and '<!-- /{name} -->', once, around these results")
+    write_bytes(path, pattern.sub(lambda match: f"{match[1]}{text.strip()}\n{match[2]}", document).encode())
+
+
+def results_section(metrics: Mapping[str, Any], stages: Sequence[StageRecord]) -> str:
+    """Tables of a run: reconstructions and codecs, codebooks and priors, samples, time.
+
+    Args:
+        metrics: the content of its `metrics.json`.
+        stages: what was run.
+    """
+    parts = [_data(metrics), _reconstruction(metrics), _priors(metrics)]
+    if "samples" in metrics:
+        parts += [_samples(metrics["samples"]), _memorization(metrics["samples"])]
+    return "\n\n".join([*parts, _time(metrics, stages)])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "n/a" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def _data(metrics: Mapping[str, Any]) -> str:
+    subjects, slices = metrics["data"]["subjects"], metrics["data"]["slices"]
+    size = "x".join(str(n) for n in metrics["data"]["image_size"])
+    counts = ", ".join(f"{name} {subjects[name]} subjects with {slices[name]} slices" for name in subjects)
+    return f"Slices of {size} pixels: {counts}. All figures are of test slices."
+
+
+def _reconstruction(metrics: Mapping[str, Any]) -> str:
+    scores, rate = metrics["reconstruction"], metrics["rate"]
+    raw, coded = _number(rate["raw_bits_per_pixel"], 3), _number(rate["coded_bits_per_pixel"], 3)
+
+    def row(label: str, bits: str, values: Mapping[str, Any]) -> list[str]:
+        return [label, bits, *(_number(values.get(name), 3 if "ssim" in name else 2) for name in SCORES)]
+
+    rows = [row("ours", f"{raw} raw, {coded} after the priors", scores)]
+    rows.append(row("ours, coarsest level alone", "", metrics["top_only"]))
+    for name, points in metrics.get("codecs", {}).get("at_rate", {}).items():
+        bits = raw if name == "raw" else coded
+        rows += [row(f"{codec} at {bits}", bits, point) for codec, point in points.items()]
+    rows += [row(name.replace("_", " "), "0", values) for name, values in scores["baselines"].items()]
+    return _table(["reconstruction", "bits a pixel", *SCORES.values()], rows)
+
+
+def _priors(metrics: Mapping[str, Any]) -> str:
+    rows = []
+    for use, prior in zip(metrics["codebook"], metrics["prior"], strict=True):
+        gain = 1 - prior["bits_per_code"] / prior["histogram_bits_per_code"]
+        rows.append(
+            [
+                str(prior["level"]),
+                f"{use['usage']:.0%} of {use['size']}",
+                _number(use["perplexity"], 0),
+                _number(prior["bits_per_code"], 3),
+                _number(prior.get("training_bits_per_code"), 3),
+                _number(prior["histogram_bits_per_code"], 3),
+                f"{gain:.0%}",
+                _number(prior["uniform_bits_per_code"], 2),
+            ]
+        )
+    header = ["level", "codes in use", "perplexity", "prior, bits a code", "on training slices"]
+    return _table([*header, "per-position histogram", "below it", "uniform"], rows)
+
+
+def _samples(samples: Mapping[str, Any]) -> str:
+    header = ["", "linear classifier", "CNN classifier", "Frechet", "precision", "recall", "density", "coverage"]
+    rows = []
+    for name in ("samples", "real", "reconstructions", "independent_codes"):
+        kind = samples[name]
+        accuracies = [
+            f"{_number(score['accuracy'], 3)} ± {_number(score['standard_error'], 3)}"
+            for score in (kind["two_sample"]["linear"], kind["two_sample"]["cnn"])
+        ]
+        scores = [_number(kind[key], 3) for key in ("frechet", "precision", "recall", "density", "coverage")]
+        similarity = _number(kind["pairwise_ms_ssim"]["mean"], 3)
+        rows.append([name.replace("_", " "), *accuracies, *scores, similarity])
+    text = (
+        f"{samples['num_samples']} samples against training slices; `real` are test slices, what a perfect model would "
+        f"score. Classifiers tell a kind from training slices, on subjects they have not seen (0.5 is chance). "
+        f"Features: {samples['feature_space']}."
+    )
+    position = samples.get("position")
+    if position:
+        text += (
+            f" Position asked for and position seen by a regressor differ by {_number(position['samples_mm'], 1)} mm "
+            f"(real test slices {_number(position['held_out_mm'], 1)} mm, a constant "
+            f"{_number(position['constant_samples_mm'], 1)} mm)."
+        )
+    return text + "\n\n" + _table([*header, "pairwise MS-SSIM"], rows)
+
+
+def _memorization(samples: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{audit['share_below']:.1%}",
+            _number(audit["samples_median"], 4),
+            _number(audit["held_out_median"], 4),
+        ]
+        for name, audit in samples["memorization"].items()
+    ]
+    header = ["distance to the nearest training slice", "samples below the held-out slices' first percentile"]
+    rates = (
+        f"Authenticity {samples['samples']['authenticity']:.2f}, of test slices {samples['real']['authenticity']:.2f}."
+    )
+    return _table([*header, "median of samples", "of held-out slices"], rows) + "\n\n" + rates
+
+
+def _time(metrics: Mapping[str, Any], stages: Sequence[StageRecord]) -> str:
+    sampling = metrics["sampling"]
+    minutes = ", ".join(f"{stage.name} {stage.seconds / 60:.1f}" for stage in stages)
+    return (
+        f"Minutes: {minutes}. Sampling: {_number(sampling['seconds'] / sampling['num_samples'], 2)} s a sample, "
+        f"{_number(sampling['ratio_to_whole_grid'], 0)} times as fast as whole-grid passes."
+    )

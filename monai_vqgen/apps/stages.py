@@ -1,0 +1,171 @@
+"""The stages of a whole run, each a command of the bundle, and the loop that runs them and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai_vqgen.apps.bundles import run_stage, stage_command
+from monai_vqgen.apps.presets import RunPreset
+from monai_vqgen.data.files import write_json
+
+__all__ = ["Leftovers", "Stage", "StageRecord", "bundle_stages", "run_stages"]
+
+logger = logging.getLogger(__name__)
+
+TIMINGS = "timings.json"
+
+
+class Leftovers(Enum):
+    """What a stage does with results that are there already."""
+
+    REFUSE = "refuse"
+    TAKE_UP = "take up"
+    REPLACE = "replace"
+
+
+class Stage(NamedTuple):
+    """One step: its name, the command that does it, and the function that does the same.
+
+    The function is told what to do with what an earlier run of the stage has left behind.
+    """
+
+    name: str
+    command: str
+    run: Callable[[Leftovers], Any]
+
+
+class StageRecord(NamedTuple):
+    """One stage that was run: its name, how long it took, and the command that does the same."""
+
+    name: str
+    seconds: float
+    command: str
+
+
+def run_stages(stages: Sequence[Stage], folder: Path, *, resume: bool = False) -> list[StageRecord]:
+    """Run the stages in order and note each in `timings.json` as soon as it is complete.
+
+    Args:
+        stages: what to run.
+        folder: where the notes go.
+        resume: leave out the stages that are noted there with the same command, and take up the one that was cut off.
+            The time of a stage that was cut off counts from its last start.
+    """
+    noted = _noted(folder) if resume else _Notes({}, None)
+    complete, leftovers = noted.stages, Leftovers.TAKE_UP if resume else Leftovers.REFUSE
+    records: list[StageRecord] = []
+    for number, stage in enumerate(stages, start=1):
+        title = f"=== stage {number} of {len(stages)}: {stage.name}"
+        if stage.command in complete:
+            logger.info("%s is complete", title)
+            records.append(complete[stage.command])
+            continue
+        logger.info("%s", title)
+        logger.info("    %s", stage.command)
+        if leftovers is Leftovers.TAKE_UP and noted.running != stage.command:
+            leftovers = Leftovers.REPLACE  # they are of another command
+        _note(folder, records, running=stage.command)
+        start = time.perf_counter()
+        stage.run(leftovers)
+        records.append(StageRecord(stage.name, time.perf_counter() - start, stage.command))
+        logger.info("%s took %.0f s", title, records[-1].seconds)
+        _note(folder, records, running=None)
+        if resume:  # whatever lies there of later stages was made from other results
+            complete, leftovers = {}, Leftovers.REPLACE
+    return records
+
+
+class _Notes(NamedTuple):
+    stages: dict[str, StageRecord]
+    running: str | None
+
+
+def _note(folder: Path, records: Sequence[StageRecord], *, running: str | None) -> None:
+    write_json(folder / TIMINGS, {"stages": [record._asdict() for record in records], "running": running})
+
+
+def _noted(folder: Path) -> _Notes:
+    if not (folder / TIMINGS).is_file():
+        return _Notes({}, None)
+    content = json.loads((folder / TIMINGS).read_text())
+    return _Notes({row["command"]: StageRecord(**row) for row in content["stages"]}, content.get("running"))
+
+
+def _bundle_stage(name: str, config: str, *, state: str | None = None, options: dict[str, Any]) -> Stage:
+    """A stage of the bundle; one that trains names the file from which it can be taken up."""
+    training = state is not None
+
+    def run(leftovers: Leftovers) -> None:
+        how: dict[str, Any] = {}
+        if leftovers is Leftovers.TAKE_UP and state is not None and (Path(options["output_dir"]) / state).is_file():
+            how = {"resume": True}
+        elif leftovers is not Leftovers.REFUSE:
+            how = {"overwrite": True}
+        run_stage(config, training=training, options={**options, **how})
+
+    return Stage(name, stage_command(config, training=training, options=options), run)
+
+
+def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) -> list[Stage]:
+    """The bundle's commands in their order, from scans to the evaluation."""
+    slices, codes = str(output / "slices"), str(output / "codes")
+    network, priors = preset.network_options(), preset.prior_options()
+    model = {"model": str(output / "model.pt")}
+    trained = {**model, "priors_dir": str(output), **network, **priors, "num_samples": preset.num_samples, "seed": seed}
+    trained["temperature"] = list(preset.temperature)
+    return [
+        _bundle_stage(
+            "slices",
+            "extract_slices",
+            options={"dataset_dir": str(scans), "output_dir": slices, "seed": seed, **preset.slice_options()},
+        ),
+        _bundle_stage(
+            "autoencoder",
+            "train",
+            state="training_state.pt",
+            options={
+                "dataset_dir": slices,
+                "output_dir": str(output),
+                "seed": seed,
+                **preset.autoencoder_options(),
+                **network,
+            },
+        ),
+        _bundle_stage(
+            "codes",
+            "extract_codes",
+            options={"dataset_dir": slices, "output_dir": codes, "mirror_training": True, **model, **network},
+        ),
+        *(_prior_stage(preset, level, codes=codes, output=output, seed=seed) for level in (0, 1)),
+        _bundle_stage(
+            "reconstruction",
+            "inference",
+            options={"dataset_dir": slices, "output_dir": str(output / "reconstructions"), **model, **network},
+        ),
+        _bundle_stage("samples", "sample", options={**trained, "output_dir": str(output / "samples")}),
+        _bundle_stage(
+            "evaluation",
+            "evaluate",
+            options={**trained, "dataset_dir": slices, "output_dir": str(output), **preset.evaluation_options()},
+        ),
+    ]
+
+
+def _prior_stage(preset: RunPreset, level: int, *, codes: str, output: Path, seed: int) -> Stage:
+    options = {
+        "level": level,
+        "dataset_dir": codes,
+        "output_dir": str(output),
+        "seed": seed,
+        **preset.prior_training_options(level),
+        **preset.prior_options(),
+    }
+    return _bundle_stage(
+        f"prior of level {level}", "train_prior", state=f"training_state_prior_level{level}.pt", options=options
+    )
