@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from monai_vqgen.__main__ import build_parser
 from monai_vqgen.data import make_phantoms
 
 ROOT = Path(__file__).parents[2]
@@ -117,9 +118,12 @@ def test_the_stages_run_in_the_order_of_the_table(tmp_path: Path) -> None:
 
 def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
     commands = fenced_commands()
-    assert len(commands) == 2
+    assert len(commands) == 3
     assert "--nproc_per_node=2" in commands[0]
     assert "--positions_mm" in commands[1]
+    # run against a local server by tests/unit/data/test_openneuro.py; here, that it is understood
+    options = build_parser().parse_args(shlex.split(commands[2])[3:])
+    assert (options.verb, options.accession, options.output) == ("download", "ds002748", "out/ds002748")
 
 
 @pytest.mark.slow
