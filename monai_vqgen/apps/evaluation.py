@@ -40,6 +40,7 @@ from monai_vqgen.apps.sample_metrics import (
     independent_codes,
     sample_metrics,
     save_closest_pairs,
+    save_positions,
 )
 from monai_vqgen.apps.sampling import SampleBatch, crop, decode_in_batches, draw_samples
 from monai_vqgen.data import load_datalist
@@ -51,6 +52,9 @@ from monai_vqgen.networks import HierarchicalVQVAE
 __all__ = ["evaluate", "split_records"]
 
 logger = logging.getLogger(__name__)
+
+MIXED = 32
+"""Real slices, and as many samples, in the unlabelled grid of the report of samples."""
 
 
 def split_records(dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
@@ -87,10 +91,14 @@ def _write_pictures(
     width = min(len(images) for _, images in rows)
     save_rows([PictureRow(name, images[:width]) for name, images in rows], folder / "overview.png")
     save_png(grid_picture(drawn), folder / "samples.png")
-    order = np.random.default_rng(seed).permutation(len(original) + min(SHOWN, len(drawn)))
-    mixed = np.concatenate([original, drawn[:SHOWN]])[order]
-    save_numbered_grid(mixed, folder / "real_and_sampled.png")
-    sampled = [place + 1 for place, index in enumerate(order.tolist()) if index >= len(original)]
+    _save_mixed(folder, original, drawn[:SHOWN], seed)
+
+
+def _save_mixed(folder: Path, real_nhw: np.ndarray, drawn_nhw: np.ndarray, seed: int) -> None:
+    """Real and sampled slices in random order, numbered, and a file that says which were sampled."""
+    order = np.random.default_rng(seed).permutation(len(real_nhw) + len(drawn_nhw))
+    save_numbered_grid(np.concatenate([real_nhw, drawn_nhw])[order], folder / "real_and_sampled.png")
+    sampled = [place + 1 for place, index in enumerate(order.tolist()) if index >= len(real_nhw)]
     write_json(folder / "real_and_sampled.json", {"sampled": sampled})
 
 
@@ -114,7 +122,8 @@ def evaluate(
     """Judge a trained model on test slices and write `metrics.json`, then its pictures, to a folder.
 
     Pictures: `overview.png`, `reconstructions.png`, `samples.png`, `usage.png`, and
-    `real_and_sampled.png` with its key in JSON; on demand `rate_distortion.png` and `closest_pairs.png`.
+    `real_and_sampled.png` with its key in JSON; on demand `rate_distortion.png`, `closest_pairs.png` and
+    `positions.png`.
 
     Args:
         network: the trained autoencoder.
@@ -251,6 +260,12 @@ def _sample_section(
         seed=seed,
     )
     save_closest_pairs(samples.images_ncs, learned.images, nearest, folder / "closest_pairs.png")
+    drawn = samples.images_ncs[:, 0].numpy()
+    positions = [values.get("position_mm") for values in samples.conditions]
+    if None not in positions:
+        save_positions(drawn, positions, folder / "positions.png")
+    some = np.linspace(0, len(real.images) - 1, MIXED).round().astype(int)
+    _save_mixed(folder, real.images[some, 0].numpy(), drawn[:MIXED], seed)
     return section
 
 

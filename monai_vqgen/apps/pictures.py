@@ -30,6 +30,7 @@ __all__ = [
 
 DIFFERENCE_RANGE = 0.25  # of the intensity range: where the colour map of differences saturates
 INK, FAINT, ACCENT = "#1d2733", "#8592a0", ("#1f6f8b", "#d1762b", "#5a8f3c", "#8a5aa8")
+MARK = "#ffd27a"  # text on images
 DPI = 100
 TILE_PIXELS = 128  # width of an image in a picture made for looking at
 
@@ -87,12 +88,15 @@ def _save_figure(figure: Figure, path: str | Path) -> None:
         file.write(buffer.getvalue())
 
 
-def save_rows(rows: Sequence[PictureRow], path: str | Path, *, pixels: int = TILE_PIXELS) -> None:
+def save_rows(
+    rows: Sequence[PictureRow], path: str | Path, *, titles: Sequence[str] = (), pixels: int = TILE_PIXELS
+) -> None:
     """Write rows of images below each other, each with its label at the left.
 
     Args:
         rows: all with the same number of images.
         path: the PNG.
+        titles: one a column, in the corners of the first row's images.
         pixels: width of one image in the picture.
     """
     columns, (height, width) = len(rows[0].images_nhw), rows[0].images_nhw.shape[1:]
@@ -114,6 +118,8 @@ def save_rows(rows: Sequence[PictureRow], path: str | Path, *, pixels: int = TIL
                 interpolation="nearest",
             )
             axes.set_axis_off()
+            if r == 0 and c < len(titles):
+                axes.text(0.04, 0.95, titles[c], transform=axes.transAxes, color=MARK, va="top", fontsize=9)
     _save_figure(figure, path)
 
 
@@ -127,7 +133,7 @@ def save_numbered_grid(images_nhw: NDArray, path: str | Path, *, columns: int = 
             ((index % columns) / columns, 1 - (index // columns + 1) / rows, 0.98 / columns, 0.98 / rows)
         )
         axes.imshow(image_hw, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.text(0.04, 0.95, str(index + 1), transform=axes.transAxes, color="#ffd27a", va="top", fontsize=9)
+        axes.text(0.04, 0.95, str(index + 1), transform=axes.transAxes, color=MARK, va="top", fontsize=9)
         axes.set_axis_off()
     _save_figure(figure, path)
 

@@ -34,7 +34,14 @@ from monai_vqgen.metrics import (
     split_two_samples,
 )
 
-__all__ = ["ImageSet", "check_sample_report", "independent_codes", "sample_metrics", "save_closest_pairs"]
+__all__ = [
+    "ImageSet",
+    "check_sample_report",
+    "independent_codes",
+    "sample_metrics",
+    "save_closest_pairs",
+    "save_positions",
+]
 
 FEWEST_SAMPLES = 32
 """Below this many images of a kind no figure here means anything."""
@@ -218,3 +225,25 @@ def save_closest_pairs(
         ],
         path,
     )
+
+
+def save_positions(
+    samples_mhw: np.ndarray, positions_mm: Sequence[float], path: str | Path, *, columns: int = 8, rows: int = 4
+) -> None:
+    """Write samples by the position they were asked for: one column a position, of the samples nearest to it.
+
+    Args:
+        samples_mhw: images in [0, 1].
+        positions_mm: of each.
+        path: the PNG.
+        columns: how many positions, evenly over their range.
+        rows: samples a position, at most.
+    """
+    asked = np.asarray(positions_mm, dtype=float)
+    centers = np.linspace(asked.min(), asked.max(), columns + 1)
+    centers = (centers[1:] + centers[:-1]) / 2
+    rows = min(rows, max(len(asked) // columns, 1))
+    chosen = np.stack([np.argsort(np.abs(asked - center), kind="stable")[:rows] for center in centers])
+    labels = ["samples by\nposition below\nthe top"] + [""] * (rows - 1)
+    pictures = [PictureRow(label, samples_mhw[chosen[:, row]]) for row, label in enumerate(labels)]
+    save_rows(pictures, path, titles=[f"{center:.0f} mm" for center in centers])
