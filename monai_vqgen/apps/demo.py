@@ -50,6 +50,7 @@ def _phantom_stage(preset: RunPreset, folder: Path, seed: int) -> Stage:
         "phantoms",
         f"{command} --subjects {preset.phantom_subjects}",
         lambda leftovers: make_phantoms(folder, preset.phantom_subjects, seed=seed),
+        folder,
     )
 
 
@@ -73,6 +74,8 @@ def run_demo(
         OutputExistsError: the output folder holds something else.
     """
     preset = pick_preset(size, own_data=data is not None)
+    if preset.split_file is not None:
+        raise InputError(f"size {size!r} is a release, of scans with a split of their own: use `reproduce`")
     check_seed(seed)
     if not fast_bfloat16():
         preset = preset._replace(autoencoder_amp=False, prior_amp=False)

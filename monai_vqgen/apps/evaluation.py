@@ -53,6 +53,8 @@ __all__ = ["evaluate", "split_records"]
 
 logger = logging.getLogger(__name__)
 
+MOST_DRAWN = 64
+"""Samples in their grid picture."""
 MIXED = 32
 """Real slices, and as many samples, in the unlabelled grid of the report of samples."""
 
@@ -72,9 +74,7 @@ def split_records(dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
     return records
 
 
-def _write_pictures(
-    folder: Path, shown: Mapping[str, np.ndarray], samples: SampleBatch, counts: list, seed: int
-) -> None:
+def _write_pictures(folder: Path, shown: Mapping[str, np.ndarray], samples: SampleBatch, counts: list) -> None:
     original, reconstruction = shown["original"], shown["reconstruction"]
     save_rows(
         [
@@ -90,8 +90,7 @@ def _write_pictures(
     rows = [("test slices", original), ("reconstructed", reconstruction), ("samples", drawn)]
     width = min(len(images) for _, images in rows)
     save_rows([PictureRow(name, images[:width]) for name, images in rows], folder / "overview.png")
-    save_png(grid_picture(drawn), folder / "samples.png")
-    _save_mixed(folder, original, drawn[:SHOWN], seed)
+    save_png(grid_picture(drawn[:MOST_DRAWN]), folder / "samples.png")
 
 
 def _save_mixed(folder: Path, real_nhw: np.ndarray, drawn_nhw: np.ndarray, seed: int) -> None:
@@ -140,7 +139,8 @@ def evaluate(
         top_p: of the samples.
         batch_size: slices or samples at once.
         codecs: whether to compress the test slices with JPEG, JPEG 2000 and WebP too (under a second a slice).
-        sample_report: whether to set the samples against real slices too (minutes; ask for 512 samples or more).
+        sample_report: whether to set the samples against real slices too (minutes; ask for 512 samples or more). The
+            samples' conditions are then those of training slices drawn at random, so that they ask for the same mix.
 
     Returns:
         The content of `metrics.json`.
@@ -152,7 +152,11 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     priors = _of_slices(priors, network, test)
     if sample_report:
-        check_sample_report(num_samples, {"training slices": training.data, "test slices": test.data})
+        check_sample_report(
+            num_samples,
+            {"training slices": training.data, "test slices": test.data},
+            image_size=priors.image_size,
+        )
     samples = draw_samples(  # first: a wrong argument costs seconds, not minutes
         network,
         priors,
@@ -161,6 +165,7 @@ def evaluate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        like=training.data if sample_report else None,
         batch_size=batch_size,
     )
     result = reconstruct_slices(network, test, batch_size=batch_size)
@@ -178,13 +183,16 @@ def evaluate(
         "sampling": sampling_figures(priors, samples, batch_size),
         "data": data_figures(split_records, priors.image_size or ()),
     }
-    write_json(folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
-    _write_pictures(folder, result.shown, samples, [c.total_counts().numpy() for c in counters], seed=seed)
     if codecs:
         metrics["codecs"] = _codec_section(metrics, test, folder, batch_size)
     if sample_report:
         metrics["samples"] = _sample_section(network, samples, result, training, test, training_codes, folder, seed)
-    write_json(folder / "metrics.json", _json_numbers(metrics))
+    write_json(folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
+    _write_pictures(folder, result.shown, samples, [c.total_counts().numpy() for c in counters])
+    shown = MIXED if sample_report else SHOWN
+    some = np.linspace(0, len(test) - 1, min(shown, len(test))).round().astype(int).tolist()
+    real = np.stack([np.asarray(test[i]["image"])[0] for i in some])
+    _save_mixed(folder, real, samples.images_ncs[:shown, 0].numpy(), seed)
     _log(metrics)
     return metrics
 
@@ -261,11 +269,9 @@ def _sample_section(
     )
     save_closest_pairs(samples.images_ncs, learned.images, nearest, folder / "closest_pairs.png")
     drawn = samples.images_ncs[:, 0].numpy()
-    positions = [values.get("position_mm") for values in samples.conditions]
-    if None not in positions:
+    positions = [float(values["position_mm"]) for values in samples.conditions if "position_mm" in values]
+    if len(positions) == len(drawn):
         save_positions(drawn, positions, folder / "positions.png")
-    some = np.linspace(0, len(real.images) - 1, MIXED).round().astype(int)
-    _save_mixed(folder, real.images[some, 0].numpy(), drawn[:MIXED], seed)
     return section
 
 

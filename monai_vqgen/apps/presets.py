@@ -38,6 +38,8 @@ class RunPreset(NamedTuple):
     prior_learning_rate: float
     prior_amp: bool
     num_samples: int
+    max_minutes: tuple[float | None, float | None, float | None] = (None, None, None)
+    """Of the autoencoder and of each prior: a slow machine then trains less rather than longer."""
     temperature: tuple[float, float] = (1.0, 1.0)
     condition_names: tuple[str, ...] = ("position_mm",)
     affine_probability: float = 0.0
@@ -61,6 +63,7 @@ class RunPreset(NamedTuple):
         """What `train.json` needs, but for the network."""
         return {
             "max_epochs": self.autoencoder_epochs,
+            "max_minutes": self.max_minutes[0],
             "val_interval": 1,  # so that the last epoch, the best as a rule, is looked at
             "batch_size": self.autoencoder_batch_size,
             "learning_rate": self.autoencoder_learning_rate,
@@ -75,6 +78,7 @@ class RunPreset(NamedTuple):
         """What `train_prior.json` needs, but for the priors."""
         return {
             "max_epochs": self.prior_epochs[level],
+            "max_minutes": self.max_minutes[1 + level],
             "batch_size": self.prior_batch_size,
             "learning_rate": self.prior_learning_rate,
             "amp": self.prior_amp,
@@ -130,6 +134,7 @@ PRESETS = {
         prior_learning_rate=3e-3,
         prior_amp=False,
         num_samples=16,
+        max_minutes=(4.0, 2.5, 5.0),
     ),
     # real scans on two cores, an estimated forty minutes in all
     "standard": RunPreset(
@@ -142,18 +147,19 @@ PRESETS = {
         channels=64,
         residual_channels=32,
         num_codes=512,
-        autoencoder_epochs=16,
+        autoencoder_epochs=20,
         autoencoder_batch_size=4,
         autoencoder_learning_rate=2e-3,
         autoencoder_amp=True,
         prior_channels=(64, 64),
         prior_layers=(10, 8),
         prior_attention_every=(5, 0),
-        prior_epochs=(3, 3),
+        prior_epochs=(4, 5),
         prior_batch_size=2,
         prior_learning_rate=3e-3,
         prior_amp=True,
         num_samples=16,
+        max_minutes=(13.0, 7.0, 16.0),
     ),
     # the weights that ship: real scans on two cores, resumable
     "release_128": RunPreset(

@@ -154,6 +154,9 @@ def write_report(folder: str | Path, *, stages: Sequence[StageRecord], phantoms:
                 "usage": "usage.png",
                 "mixed": "real_and_sampled.png",
                 "samples": "samples.png",
+                "rate_distortion": "rate_distortion.png",
+                "positions": "positions.png",
+                "closest": "closest_pairs.png",
             }.items()
         },
         sampled=_json(folder / "real_and_sampled.json").get("sampled", []),

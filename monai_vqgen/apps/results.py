@@ -12,22 +12,39 @@ from monai_vqgen.apps.stages import StageRecord
 from monai_vqgen.data.files import write_bytes
 from monai_vqgen.errors import InputError
 
-__all__ = ["replace_section", "results_section"]
+__all__ = ["check_section", "replace_section", "results_section"]
 
 SCORES = {"ssim": "SSIM", "ssim_brain": "brain SSIM", "psnr": "PSNR, dB", "psnr_brain": "brain PSNR, dB"}
+
+
+def check_section(path: str | Path, name: str) -> str:
+    """The document, if it has a place for this section.
+
+    Raises:
+        InputError: no readable document, or it lacks the lines `<!-- name -->` and `<!-- /name -->`, once each.
+    """
+    try:
+        document = Path(path).read_text()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}): give a Markdown document for the results") from error
+    if len(_place(name).findall(document)) != 1:
+        raise InputError(f"{path} needs the lines '<!-- {name} -->' and '<!-- /{name} -->', once, around these results")
+    return document
 
 
 def replace_section(path: str | Path, name: str, text: str) -> None:
     """Put text between the lines `<!-- name -->` and `<!-- /name -->` of a document.
 
     Raises:
-        InputError: the document lacks the two lines.
+        InputError: see `check_section`.
     """
-    document = Path(path).read_text()
-    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", flags=re.DOTALL)
-    if len(pattern.findall(document)) != 1:
-        raise InputError(f"{path} needs the lines '<!-- {name} -->' and '<!-- /{name} -->', once, around these results")
-    write_bytes(path, pattern.sub(lambda match: f"{match[1]}{text.strip()}\n{match[2]}", document).encode())
+    document = check_section(path, name)
+    changed = _place(name).sub(lambda match: f"{match[1]}{text.strip()}\n{match[2]}", document)
+    write_bytes(path, changed.encode())
+
+
+def _place(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", flags=re.DOTALL)
 
 
 def results_section(metrics: Mapping[str, Any], stages: Sequence[StageRecord]) -> str:
@@ -141,8 +158,9 @@ def _memorization(samples: Mapping[str, Any]) -> str:
 
 def _time(metrics: Mapping[str, Any], stages: Sequence[StageRecord]) -> str:
     sampling = metrics["sampling"]
+    seconds = sampling["seconds"] / sampling["num_samples"]
     minutes = ", ".join(f"{stage.name} {stage.seconds / 60:.1f}" for stage in stages)
     return (
-        f"Minutes: {minutes}. Sampling: {_number(sampling['seconds'] / sampling['num_samples'], 2)} s a sample, "
+        f"Minutes, of each stage's last start: {minutes}. Sampling: {_number(seconds, 2)} s a sample, "
         f"{_number(sampling['ratio_to_whole_grid'], 0)} times as fast as whole-grid passes."
     )

@@ -5,6 +5,7 @@ Shape legend: n training slices, m others, c channels, h w rows and columns, f f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from monai_vqgen.apps.pictures import PictureRow, save_rows
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics import (
     AlignedNeighbors,
+    FeatureNeighbors,
     FilterBankFeatures,
     WhitenedFeatures,
     aligned_neighbors,
@@ -43,8 +45,12 @@ __all__ = [
     "save_positions",
 ]
 
+logger = logging.getLogger(__name__)
+
 FEWEST_SAMPLES = 32
 """Below this many images of a kind no figure here means anything."""
+SMALLEST_SIDE = 32
+"""Pixels: the coarsest of the three scales of `FilterBankFeatures` wants eight of its own, of four pixels each."""
 
 
 class ImageSet(NamedTuple):
@@ -64,22 +70,39 @@ class ImageSet(NamedTuple):
         return None if not positions or None in positions else torch.tensor(positions, dtype=torch.float64)
 
 
-def check_sample_report(num_samples: int, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def check_sample_report(
+    num_samples: int,
+    splits: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    image_size: Sequence[int] | None = None,
+) -> None:
     """Refuse a report of samples that could not be made, before any work.
 
     Args:
         num_samples: how many will be drawn.
         splits: the records of the training and the test slices.
+        image_size: of the slices, in pixels; None where it is not known yet.
 
     Raises:
-        InputError: too few samples, slices or subjects.
+        InputError: too few samples, slices, subjects or pixels, or some slices of a split without a subject.
     """
+    if image_size is not None and min(image_size) < SMALLEST_SIDE:
+        raise InputError(
+            f"slices of {tuple(image_size)} pixels: the report of samples wants at least {SMALLEST_SIDE} a side; "
+            "extract larger slices"
+        )
     for name, count in {"samples": num_samples, **{name: len(records) for name, records in splits.items()}}.items():
         if count < FEWEST_SAMPLES:
             mend = "raise num_samples" if name == "samples" else "extract more slices"
             raise InputError(f"{count} {name}: the report of samples wants at least {FEWEST_SAMPLES}; {mend}")
     for name, records in splits.items():
         subjects = {record.get("subject") for record in records}
+        if None in subjects and len(subjects) > 1:
+            nameless = sum(record.get("subject") is None for record in records)
+            raise InputError(
+                f"{nameless} of {len(records)} {name} have no subject: the report of samples judges on other subjects "
+                "than it learns from; give every slice its subject, or none"
+            )
         if len(subjects) < 2 and None not in subjects:
             raise InputError(
                 f"all {name} are of one subject ({', '.join(map(str, subjects))}): the report of samples learns from "
@@ -113,9 +136,13 @@ def sample_metrics(
     independent: ImageSet,
     feature_space: Callable[[Tensor], Tensor] | None = None,
     classifier_steps: int = 500,
+    mirror: bool = True,
     seed: int = 0,
 ) -> tuple[dict[str, Any], AlignedNeighbors]:
     """All figures of the samples, each with the same figure of real slices, of reconstructions, of independent codes.
+
+    Frechet distance, precision, recall, density and coverage depend on how many images they are taken of: for these
+    every kind is cut to the size of the smallest (`compared`), by images spread evenly over it.
 
     Args:
         samples: drawn from the priors; records carry the position each was asked for, where there was one.
@@ -125,10 +152,12 @@ def sample_metrics(
         independent: decoded from `independent_codes`: what the autoencoder alone gives.
         feature_space: images -> features `(m, f)`; by default the whitened filter bank, fitted on `training`.
         classifier_steps: training steps of the convolutional two-sample classifier.
+        mirror: whether the left-right mirror image of a training slice counts as a copy of it too.
         seed: of splits, classifiers and pairs.
 
     Returns:
-        What goes into `metrics.json`, and the nearest training slice of every sample.
+        What goes into `metrics.json`, and the nearest training slice of every sample. An audit of memorisation that
+        cannot be made is None, and the log says why.
 
     Raises:
         InputError: too few images of a kind for its metrics, or too few subjects; see `check_sample_report`.
@@ -137,28 +166,33 @@ def sample_metrics(
     space = feature_space or WhitenedFeatures(FilterBankFeatures()).fit(training.images)
     training_nf = space(training.images)
     features = {name: space(images.images) for name, images in kinds.items()}
+    compared = min(len(images.images) for images in kinds.values())
     result: dict[str, Any] = {
         "num_samples": len(samples.images),
+        "compared": compared,
         "feature_space": str(getattr(space, "description", space)),
     }
     bar = tqdm(kinds.items(), desc="metrics of samples", unit="kind", leave=False)
     for name, images in bar:
         result[name] = {
-            **_against_training(features[name], training_nf),
+            **_against_training(_evenly(features[name], compared), training_nf),
             "two_sample": _two_sample(images, features[name], training, training_nf, classifier_steps, seed),
             "pairwise_ms_ssim": pairwise_ms_ssim(images.images, seed=seed)._asdict(),
             "authenticity": authenticity(features[name], training_nf, training_subjects=training.subjects()).rate,
         }
     result["position"] = _position(samples, features["samples"], training, training_nf, test, features["real"])
-    near = {name: aligned_neighbors(kinds[name].images, training.images) for name in ("samples", "real")}
+    near = {name: aligned_neighbors(kinds[name].images, training.images, mirror=mirror) for name in ("samples", "real")}
     far = {name: feature_neighbors(features[name], training_nf) for name in ("samples", "real")}
     result["memorization"] = {
-        "pixels": memorization_audit(near["samples"], near["real"])._asdict(),
-        "features": memorization_audit(far["samples"], far["real"])._asdict(),
+        "pixels": _audit(near["samples"], near["real"], "pixels"),
+        "features": _audit(far["samples"], far["real"], "features"),
     }
-    for audit in result["memorization"].values():
-        audit["closest"] = [pair._asdict() for pair in audit["closest"]]
     return result, near["samples"]
+
+
+def _evenly(features_mf: Tensor, count: int) -> Tensor:
+    """As many of the rows, spread evenly from the first to the last."""
+    return features_mf[torch.linspace(0, len(features_mf) - 1, count, dtype=torch.float64).round().long()]
 
 
 def _against_training(features_mf: Tensor, training_nf: Tensor) -> dict[str, Any]:
@@ -204,10 +238,22 @@ def _position(
     )._asdict()
 
 
+def _audit(
+    samples: FeatureNeighbors | AlignedNeighbors, held_out: FeatureNeighbors | AlignedNeighbors, space: str
+) -> dict[str, Any] | None:
+    """The audit of memorisation in pixels or features; None, with a warning, where there can be none."""
+    try:
+        audit = memorization_audit(samples, held_out)
+    except InputError as error:  # the other figures took minutes, and stand without this one
+        logger.warning("No audit of memorisation by %s: %s", space, error)
+        return None
+    return {**audit._asdict(), "closest": [pair._asdict() for pair in audit.closest]}
+
+
 def save_closest_pairs(
     samples_mchw: Tensor, training_nchw: Tensor, nearest: AlignedNeighbors, path: str | Path, *, count: int = 8
 ) -> None:
-    """Write the samples that lie nearest to a training slice, each above that slice as it was aligned.
+    """Write the samples that lie nearest to a training slice, mirrored and moved to meet it, each above that slice.
 
     Args:
         samples_mchw: all samples.
@@ -216,15 +262,26 @@ def save_closest_pairs(
         path: the PNG.
         count: how many pairs.
     """
-    order = nearest.distances_m.argsort(stable=True)[:count]
-    pairs = [(samples_mchw[i, 0].numpy(), training_nchw[nearest.indices_m[i], 0].numpy()) for i in order.tolist()]
+    order = nearest.distances_m.argsort(stable=True)[:count].tolist()
+    aligned = [
+        _aligned(samples_mchw[i, 0].numpy(), nearest.shifts_m2[i].tolist(), mirrored=bool(nearest.mirrored_m[i]))
+        for i in order
+    ]
     save_rows(
         [
-            PictureRow("sample", np.stack([sample for sample, _ in pairs])),
-            PictureRow("nearest\ntraining slice", np.stack([real for _, real in pairs])),
+            PictureRow("sample,\naligned", np.stack(aligned)),
+            PictureRow("nearest\ntraining slice", training_nchw[nearest.indices_m[order], 0].numpy()),
         ],
         path,
     )
+
+
+def _aligned(image_hw: np.ndarray, shift: Sequence[int], *, mirrored: bool) -> np.ndarray:
+    """The image mirrored left to right, then moved down and right; black where it no longer covers the plane."""
+    (height, width), (down, right) = image_hw.shape, shift
+    margins = ((max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0)))
+    padded_hw = np.pad(image_hw[:, ::-1] if mirrored else image_hw, margins)
+    return padded_hw[max(-down, 0) :, max(-right, 0) :][:height, :width]
 
 
 def save_positions(
@@ -244,6 +301,6 @@ def save_positions(
     centers = (centers[1:] + centers[:-1]) / 2
     rows = min(rows, max(len(asked) // columns, 1))
     chosen = np.stack([np.argsort(np.abs(asked - center), kind="stable")[:rows] for center in centers])
-    labels = ["samples by\nposition below\nthe top"] + [""] * (rows - 1)
+    labels = ["samples\nby position"] + [""] * (rows - 1)
     pictures = [PictureRow(label, samples_mhw[chosen[:, row]]) for row, label in enumerate(labels)]
     save_rows(pictures, path, titles=[f"{center:.0f} mm" for center in centers])

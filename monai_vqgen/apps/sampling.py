@@ -71,9 +71,16 @@ def join_conditions(*parts: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def draw_conditions(
-    priors: TrainedPriors, *, num_samples: int, seed: int = 0, given: Mapping[str, Any] | None = None
+    priors: TrainedPriors,
+    *,
+    num_samples: int,
+    seed: int = 0,
+    given: Mapping[str, Any] | None = None,
+    like: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """The condition of each sample: what is given, and for every other name a draw from what the priors were taught.
+
+    With `like`, records of slices, all names of a sample are drawn together: those of one of the records.
 
     A sample's draw depends on the seed and its own number, not on how many samples there are.
 
@@ -98,6 +105,8 @@ def draw_conditions(
             name: round(float(rng.uniform(*limits)), 3) for name, limits in sorted(continuous.items())
         }
         drawn.update({name: values[int(rng.integers(len(values)))] for name, values in sorted(categorical.items())})
+        if like:
+            drawn = priors.condition.select(like[int(rng.integers(len(like)))])
         conditions.append({**drawn, **given})
     priors.condition.encode(conditions)  # refuses a given value outside the trained range before any work
     return conditions
@@ -118,6 +127,7 @@ def draw_samples(
     top_k: int | None = None,
     top_p: float | None = None,
     condition: Mapping[str, Any] | None = None,
+    like: Sequence[Mapping[str, Any]] | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> SampleBatch:
@@ -133,6 +143,7 @@ def draw_samples(
         top_k: draw from the k likeliest codes only.
         top_p: draw from the likeliest codes that hold this much probability.
         condition: values by name for all samples; a name left out is drawn from the trained range.
+        like: records of slices; the values of each sample are then those of one of them, drawn at random.
         batch_size: samples drawn at once.
         progress: whether to show a bar.
 
@@ -143,7 +154,7 @@ def draw_samples(
     sampler = AncestralSampler(
         priors.networks, temperature=temperature, top_k=top_k, top_p=top_p, batch_size=batch_size
     )
-    conditions = draw_conditions(priors, num_samples=num_samples, seed=seed, given=condition)
+    conditions = draw_conditions(priors, num_samples=num_samples, seed=seed, given=condition, like=like)
     device = next(autoencoder.parameters()).device
     condition_nf = priors.condition.encode(conditions).to(device) if priors.condition is not None else None
     start = finished_time(device)

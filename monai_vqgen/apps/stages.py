@@ -30,14 +30,19 @@ class Leftovers(Enum):
 
 
 class Stage(NamedTuple):
-    """One step: its name, the command that does it, and the function that does the same.
+    """One step.
 
-    The function is told what to do with what an earlier run of the stage has left behind.
+    Attributes:
+        name: for people.
+        command: what does the same by itself.
+        run: does it; told what to do with what an earlier run of the stage has left behind.
+        result: the file or folder that is there when the stage is complete.
     """
 
     name: str
     command: str
     run: Callable[[Leftovers], Any]
+    result: Path
 
 
 class StageRecord(NamedTuple):
@@ -54,15 +59,16 @@ def run_stages(stages: Sequence[Stage], folder: Path, *, resume: bool = False) -
     Args:
         stages: what to run.
         folder: where the notes go.
-        resume: leave out the stages that are noted there with the same command, and take up the one that was cut off.
-            The time of a stage that was cut off counts from its last start.
+        resume: leave out the stages that are noted there with the same command and still have their result, take up the
+            one that was cut off, and replace what is left of later ones. The folder must be this run's own. The time of
+            a stage that was cut off counts from its last start.
     """
     noted = _noted(folder) if resume else _Notes({}, None)
     complete, leftovers = noted.stages, Leftovers.TAKE_UP if resume else Leftovers.REFUSE
     records: list[StageRecord] = []
     for number, stage in enumerate(stages, start=1):
         title = f"=== stage {number} of {len(stages)}: {stage.name}"
-        if stage.command in complete:
+        if stage.command in complete and stage.result.exists():
             logger.info("%s is complete", title)
             records.append(complete[stage.command])
             continue
@@ -97,19 +103,21 @@ def _noted(folder: Path) -> _Notes:
     return _Notes({row["command"]: StageRecord(**row) for row in content["stages"]}, content.get("running"))
 
 
-def _bundle_stage(name: str, config: str, *, state: str | None = None, options: dict[str, Any]) -> Stage:
-    """A stage of the bundle; one that trains names the file from which it can be taken up."""
-    training = state is not None
+def _bundle_stage(name: str, config: str, *, result: str, state: str | None = None, options: dict[str, Any]) -> Stage:
+    """A stage of the bundle, with its result; one that trains names the file from which it can be taken up."""
+    training, folder = state is not None, Path(options["output_dir"])
 
     def run(leftovers: Leftovers) -> None:
         how: dict[str, Any] = {}
-        if leftovers is Leftovers.TAKE_UP and state is not None and (Path(options["output_dir"]) / state).is_file():
+        if leftovers is Leftovers.REPLACE and state is not None:
+            (folder / state).unlink(missing_ok=True)  # first of all: cut off now, it must not be taken up later
+        if leftovers is Leftovers.TAKE_UP and state is not None and (folder / state).is_file():
             how = {"resume": True}
         elif leftovers is not Leftovers.REFUSE:
             how = {"overwrite": True}
         run_stage(config, training=training, options={**options, **how})
 
-    return Stage(name, stage_command(config, training=training, options=options), run)
+    return Stage(name, stage_command(config, training=training, options=options), run, folder / result)
 
 
 def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) -> list[Stage]:
@@ -123,11 +131,13 @@ def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) ->
         _bundle_stage(
             "slices",
             "extract_slices",
+            result="datalist.json",
             options={"dataset_dir": str(scans), "output_dir": slices, "seed": seed, **preset.slice_options()},
         ),
         _bundle_stage(
             "autoencoder",
             "train",
+            result="model.pt",
             state="training_state.pt",
             options={
                 "dataset_dir": slices,
@@ -140,18 +150,23 @@ def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) ->
         _bundle_stage(
             "codes",
             "extract_codes",
+            result="codes.json",
             options={"dataset_dir": slices, "output_dir": codes, "mirror_training": True, **model, **network},
         ),
         *(_prior_stage(preset, level, codes=codes, output=output, seed=seed) for level in (0, 1)),
         _bundle_stage(
             "reconstruction",
             "inference",
+            result=".",
             options={"dataset_dir": slices, "output_dir": str(output / "reconstructions"), **model, **network},
         ),
-        _bundle_stage("samples", "sample", options={**trained, "output_dir": str(output / "samples")}),
+        _bundle_stage(
+            "samples", "sample", result="samples.json", options={**trained, "output_dir": str(output / "samples")}
+        ),
         _bundle_stage(
             "evaluation",
             "evaluate",
+            result="metrics.json",
             options={**trained, "dataset_dir": slices, "output_dir": str(output), **preset.evaluation_options()},
         ),
     ]
@@ -167,5 +182,9 @@ def _prior_stage(preset: RunPreset, level: int, *, codes: str, output: Path, see
         **preset.prior_options(),
     }
     return _bundle_stage(
-        f"prior of level {level}", "train_prior", state=f"training_state_prior_level{level}.pt", options=options
+        f"prior of level {level}",
+        "train_prior",
+        result=f"model_prior_level{level}.pt",
+        state=f"training_state_prior_level{level}.pt",
+        options=options,
     )

@@ -178,11 +178,9 @@ def extract_slices(
     options = SliceOptions(plane, places, reference, pixel_mm, size, on_trim, lower, upper).checked()
     records = discover_volumes(dataset_dir, suffix=suffix, subject_pattern=subject_pattern)
     _warn_of_guesses(records)
-
-    def share_out(subjects: Sequence[str]) -> SubjectSplit:
-        return read_split(split_file, subjects) if split_file else split_subjects(subjects, fractions, seed=seed)
-
-    share_out([record.subject for record in records])  # too few, or of nobody listed: say so before the work
+    records = _listed(records, split_file)
+    if split_file is None:
+        split_subjects([record.subject for record in records], fractions, seed=seed)  # too few: say so before the work
     output_dir = Path(output_dir)
     images = _claim(output_dir, overwrite)
     workers = min(MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers
@@ -193,7 +191,8 @@ def extract_slices(
     if not useful:
         reasons = "; ".join(entry["reason"] for entry in skipped[:3])
         raise DatalistError(f"{dataset_dir}: none of {len(records)} scans gave a slice. {reasons}")
-    split = share_out([outcome.subject for outcome in useful])
+    subjects = [outcome.subject for outcome in useful]
+    split = read_split(split_file, subjects) if split_file else split_subjects(subjects, fractions, seed=seed)
     about = {
         "description": f"{plane} slices at {_range_text(places)} mm from {reference}",
         "plane": plane,
@@ -201,7 +200,7 @@ def extract_slices(
         "pixel_mm": _common_pixel_mm(useful),
         "reference": reference,
         "source": source,
-        "seed": seed,
+        **({"seed": seed} if split_file is None else {"split": Path(split_file).name}),
     }
     content = _datalist(useful, split, about, skipped)
     drawn = next(content[part] for part in split._fields if content[part])
@@ -216,6 +215,17 @@ def extract_slices(
         {part: len(names) for part, names in split._asdict().items()},
         skipped,
     )
+
+
+def _listed(records: list[ScanRecord], split_file: str | Path | None) -> list[ScanRecord]:
+    """The scans of subjects that the split lists; all of them without a split."""
+    if split_file is None:
+        return records
+    members = {name for names in read_split(split_file, [record.subject for record in records]) for name in names}
+    others = sorted({record.subject for record in records} - members)
+    if others:
+        logger.warning("%s does not list %s: their scans are left out", split_file, ", ".join(others))
+    return [record for record in records if record.subject in members]
 
 
 def _warn_of_guesses(records: Sequence[ScanRecord]) -> None:

@@ -73,21 +73,22 @@ def split_subjects(
 def read_split(path: str | Path, subjects: Iterable[str]) -> SubjectSplit:
     """A split that was decided before, from a JSON file with three lists: training, validation and test.
 
-    Listed subjects without a scan are logged and left out.
+    Subjects that no part lists are left out; the caller can tell them by their absence. Listed subjects without a scan
+    are logged.
 
     Args:
         path: the file.
         subjects: those whose scans there are, as often and in any order.
 
     Raises:
-        DatalistError: no such file, no such lists, a subject in two of them, or a scan of a subject in none.
+        DatalistError: no such file, no such lists, a subject in two of them, or a part that lists subjects of whom none
+            has a scan.
     """
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise DatalistError(f"{path}: no readable JSON file ({error}); give a split as {_SPLIT_FORM}") from error
-    parts = SubjectSplit._fields
-    lists = [content.get(part) if isinstance(content, dict) else None for part in parts]
+    lists = [content.get(part) if isinstance(content, dict) else None for part in SubjectSplit._fields]
     if any(not isinstance(names, list) or any(not isinstance(name, str) for name in names) for names in lists):
         raise DatalistError(f"{path}: no lists of subjects; give a split as {_SPLIT_FORM}")
     listed = [name for names in lists for name in names or ()]
@@ -95,18 +96,16 @@ def read_split(path: str | Path, subjects: Iterable[str]) -> SubjectSplit:
     if twice:
         raise DatalistError(f"{path}: {', '.join(twice)} listed more than once; a subject belongs to one part")
     found = set(subjects)
-    unlisted = sorted(found - set(listed))
-    if unlisted:
-        raise DatalistError(
-            f"{path}: there are scans of {len(unlisted)} subjects it does not list ({', '.join(unlisted[:5])}); add "
-            "them to a part, or take their scans away"
-        )
     missing = sorted(set(listed) - found)
+    split = SubjectSplit(*(sorted(found & set(names or ())) for names in lists))
+    for part, names in zip(SubjectSplit._fields, lists, strict=True):
+        if not getattr(split, part) and (names or part == "training"):
+            some = ", ".join((names or ["none listed"])[:5])
+            raise DatalistError(
+                f"{path}: there is no scan of its {part} subjects ({some}); is this the split of these scans?"
+            )
     if missing:
         logger.warning("%s: no usable scan of %s", path, ", ".join(missing))
-    split = SubjectSplit(*(sorted(found & set(names or ())) for names in lists))
-    if not split.training:
-        raise DatalistError(f"{path}: none of its training subjects has a scan")
     return split
 
 

@@ -15,6 +15,7 @@ from monai.losses import SSIMLoss
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
+from monai_vqgen.metrics.reconstruction import WINDOW
 
 __all__ = ["AutoencoderObjective", "PriorObjective", "objective_loss"]
 
@@ -42,8 +43,7 @@ class AutoencoderObjective(nn.Module):
         autoencoder: keeps the autoencoder contract, for example `HierarchicalVQVAE`.
         mse_weight: weight of the mean squared error.
         l1_weight: weight of the mean absolute error.
-        ssim_weight: weight of 1 - SSIM (Wang et al. 2004; Gaussian window of 11, sigma 1.5, data range 1). It wants
-            images of at least 11 pixels an axis.
+        ssim_weight: weight of 1 - SSIM (Wang et al. 2004; Gaussian window of 11 pixels, sigma 1.5, data range 1).
         codebook_weight: weight of the quantisers' losses, which carry their own commitment weight (0.25).
         amp: compute in bfloat16 where torch deems it safe. It needs no loss scaling, so it works alike on CPU and GPU.
 
@@ -52,7 +52,8 @@ class AutoencoderObjective(nn.Module):
     data range 1); in training also the scalar ``codebook_loss``.
 
     Raises:
-        InputError: no positive weight, or a negative one.
+        InputError: no positive weight, or a negative one; at a call, images of less than 11 pixels an axis with an
+            `ssim_weight`.
 
     Example:
         >>> from monai_vqgen.networks import HierarchicalVQVAE
@@ -85,11 +86,13 @@ class AutoencoderObjective(nn.Module):
         self.autoencoder = autoencoder
         self.mse_weight, self.l1_weight, self.ssim_weight = mse_weight, l1_weight, ssim_weight
         self.codebook_weight = codebook_weight
-        self.ssim_loss = SSIMLoss(spatial_dims=self.autoencoder.spatial_dims, data_range=1.0) if ssim_weight else None
+        dims = self.autoencoder.spatial_dims
+        self.ssim_loss = SSIMLoss(dims, data_range=1.0, win_size=WINDOW) if ssim_weight else None
         self.amp = amp
 
     def forward(self, images_bcs: Tensor) -> dict[str, Tensor]:
         """Return the losses, reconstructions and codes of a batch."""
+        self._check_size(images_bcs)
         with torch.autocast(images_bcs.device.type, dtype=torch.bfloat16, enabled=self.amp):
             if self.training:
                 reconstruction_bcs, levels = self.autoencoder.train_pass(images_bcs)
@@ -111,6 +114,14 @@ class AutoencoderObjective(nn.Module):
             result["codebook_loss"] = torch.stack([level.loss.float() for level in levels]).sum()
             result["loss"] = result["loss"] + self.codebook_weight * result["codebook_loss"]
         return result
+
+    def _check_size(self, images_bcs: Tensor) -> None:
+        size = tuple(images_bcs.shape[2:])
+        if self.ssim_loss is not None and min(size) < WINDOW:
+            raise InputError(
+                f"ssim_weight={self.ssim_weight} with slices of {size} pixels: SSIM's window is {WINDOW} pixels wide; "
+                "give ssim_weight=0 or larger slices"
+            )
 
 
 class PriorObjective(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monai_vqgen.handlers.budget import TimeBudget
 from monai_vqgen.handlers.checkpoints import BestCheckpoint, TrainingState, load_weights, plain_state, save_weights
 from monai_vqgen.handlers.guards import FiniteLoss, GradientClipping, Patience
 from monai_vqgen.handlers.history import History
@@ -21,6 +22,7 @@ __all__ = [
     "Patience",
     "ReconstructionImages",
     "SampleImages",
+    "TimeBudget",
     "TrainingProgress",
     "TrainingState",
     "claim_output",

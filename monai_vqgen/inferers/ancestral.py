@@ -76,9 +76,10 @@ class AncestralSampler:
                 )
             sizes.append(prior.num_codes)
         self.priors = list(priors)
-        temperatures: Sequence[float] = (
-            temperature if isinstance(temperature, Sequence) else [temperature] * len(self.priors)
-        )
+        if isinstance(temperature, Sequence) and not isinstance(temperature, str):
+            temperatures = list(temperature)
+        else:
+            temperatures = [temperature] * len(self.priors)
         if len(temperatures) != len(self.priors):
             raise InputError(
                 f"{len(temperatures)} temperatures given for {len(self.priors)} priors; give one number, or one for "

@@ -16,9 +16,12 @@ from monai_vqgen.apps.demo import claim_demo_folder
 from monai_vqgen.apps.pictures import Curve, PictureRow, grid_picture, save_curves, save_png, save_rows
 from monai_vqgen.apps.presets import PRESETS, pick_preset
 from monai_vqgen.apps.report import write_report
+from monai_vqgen.apps.reproduce import reproduce
+from monai_vqgen.apps.results import check_section
 from monai_vqgen.apps.stages import Leftovers, Stage, bundle_stages, run_stages
+from monai_vqgen.data import make_phantoms
 from monai_vqgen.engines import check_command_line
-from monai_vqgen.errors import InputError, OutputExistsError
+from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -162,26 +165,82 @@ def test_phantoms_are_made_by_the_command_line(tmp_path):
     assert [path.name for path in (tmp_path / "p").glob("*.nii.gz")] == ["sub-01_T1w.nii.gz"]
 
 
+def fake_stages(folder, seen, *commands, fails=""):
+    def stage(command):
+        def run(leftovers):
+            seen.append((command, leftovers))
+            if command == fails:
+                raise KeyboardInterrupt
+            (folder / command[0]).touch()
+
+        return Stage(command[0], command, run, folder / command[0])
+
+    return [stage(command) for command in commands]
+
+
 def test_a_run_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
     seen = []
-
-    def stage(name, command=None, *, fails=False):
-        def run(leftovers):
-            seen.append((name, leftovers))
-            if fails:
-                raise KeyboardInterrupt
-
-        return Stage(name, command or name, run)
-
     with pytest.raises(KeyboardInterrupt):
-        run_stages([stage("a"), stage("b", fails=True), stage("c")], tmp_path)
-    assert seen == [("a", Leftovers.REFUSE), ("b", Leftovers.REFUSE)]
+        run_stages(fake_stages(tmp_path, seen, "a", "b", "c", fails="b"), tmp_path, resume=True)
+    assert [command for command, _ in seen] == ["a", "b"]
     seen.clear()
-    records = run_stages([stage("a"), stage("b"), stage("c")], tmp_path, resume=True)
+    records = run_stages(fake_stages(tmp_path, seen, "a", "b", "c"), tmp_path, resume=True)
     assert seen == [("b", Leftovers.TAKE_UP), ("c", Leftovers.REPLACE)]
     assert [record.name for record in records] == ["a", "b", "c"]
     seen.clear()
-    run_stages([stage("a"), stage("b"), stage("c")], tmp_path, resume=True)
+    run_stages(fake_stages(tmp_path, seen, "a", "b", "c"), tmp_path, resume=True)
     assert seen == []
-    run_stages([stage("a"), stage("b", "b --longer"), stage("c")], tmp_path, resume=True)
-    assert seen == [("b", Leftovers.REPLACE), ("c", Leftovers.REPLACE)]
+    run_stages(fake_stages(tmp_path, seen, "a", "b --longer", "c"), tmp_path, resume=True)
+    assert seen == [("b --longer", Leftovers.REPLACE), ("c", Leftovers.REPLACE)]
+    seen.clear()
+    (tmp_path / "a").unlink()
+    run_stages(fake_stages(tmp_path, seen, "a", "b --longer", "c"), tmp_path, resume=True)
+    assert seen == [("a", Leftovers.REPLACE), ("b --longer", Leftovers.REPLACE), ("c", Leftovers.REPLACE)]
+
+
+def test_without_resume_earlier_results_are_refused(tmp_path):
+    seen = []
+    run_stages(fake_stages(tmp_path, seen, "a"), tmp_path)
+    run_stages(fake_stages(tmp_path, seen, "a"), tmp_path)
+    assert seen == [("a", Leftovers.REFUSE)] * 2
+
+
+def test_a_training_is_taken_up_from_its_state_and_a_replaced_one_cannot_be(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("monai_vqgen.apps.stages.run_stage", lambda config, *, training, options: given.append(options))
+    stages = bundle_stages(PRESETS["tiny"], scans=tmp_path, output=tmp_path / "out", seed=1)
+    training, state = stages[1], tmp_path / "out" / "training_state.pt"
+
+    def flags(leftovers):
+        training.run(leftovers)
+        return {key: given[-1][key] for key in ("resume", "overwrite") if key in given[-1]}
+
+    assert flags(Leftovers.REFUSE) == {}
+    assert flags(Leftovers.TAKE_UP) == {"overwrite": True}
+    state.parent.mkdir()
+    state.touch()
+    assert flags(Leftovers.TAKE_UP) == {"resume": True}
+    assert flags(Leftovers.REPLACE) == {"overwrite": True}
+    assert not state.exists()
+
+
+def test_a_release_keeps_its_hands_off_other_folders(tmp_path):
+    make_phantoms(tmp_path / "scans", 3, seed=1, voxel_mm=8.0, progress=False)
+    for name, content in {"other": "model.pt", "another": "reproduce.json"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / content).write_text('{"seed": 5}')
+        with pytest.raises(OutputExistsError, match=r"another output folder"):
+            reproduce(tmp_path / "scans", tmp_path / name, size="tiny")
+        (left,) = (tmp_path / name).iterdir()
+        assert left.read_text() == '{"seed": 5}'
+    with pytest.raises(InputError, match=r"nowhere\.md cannot be read"):
+        reproduce(tmp_path / "scans", tmp_path / "out", size="tiny", results=tmp_path / "nowhere.md")
+    with pytest.raises(DatalistError, match=r"no scan of its .* subjects"):
+        reproduce(tmp_path / "scans", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_published_results_have_a_place_for_every_release():
+    for name, preset in PRESETS.items():
+        if preset.full_report:
+            check_section(bundle_root().parent / "docs" / "RESULTS.md", name)

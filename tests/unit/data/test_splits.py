@@ -58,7 +58,7 @@ def written(folder, content):
 
 def test_a_split_decided_before_is_taken_as_it_is(tmp_path, caplog):
     path = written(tmp_path, {"description": "ours", "training": ["d", "a"], "validation": [], "test": ["b", "c"]})
-    assert read_split(path, ["c", "a", "a", "d"]) == SubjectSplit(["a", "d"], [], ["c"])
+    assert read_split(path, ["c", "a", "a", "d", "of nobody listed"]) == SubjectSplit(["a", "d"], [], ["c"])
     assert "no usable scan of b" in caplog.text
 
 
@@ -69,8 +69,8 @@ def test_a_split_decided_before_is_taken_as_it_is(tmp_path, caplog):
         ({"training": ["a"]}, "no lists of subjects"),
         ({"training": ["a", 3], "validation": [], "test": []}, "no lists of subjects"),
         ({"training": ["a"], "validation": ["a"], "test": ["b"]}, "a listed more than once"),
-        ({"training": ["a"], "validation": [], "test": []}, "does not list .b."),
-        ({"training": ["z"], "validation": ["a"], "test": ["b"]}, "none of its training subjects"),
+        ({"training": ["z"], "validation": ["a"], "test": ["b"]}, r"no scan of its training subjects .z."),
+        ({"training": ["a"], "validation": ["b"], "test": ["y", "z"]}, r"no scan of its test subjects .y, z."),
     ],
 )
 def test_a_split_that_cannot_be_taken_is_refused_by_name(tmp_path, content, message):

@@ -72,6 +72,17 @@ def test_weights_that_cannot_work_are_refused():
         AutoencoderObjective(tiny_autoencoder(), mse_weight=0.0)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_slices_smaller_than_the_window_of_ssim_are_refused_before_anything_is_learned(training):
+    objective = AutoencoderObjective(tiny_autoencoder(), ssim_weight=0.1).train(training)
+    before = fingerprint(objective)
+    with pytest.raises(InputError, match=r"ssim_weight=0\.1 .*\(16, 10\) pixels.*ssim_weight=0 or larger"):
+        objective(torch.rand(2, 1, 16, 10))
+    assert fingerprint(objective) == before
+    assert objective(torch.rand(2, 1, 16, 11))["loss"].isfinite()
+    assert AutoencoderObjective(tiny_autoencoder()).train(training)(torch.rand(2, 1, 16, 10))["loss"].isfinite()
+
+
 class UniformPrior(torch.nn.Module):
     """Knows nothing: every code costs log2 K bits."""
 

@@ -1,0 +1,101 @@
+"""A training that ends when its time is up, with its learning rate where the end of a schedule should be."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from torch.optim.lr_scheduler import LRScheduler
+
+from monai_vqgen.errors import InputError
+
+__all__ = ["TimeBudget"]
+
+logger = logging.getLogger(__name__)
+
+SECONDS_A_MINUTE = 60.0
+
+
+class TimeBudget:
+    """End the training after some minutes, on machines whose speed nobody knows beforehand.
+
+        place in the schedule = max(steps done / steps in all, time spent / budget)
+
+    so a slow machine takes fewer steps, yet goes through the whole schedule of the learning rate; a fast one is not
+    affected. The epoch in which the time runs out is cut short, validated and saved as any other. What a run with a
+    budget learns depends on the machine's speed. Time spent on validation counts.
+
+    Attach to the trainer after MONAI's `LrScheduleHandler` and `ValidationHandler`, before `TrainingState`.
+
+    Args:
+        minutes: the budget; None for no limit.
+        lr_scheduler: stepped once an iteration.
+        total_steps: length of its schedule.
+        evaluator: validates the last epoch where `interval` would leave it out.
+        interval: epochs from one validation to the next.
+        clock: seconds from any start.
+
+    Raises:
+        InputError: a budget that is not positive.
+    """
+
+    def __init__(
+        self,
+        minutes: float | None,
+        lr_scheduler: LRScheduler,
+        *,
+        total_steps: int,
+        evaluator: Any = None,
+        interval: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if minutes is not None and not minutes > 0:
+            raise InputError(f"max_minutes is {minutes}; give a number above 0, or leave it out for no limit")
+        self.budget_s = None if minutes is None else minutes * SECONDS_A_MINUTE
+        self.lr_scheduler, self.total_steps = lr_scheduler, total_steps
+        self.evaluator, self.interval, self.clock = evaluator, interval, clock
+        self._spent_before_s, self._start_s = 0.0, 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        if self.budget_s is None:
+            return
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_the_last)
+
+    def spent_s(self) -> float:
+        """Seconds of training so far, those before an interruption included; the longest of all processes."""
+        spent_s = self._spent_before_s + self.clock() - self._start_s
+        return float(idist.all_reduce(spent_s, "MAX")) if idist.get_world_size() > 1 else spent_s
+
+    def _begin(self, engine: Engine) -> None:
+        self._start_s = self.clock()
+
+    def _check(self, engine: Engine) -> None:
+        assert self.budget_s is not None, "attached with a budget only"
+        spent = self.spent_s() / self.budget_s
+        place = min(int(spent * self.total_steps), self.total_steps)
+        self.lr_scheduler.last_epoch = max(self.lr_scheduler.last_epoch, place)
+        last = engine.state.iteration >= (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+        if spent >= 1 and not last:
+            logger.info("The %.1f minutes are over in epoch %d.", self.budget_s / SECONDS_A_MINUTE, engine.state.epoch)
+            engine.state.max_epochs = engine.state.epoch
+            engine.terminate_epoch()
+
+    def _validate_the_last(self, engine: Engine) -> None:
+        left_out = engine.state.epoch == engine.state.max_epochs and engine.state.epoch % self.interval
+        if left_out and self.evaluator is not None:
+            self.evaluator.run(engine.state.epoch)
+
+    def state_dict(self) -> dict[str, float]:
+        """The time spent."""
+        return {} if self.budget_s is None else {"spent_s": self.spent_s()}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Take the time spent before."""
+        self._spent_before_s = state_dict.get("spent_s", 0.0)
