@@ -111,7 +111,7 @@ class RunPreset(NamedTuple):
 
 
 PRESETS = {
-    # phantoms on two cores, an estimated twelve minutes in all
+    # phantoms on two cores, fourteen minutes in all at most
     "small": RunPreset(
         image_size=64,
         pixel_mm=3.472,
@@ -136,7 +136,7 @@ PRESETS = {
         num_samples=16,
         max_minutes=(4.0, 2.5, 5.0),
     ),
-    # real scans on two cores, an estimated forty minutes in all
+    # real scans on two cores, forty-five minutes in all at most
     "standard": RunPreset(
         image_size=128,
         pixel_mm=1.736,
@@ -159,7 +159,7 @@ PRESETS = {
         prior_learning_rate=3e-3,
         prior_amp=True,
         num_samples=16,
-        max_minutes=(13.0, 7.0, 16.0),
+        max_minutes=(12.0, 6.0, 15.0),
     ),
     # the weights that ship: real scans on two cores, resumable
     "release_128": RunPreset(

@@ -27,8 +27,10 @@ from monai_vqgen.metrics import (
     authenticity,
     density_coverage,
     frechet_score,
+    linear_two_sample,
     pairwise_ms_ssim,
     precision_recall,
+    split_two_samples,
 )
 
 SIZE, RANGE_MM = 32, (20.0, 60.0)
@@ -140,8 +142,11 @@ def test_each_kind_has_the_other_figures_of_its_own_images(kinds, report):
         assert metrics[name]["authenticity"] == rate, name
     assert metrics["independent_codes"]["two_sample"]["linear"]["accuracy"] > 0.95  # noise is told from slices
     assert metrics["real"]["two_sample"]["linear"]["accuracy"] < 0.8  # slices are not told from slices
-    # 4 of the 9 test subjects and 6 of the 12 training subjects, 4 slices each
-    assert metrics["real"]["two_sample"]["cnn"]["held_out"] == 40
+    test_subjects = [record["subject"] for record in kinds["test"].records]
+    split = split_two_samples(36, 48, first_subjects=test_subjects, second_subjects=subjects)
+    score = linear_two_sample(space(kinds["test"].images), space(training.images), split)
+    assert metrics["real"]["two_sample"]["linear"] == score._asdict()
+    assert metrics["real"]["two_sample"]["cnn"]["held_out"] == score.held_out
 
 
 def test_the_positions_asked_for_are_those_that_samples_are_judged_by(kinds, report):
@@ -205,7 +210,7 @@ def test_the_smallest_report_is_allowed_and_its_images_are_the_smallest_that_hav
 
 
 def test_independent_codes_keep_the_histogram_of_each_position_and_nothing_between_them():
-    grids, num_slices, drawn_count = ((2, 3), (4, 5)), 5, 4000
+    grids, num_slices, drawn_count = ((2, 3), (3, 2), (4, 5)), 5, 4000
     slice_n = torch.arange(num_slices)
     codes = [  # slice * 100 + position
         (100 * slice_n[:, None] + torch.arange(int(np.prod(grid)))).view(num_slices, *grid) for grid in grids
