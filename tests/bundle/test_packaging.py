@@ -144,5 +144,7 @@ def test_the_command_prints_the_checksum(tmp_path, capsys):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_make_bundle_builds_it_although_a_folder_has_that_name():
-    dry = subprocess.run(["make", "--no-print-directory", "-n", "bundle"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    dry = subprocess.run(
+        ["make", "--no-print-directory", "-n", "bundle"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert dry.stdout.splitlines()[-1].split()[1:] == ["-m", "monai_vqgen.apps.packaging", "--output", "dist"]
