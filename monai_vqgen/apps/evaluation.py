@@ -265,6 +265,7 @@ def _sample_section(
         test=real,
         reconstructions=ImageSet(crop(decode_in_batches(network, result.codes), size), test.data),
         independent=ImageSet(crop(decode_in_batches(network, context_free), size)),
+        mirror=test.data[0].get("plane") != "sagittal",  # whose left-right mirror is its front turned back
         seed=seed,
     )
     save_closest_pairs(samples.images_ncs, learned.images, nearest, folder / "closest_pairs.png")

@@ -126,7 +126,8 @@ def _samples(samples: Mapping[str, Any]) -> str:
         rows.append([name.replace("_", " "), *accuracies, *scores, similarity])
     text = (
         f"{samples['num_samples']} samples against training slices; `real` are test slices, what a perfect model would "
-        f"score. Classifiers tell a kind from training slices, on subjects they have not seen (0.5 is chance). "
+        f"score. Classifiers tell a kind from training slices, on subjects they have not seen (0.5 is chance); "
+        f"the other columns compare {samples['compared']} of each kind. "
         f"Features: {samples['feature_space']}."
     )
     position = samples.get("position")
@@ -148,6 +149,7 @@ def _memorization(samples: Mapping[str, Any]) -> str:
             _number(audit["held_out_median"], 4),
         ]
         for name, audit in samples["memorization"].items()
+        if audit is not None
     ]
     header = ["distance to the nearest training slice", "samples below the held-out slices' first percentile"]
     rates = (

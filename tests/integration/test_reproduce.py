@@ -14,7 +14,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path, monkeypatch):
-    small = presets.PRESETS["tiny"]._replace(position_step_mm=1.5, num_samples=40, full_report=True)
+    small = presets.PRESETS["tiny"]._replace(
+        position_start_mm=45.0, position_stop_mm=95.0, position_step_mm=2.5, num_samples=40, full_report=True
+    )
     monkeypatch.setitem(presets.PRESETS, "tiny", small)
     make_phantoms(tmp_path / "scans", 16, seed=1)
     results = tmp_path / "RESULTS.md"
