@@ -6,8 +6,9 @@ DATA ?=
 OUTPUT ?= out/demo
 DEMO_OPTIONS ?=
 BENCH_OPTIONS ?=
+COMPARE_OPTIONS ?=
 
-.PHONY: help setup demo test test-all lint format bench bundle reproduce clean
+.PHONY: help setup demo test test-all lint format bench bundle reproduce compare clean
 
 help:
 	@echo "make demo [DATA=folder] [OUTPUT=out/demo]  scans to new slices, ends with a report"
@@ -16,6 +17,7 @@ help:
 	@echo "make lint      format, lint and type checks"
 	@echo "make bench     the benchmarks, written to out/bench/results.json"
 	@echo "make reproduce DATA=folder  train and evaluate the release again; goes on where it stopped"
+	@echo "make compare DATA=folder    train designs of the autoencoder side by side; goes on where it stopped"
 	@echo "make bundle    the bundle as the zip that MONAI downloads, in dist/"
 	@echo "make setup     the virtual environment alone"
 
@@ -35,6 +37,9 @@ demo: setup
 
 reproduce: setup
 	$(BIN)/python -m monai_vqgen reproduce --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md
+
+compare: setup
+	$(BIN)/python -m monai_vqgen compare --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md $(COMPARE_OPTIONS)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

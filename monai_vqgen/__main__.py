@@ -1,4 +1,4 @@
-"""The command line: `python -m monai_vqgen demo`, `... reproduce`, `... phantoms`, `... download`."""
+"""The command line: `python -m monai_vqgen demo`, `... reproduce`, `... compare`, `... phantoms`, `... download`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--results", metavar="FILE", help="write the figures between the size's marks in this document"
     )
 
+    compare = verbs.add_parser("compare", help="designs of the autoencoder side by side; run again to go on")
+    compare.add_argument("--data", required=True, help="a folder with the scans (see download)")
+    compare.add_argument(
+        "--variants", default="configs/comparisons/autoencoder.yaml", help="a YAML list (default: %(default)s)"
+    )
+    compare.add_argument("--output", default="out/compare", help="where everything goes (default: %(default)s)")
+    compare.add_argument("--minutes", type=float, default=5.0, help="training time of each (default: %(default)s)")
+    compare.add_argument("--jobs", type=int, help="how many train at once (default: one a core, or one on a GPU)")
+    compare.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
+    compare.add_argument("--size", default="compare_128", help="the preset (default: %(default)s)")
+    compare.add_argument("--results", metavar="FILE", help="write the table between the size's marks in this document")
+
     phantoms = verbs.add_parser("phantoms", help="make anatomical phantom volumes (NIfTI)")
     phantoms.add_argument("--output", default="out/phantoms", help="folder of the volumes (default: %(default)s)")
     phantoms.add_argument("--subjects", type=int, default=48, help="how many (default: %(default)s)")
@@ -73,6 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from monai_vqgen.apps.reproduce import reproduce
 
             reproduce(options.data, options.output, size=options.size, seed=options.seed, results=options.results)
+        elif options.verb == "compare":
+            from monai_vqgen.apps.compare import compare
+
+            compare(
+                options.data,
+                options.output,
+                variants=options.variants,
+                minutes=options.minutes,
+                jobs=options.jobs,
+                size=options.size,
+                seed=options.seed,
+                results=options.results,
+            )
         elif options.verb == "download":
             from monai_vqgen.data import download_openneuro
 

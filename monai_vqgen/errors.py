@@ -14,6 +14,7 @@ __all__ = [
     "InputError",
     "OutputExistsError",
     "ScanError",
+    "StageError",
     "VQGenError",
 ]
 
@@ -48,3 +49,7 @@ class CheckpointError(VQGenError, ValueError):
 
 class OutputExistsError(VQGenError, FileExistsError):
     """The output folder holds earlier results, which are never overwritten silently."""
+
+
+class StageError(VQGenError, RuntimeError):
+    """A stage that ran in a process of its own failed. The message names its log."""

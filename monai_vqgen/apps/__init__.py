@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monai_vqgen.apps.bundles import bundle_root, run_stage
-from monai_vqgen.apps.evaluation import evaluate, split_records
+from monai_vqgen.apps.evaluation import evaluate, pick_split, split_records
 from monai_vqgen.apps.priors import TrainedPriors, condition_dim, load_autoencoder, load_priors
 from monai_vqgen.apps.reconstruction_files import CompleteNiftiWriter, ReconstructionLayout, reconstruction_names
 from monai_vqgen.apps.sampling import draw_conditions, draw_samples, join_conditions, sample_to_folder
@@ -24,6 +24,7 @@ __all__ = [
     "load_autoencoder",
     "load_priors",
     "model_pixel_mm",
+    "pick_split",
     "reconstruction_names",
     "reconstruction_records",
     "run_stage",

@@ -1,18 +1,21 @@
-"""Where the bundle lies, and its stages run in process as `python -m monai.bundle run` would run them."""
+"""Where the bundle lies, and its stages run as `python -m monai.bundle run` runs them, here or in other processes."""
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
 
 import monai_vqgen
-from monai_vqgen.errors import InputError, VQGenError
+from monai_vqgen.errors import InputError, StageError, VQGenError
 
-__all__ = ["bundle_root", "run_stage", "stage_command"]
+__all__ = ["bundle_root", "run_stage", "run_stage_apart", "stage_command"]
 
 
 def bundle_root() -> Path:
@@ -31,21 +34,29 @@ def bundle_root() -> Path:
     )
 
 
-def run_stage(config: str, *, training: bool = False, options: Mapping[str, Any]) -> None:
+def run_stage(
+    config: str, *, training: bool = False, options: Mapping[str, Any], overlays: Sequence[str | Path] = ()
+) -> None:
     """Run one config of the bundle in this process, with options as they would be given on the command line.
 
+    Args:
+        config: its name, without folder and suffix.
+        training: whether to run its `training` rather than its `run`.
+        options: by name, as on the command line without the dashes.
+        overlays: config files that change it.
+
     Raises:
-        InputError: an option is no key of the config.
+        InputError: an option is no key of the configs.
     """
     root = bundle_root()
-    path = root / "configs" / f"{config}.json"
-    known = monai.bundle.ConfigParser.load_config_file(path)
+    files = [str(root / "configs" / f"{config}.json"), *map(str, overlays)]
+    known = {key for file in files for key in monai.bundle.ConfigParser.load_config_file(file)}
     for name in options:
         if name.split("::")[0] not in known:
-            raise InputError(f"{path.name} has no option {name!r}; its options are {', '.join(sorted(known))}")
+            raise InputError(f"{config}.json has no option {name!r}; its options are {', '.join(sorted(known))}")
     try:
         workflow = monai.bundle.ConfigWorkflow(
-            config_file=str(path),
+            config_file=files,
             run_id="training" if training else "run",
             logging_file=False,
             workflow_type=None,
@@ -62,6 +73,46 @@ def run_stage(config: str, *, training: bool = False, options: Mapping[str, Any]
         raise ours from error
 
 
+def run_stage_apart(
+    config: str,
+    *,
+    training: bool = False,
+    options: Mapping[str, Any],
+    overlays: Sequence[str | Path] = (),
+    log: str | Path,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run one config of the bundle in a process of its own, as `run_stage` does in this one.
+
+    Args:
+        config: its name, without folder and suffix.
+        training: whether to run its `training` rather than its `run`.
+        options: by name, as on the command line without the dashes.
+        overlays: config files that change it.
+        log: everything that it prints.
+        environment: variables to set for it.
+
+    Raises:
+        StageError: it failed; the message names the log and quotes its last line.
+    """
+    root = bundle_root()
+    files = [str(root / "configs" / f"{config}.json"), *(str(Path(file).resolve()) for file in overlays)]
+    words = _words(files, training=training, options={"bundle_root": str(root), **options})
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as sink:
+        done = subprocess.run(
+            [sys.executable, *words[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            check=False,
+        )
+    if done.returncode:
+        lines = [line.strip() for line in Path(log).read_text(errors="replace").splitlines() if line.strip()]
+        raise StageError(f"{config}.json ended with status {done.returncode}, see {log}: {lines[-1] if lines else ''}")
+
+
 def _first_own(error: BaseException | None) -> VQGenError | None:
     """The error of this project that MONAI's parser or loader has wrapped, if there is one."""
     while error is not None and not isinstance(error, VQGenError):
@@ -69,10 +120,17 @@ def _first_own(error: BaseException | None) -> VQGenError | None:
     return error
 
 
-def stage_command(config: str, *, training: bool = False, options: Mapping[str, Any]) -> str:
+def stage_command(
+    config: str, *, training: bool = False, options: Mapping[str, Any], overlays: Sequence[str | Path] = ()
+) -> str:
     """The command line that does what `run_stage` does, from the repository's folder."""
+    files = [f"bundle/configs/{config}.json", *map(str, overlays)]
+    return shlex.join(_words(files, training=training, options=options))
+
+
+def _words(files: Sequence[str], *, training: bool, options: Mapping[str, Any]) -> list[str]:
     words = ["python", "-m", "monai.bundle", "run", *(["training"] if training else [])]
-    words += ["--config_file", f"bundle/configs/{config}.json"]
+    words += ["--config_file", files[0] if len(files) == 1 else str(list(files))]
     for name, value in options.items():
         words += [f"--{name}", str(value)]
-    return shlex.join(words)
+    return words

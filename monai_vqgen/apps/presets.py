@@ -159,7 +159,8 @@ PRESETS = {
         prior_learning_rate=3e-3,
         prior_amp=True,
         num_samples=16,
-        max_minutes=(12.0, 6.0, 15.0),
+        max_minutes=(12.0, 8.0, 17.0),
+        temperature=(0.6, 0.5),  # of 6 pairs looked at, the likeliest to show ventricles; at 1 the cortex is speckled
     ),
     # seconds, for tests: shows that all stages work together, not what they can do
     "tiny": RunPreset(
@@ -193,10 +194,13 @@ PRESETS["release_128"] = PRESETS["standard"]._replace(
     prior_epochs=(3, 3),
     num_samples=512,
     max_minutes=(None, None, None),
+    temperature=(1.0, 1.0),
     condition_names=("position_mm", "sex", "age"),
     split_file="configs/splits/ds002748.json",
     full_report=True,
 )
+# what designs of the autoencoder are compared at: the release's subjects, a third of its slices
+PRESETS["compare_128"] = PRESETS["release_128"]._replace(position_step_mm=3.0)
 
 
 def pick_preset(name: str | None, *, own_data: bool) -> RunPreset:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
-from monai_vqgen.apps.bundles import bundle_root
-from monai_vqgen.apps.presets import fast_bfloat16, pick_preset
+from monai_vqgen.apps.presets import pick_preset
 from monai_vqgen.apps.report import write_report
 from monai_vqgen.apps.results import check_section, replace_section, results_section
+from monai_vqgen.apps.run_folders import claim_run, for_this_machine
 from monai_vqgen.apps.stages import bundle_stages, run_stages
-from monai_vqgen.data.files import write_json
 from monai_vqgen.data.sources import discover_volumes
-from monai_vqgen.data.splits import read_split
 from monai_vqgen.engines.seeding import check_seed
-from monai_vqgen.errors import InputError, OutputExistsError
 
 __all__ = ["reproduce"]
 
@@ -55,22 +51,18 @@ def reproduce(
     scans = discover_volumes(data)  # a folder without scans is an error before anything else
     if results is not None:
         check_section(results, size)
-    if preset.split_file is not None:
-        path = bundle_root().parent / preset.split_file
-        if not path.is_file():
-            raise InputError(f"{path} is not there: work in a clone of the repository, or choose another size")
-        preset = preset._replace(split_file=str(path))
-        read_split(path, [scan.subject for scan in scans])
-    if not fast_bfloat16():
-        preset = preset._replace(autoencoder_amp=False, prior_amp=False)
+    preset = for_this_machine(preset, scans)
     folder = Path(output).resolve()
-    run = {
-        "data": str(Path(data).resolve()),
-        "scans": [str(scan.path) for scan in scans],
-        "seed": seed,
-        "preset": preset._asdict(),
-    }
-    _claim(folder, json.loads(json.dumps(run)))
+    claim_run(
+        folder,
+        MARKER,
+        {
+            "data": str(Path(data).resolve()),
+            "scans": [str(scan.path) for scan in scans],
+            "seed": seed,
+            "preset": preset._asdict(),
+        },
+    )
     stages = bundle_stages(preset, scans=Path(data).resolve(), output=folder, seed=seed)
     records = run_stages(stages, folder, resume=True)
     report = write_report(folder, stages=records)
@@ -79,18 +71,3 @@ def reproduce(
         replace_section(results, size, results_section(metrics, records))
         logger.info("The figures are in %s", results)
     return report
-
-
-def _claim(folder: Path, run: dict[str, Any]) -> None:
-    """Make the folder this run's own, or see that it is."""
-    marker = folder / MARKER
-    if marker.is_file():
-        before = json.loads(marker.read_text())
-        other = sorted(key for key in run if before.get(key) != run[key])
-        if other:
-            raise OutputExistsError(f"{folder} holds a run with other {', '.join(other)}: give another output folder")
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputExistsError(f"{folder} holds files that no such run has written: give another output folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(marker, run)

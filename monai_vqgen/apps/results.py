@@ -12,7 +12,7 @@ from monai_vqgen.apps.stages import StageRecord
 from monai_vqgen.data.files import write_bytes
 from monai_vqgen.errors import InputError
 
-__all__ = ["check_section", "replace_section", "results_section"]
+__all__ = ["check_section", "markdown_table", "replace_section", "results_section", "rounded"]
 
 SCORES = {"ssim": "SSIM", "ssim_brain": "brain SSIM", "psnr": "PSNR, dB", "psnr_brain": "brain PSNR, dB"}
 
@@ -60,12 +60,14 @@ def results_section(metrics: Mapping[str, Any], stages: Sequence[StageRecord]) -
     return "\n\n".join([*parts, _time(metrics, stages)])
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _number(value: float | None, digits: int) -> str:
+def rounded(value: float | None, digits: int) -> str:
+    """A figure for people; `n/a` for none."""
     return "n/a" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
@@ -78,10 +80,10 @@ def _data(metrics: Mapping[str, Any]) -> str:
 
 def _reconstruction(metrics: Mapping[str, Any]) -> str:
     scores, rate = metrics["reconstruction"], metrics["rate"]
-    raw, coded = _number(rate["raw_bits_per_pixel"], 3), _number(rate["coded_bits_per_pixel"], 3)
+    raw, coded = rounded(rate["raw_bits_per_pixel"], 3), rounded(rate["coded_bits_per_pixel"], 3)
 
     def row(label: str, bits: str, values: Mapping[str, Any]) -> list[str]:
-        return [label, bits, *(_number(values.get(name), 3 if "ssim" in name else 2) for name in SCORES)]
+        return [label, bits, *(rounded(values.get(name), 3 if "ssim" in name else 2) for name in SCORES)]
 
     rows = [row("ours", f"{raw} raw, {coded} after the priors", scores)]
     rows.append(row("ours, coarsest level alone", "", metrics["top_only"]))
@@ -89,7 +91,7 @@ def _reconstruction(metrics: Mapping[str, Any]) -> str:
         bits = raw if name == "raw" else coded
         rows += [row(f"{codec} at {bits}", bits, point) for codec, point in points.items()]
     rows += [row(name.replace("_", " "), "0", values) for name, values in scores["baselines"].items()]
-    return _table(["reconstruction", "bits a pixel", *SCORES.values()], rows)
+    return markdown_table(["reconstruction", "bits a pixel", *SCORES.values()], rows)
 
 
 def _priors(metrics: Mapping[str, Any]) -> str:
@@ -100,16 +102,16 @@ def _priors(metrics: Mapping[str, Any]) -> str:
             [
                 str(prior["level"]),
                 f"{use['usage']:.0%} of {use['size']}",
-                _number(use["perplexity"], 0),
-                _number(prior["bits_per_code"], 3),
-                _number(prior.get("training_bits_per_code"), 3),
-                _number(prior["histogram_bits_per_code"], 3),
+                rounded(use["perplexity"], 0),
+                rounded(prior["bits_per_code"], 3),
+                rounded(prior.get("training_bits_per_code"), 3),
+                rounded(prior["histogram_bits_per_code"], 3),
                 f"{gain:.0%}",
-                _number(prior["uniform_bits_per_code"], 2),
+                rounded(prior["uniform_bits_per_code"], 2),
             ]
         )
     header = ["level", "codes in use", "perplexity", "prior, bits a code", "on training slices"]
-    return _table([*header, "per-position histogram", "below it", "uniform"], rows)
+    return markdown_table([*header, "per-position histogram", "below it", "uniform"], rows)
 
 
 def _samples(samples: Mapping[str, Any]) -> str:
@@ -118,11 +120,11 @@ def _samples(samples: Mapping[str, Any]) -> str:
     for name in ("samples", "real", "reconstructions", "independent_codes"):
         kind = samples[name]
         accuracies = [
-            f"{_number(score['accuracy'], 3)} ± {_number(score['standard_error'], 3)}"
+            f"{rounded(score['accuracy'], 3)} ± {rounded(score['standard_error'], 3)}"
             for score in (kind["two_sample"]["linear"], kind["two_sample"]["cnn"])
         ]
-        scores = [_number(kind[key], 3) for key in ("frechet", "precision", "recall", "density", "coverage")]
-        similarity = _number(kind["pairwise_ms_ssim"]["mean"], 3)
+        scores = [rounded(kind[key], 3) for key in ("frechet", "precision", "recall", "density", "coverage")]
+        similarity = rounded(kind["pairwise_ms_ssim"]["mean"], 3)
         rows.append([name.replace("_", " "), *accuracies, *scores, similarity])
     text = (
         f"{samples['num_samples']} samples against training slices; `real` are test slices, what a perfect model would "
@@ -133,11 +135,11 @@ def _samples(samples: Mapping[str, Any]) -> str:
     position = samples.get("position")
     if position:
         text += (
-            f" Position asked for and position seen by a regressor differ by {_number(position['samples_mm'], 1)} mm "
-            f"(real test slices {_number(position['held_out_mm'], 1)} mm, a constant "
-            f"{_number(position['constant_samples_mm'], 1)} mm)."
+            f" Position asked for and position seen by a regressor differ by {rounded(position['samples_mm'], 1)} mm "
+            f"(real test slices {rounded(position['held_out_mm'], 1)} mm, a constant "
+            f"{rounded(position['constant_samples_mm'], 1)} mm)."
         )
-    return text + "\n\n" + _table([*header, "pairwise MS-SSIM"], rows)
+    return text + "\n\n" + markdown_table([*header, "pairwise MS-SSIM"], rows)
 
 
 def _memorization(samples: Mapping[str, Any]) -> str:
@@ -145,8 +147,8 @@ def _memorization(samples: Mapping[str, Any]) -> str:
         [
             name,
             f"{audit['share_below']:.1%}",
-            _number(audit["samples_median"], 4),
-            _number(audit["held_out_median"], 4),
+            rounded(audit["samples_median"], 4),
+            rounded(audit["held_out_median"], 4),
         ]
         for name, audit in samples["memorization"].items()
         if audit is not None
@@ -155,7 +157,7 @@ def _memorization(samples: Mapping[str, Any]) -> str:
     rates = (
         f"Authenticity {samples['samples']['authenticity']:.2f}, of test slices {samples['real']['authenticity']:.2f}."
     )
-    return _table([*header, "median of samples", "of held-out slices"], rows) + "\n\n" + rates
+    return markdown_table([*header, "median of samples", "of held-out slices"], rows) + "\n\n" + rates
 
 
 def _time(metrics: Mapping[str, Any], stages: Sequence[StageRecord]) -> str:
@@ -163,6 +165,6 @@ def _time(metrics: Mapping[str, Any], stages: Sequence[StageRecord]) -> str:
     seconds = sampling["seconds"] / sampling["num_samples"]
     minutes = ", ".join(f"{stage.name} {stage.seconds / 60:.1f}" for stage in stages)
     return (
-        f"Minutes, of each stage's last start: {minutes}. Sampling: {_number(seconds, 2)} s a sample, "
-        f"{_number(sampling['ratio_to_whole_grid'], 0)} times as fast as whole-grid passes."
+        f"Minutes, of each stage's last start: {minutes}. Sampling: {rounded(seconds, 2)} s a sample, "
+        f"{rounded(sampling['ratio_to_whole_grid'], 0)} times as fast as whole-grid passes."
     )

@@ -14,7 +14,7 @@ from monai_vqgen.apps.bundles import run_stage, stage_command
 from monai_vqgen.apps.presets import RunPreset
 from monai_vqgen.data.files import write_json
 
-__all__ = ["Leftovers", "Stage", "StageRecord", "bundle_stages", "run_stages"]
+__all__ = ["Leftovers", "Stage", "StageRecord", "bundle_stage", "bundle_stages", "run_stages", "slices_stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,27 @@ def _noted(folder: Path) -> _Notes:
     return _Notes({row["command"]: StageRecord(**row) for row in content["stages"]}, content.get("running"))
 
 
-def _bundle_stage(name: str, config: str, *, result: str, state: str | None = None, options: dict[str, Any]) -> Stage:
-    """A stage of the bundle, with its result; one that trains names the file from which it can be taken up."""
+def bundle_stage(
+    name: str,
+    config: str,
+    *,
+    result: str,
+    state: str | None = None,
+    options: dict[str, Any],
+    overlays: Sequence[str] = (),
+    runner: Callable[..., None] | None = None,
+) -> Stage:
+    """A stage of the bundle.
+
+    Args:
+        name: for people.
+        config: the bundle's config, without folder and suffix.
+        result: the file of its `output_dir` that is there when it is complete.
+        state: of a stage that trains, the file of its `output_dir` from which it can be taken up.
+        options: of its command, `output_dir` among them.
+        overlays: config files that change it.
+        runner: runs it, called as `run_stage` is, which is the default.
+    """
     training, folder = state is not None, Path(options["output_dir"])
 
     def run(leftovers: Leftovers) -> None:
@@ -115,9 +134,16 @@ def _bundle_stage(name: str, config: str, *, result: str, state: str | None = No
             how = {"resume": True}
         elif leftovers is not Leftovers.REFUSE:
             how = {"overwrite": True}
-        run_stage(config, training=training, options={**options, **how})
+        (runner or run_stage)(config, training=training, options={**options, **how}, overlays=overlays)
 
-    return Stage(name, stage_command(config, training=training, options=options), run, folder / result)
+    command = stage_command(config, training=training, options=options, overlays=overlays)
+    return Stage(name, command, run, folder / result)
+
+
+def slices_stage(preset: RunPreset, *, scans: Path, output: Path, seed: int) -> Stage:
+    """Cut the preset's slices to the folder `slices` of the output."""
+    options = {"dataset_dir": str(scans), "output_dir": str(output / "slices"), "seed": seed, **preset.slice_options()}
+    return bundle_stage("slices", "extract_slices", result="datalist.json", options=options)
 
 
 def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) -> list[Stage]:
@@ -128,13 +154,8 @@ def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) ->
     trained = {**model, "priors_dir": str(output), **network, **priors, "num_samples": preset.num_samples, "seed": seed}
     trained["temperature"] = list(preset.temperature)
     return [
-        _bundle_stage(
-            "slices",
-            "extract_slices",
-            result="datalist.json",
-            options={"dataset_dir": str(scans), "output_dir": slices, "seed": seed, **preset.slice_options()},
-        ),
-        _bundle_stage(
+        slices_stage(preset, scans=scans, output=output, seed=seed),
+        bundle_stage(
             "autoencoder",
             "train",
             result="model.pt",
@@ -147,23 +168,23 @@ def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) ->
                 **network,
             },
         ),
-        _bundle_stage(
+        bundle_stage(
             "codes",
             "extract_codes",
             result="codes.json",
             options={"dataset_dir": slices, "output_dir": codes, "mirror_training": True, **model, **network},
         ),
         *(_prior_stage(preset, level, codes=codes, output=output, seed=seed) for level in (0, 1)),
-        _bundle_stage(
+        bundle_stage(
             "reconstruction",
             "inference",
             result=".",
             options={"dataset_dir": slices, "output_dir": str(output / "reconstructions"), **model, **network},
         ),
-        _bundle_stage(
+        bundle_stage(
             "samples", "sample", result="samples.json", options={**trained, "output_dir": str(output / "samples")}
         ),
-        _bundle_stage(
+        bundle_stage(
             "evaluation",
             "evaluate",
             result="metrics.json",
@@ -181,7 +202,7 @@ def _prior_stage(preset: RunPreset, level: int, *, codes: str, output: Path, see
         **preset.prior_training_options(level),
         **preset.prior_options(),
     }
-    return _bundle_stage(
+    return bundle_stage(
         f"prior of level {level}",
         "train_prior",
         result=f"model_prior_level{level}.pt",

@@ -153,6 +153,7 @@ class PriorObjective(nn.Module):
         """Return the loss of a batch of grids."""
         with torch.autocast(codes_bs.device.type, dtype=torch.bfloat16, enabled=self.amp):
             logits_bks = self.prior(codes_bs, coarser, condition)
-        nats_bs = F.cross_entropy(logits_bks.float(), codes_bs, reduction="none")
-        nats_b = nats_bs.flatten(1).mean(1)
+        # A row of logits a position: along the last axis a softmax needs no copy of them.
+        logits_nk = logits_bks.float().movedim(1, -1).flatten(0, -2)
+        nats_b = F.cross_entropy(logits_nk, codes_bs.flatten(), reduction="none").view(codes_bs.shape[0], -1).mean(1)
         return {"loss": nats_b.mean(), "nats_per_code": nats_b, "bits_per_code": nats_b / math.log(2)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
@@ -18,6 +18,7 @@ __all__ = ["TimeBudget"]
 logger = logging.getLogger(__name__)
 
 SECONDS_A_MINUTE = 60.0
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "cpu": time.process_time}
 
 
 class TimeBudget:
@@ -37,10 +38,12 @@ class TimeBudget:
         total_steps: length of its schedule.
         evaluator: validates the last epoch where `interval` would leave it out.
         interval: epochs from one validation to the next.
-        clock: seconds from any start.
+        clock: what counts: "wall", the time of day, or "cpu", the time that the processors worked for this process,
+            which stands still while other programs have them (with one thread, a measure of work done on machines that
+            are shared; several threads add up); or a function that gives seconds from any start.
 
     Raises:
-        InputError: a budget that is not positive.
+        InputError: a budget that is not positive, or no such clock.
     """
 
     def __init__(
@@ -51,13 +54,16 @@ class TimeBudget:
         total_steps: int,
         evaluator: Any = None,
         interval: int = 1,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Literal["wall", "cpu"] | Callable[[], float] = "wall",
     ) -> None:
         if minutes is not None and not minutes > 0:
             raise InputError(f"max_minutes is {minutes}; give a number above 0, or leave it out for no limit")
         self.budget_s = None if minutes is None else minutes * SECONDS_A_MINUTE
         self.lr_scheduler, self.total_steps = lr_scheduler, total_steps
-        self.evaluator, self.interval, self.clock = evaluator, interval, clock
+        if isinstance(clock, str) and clock not in CLOCKS:
+            raise InputError(f"the budget's clock is {clock!r}; choose one of {', '.join(CLOCKS)}")
+        self.clock = CLOCKS[clock] if isinstance(clock, str) else clock
+        self.evaluator, self.interval = evaluator, interval
         self._spent_before_s, self._start_s = 0.0, 0.0
 
     def attach(self, engine: Engine) -> None:

@@ -17,7 +17,9 @@ __all__ = ["History"]
 
 
 class History:
-    """Write the metrics of every epoch to ``history.json``: ``{"train": {"epoch": [...], "loss": [...]}, ...}``.
+    """Write the metrics of every epoch to ``history.json``.
+
+    ``{"train": {"epoch": [...], "iteration": [...], "loss": [...]}, "validation": {"epoch": [...], "loss": [...]}}``
 
     Attach to the trainer after MONAI's `ValidationHandler`. The file is complete after every epoch.
 
@@ -50,7 +52,7 @@ class History:
         epoch = engine.state.epoch
         if self.resume:
             self._take_back(epoch)
-        _append(self.curves["train"], epoch, engine.state.metrics)
+        _append(self.curves["train"], epoch, {"iteration": engine.state.iteration, **engine.state.metrics})
         if self.evaluator is not None and epoch % self.interval == 0:
             _append(self.curves["validation"], epoch, self.evaluator.state.metrics)
         write_json(self.path, self.curves)

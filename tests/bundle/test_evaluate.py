@@ -234,11 +234,32 @@ def test_slices_of_another_size_than_the_priors_are_refused_before_any_work(run,
         evaluate(run, tmp_path / "out", image_size=[24, 32])  # the same grids, but other pixels
 
 
+def test_an_autoencoder_is_judged_without_priors_on_the_split_that_is_asked_for(
+    run, metrics, network, slices, tmp_path
+):
+    evaluate(run, tmp_path / "test", with_priors=False)
+    alone = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    for name in ("reconstruction", "top_only", "codebook", "data"):
+        assert alone[name] == metrics[name]
+    assert alone["rate"] == {"raw_bits_per_pixel": metrics["rate"]["raw_bits_per_pixel"]}
+    assert {path.name for path in (tmp_path / "test").glob("*.png")} == {"reconstructions.png", "usage.png"}
+    evaluate(run, tmp_path / "validation", with_priors=False, split="validation")
+    other = json.loads((tmp_path / "validation" / "metrics.json").read_text())
+    images = torch.tensor(slices["validation"][:, None], dtype=torch.float32)
+    with torch.no_grad():
+        errors = (network(images).clamp(0, 1) - images).square().flatten(1).mean(1)
+    assert other["reconstruction"]["psnr"] == pytest.approx(float((-10 * errors.log10()).mean()), abs=1e-3)
+    with pytest.raises(InputError, match="'vali' holds no slices; choose one of training, validation, test"):
+        evaluate(run, tmp_path / "none", with_priors=False, split="vali")
+    with pytest.raises(InputError, match="with_priors"):
+        evaluate(run, tmp_path / "none", with_priors=False, sample_report=True)
+
+
 def test_figures_are_written_before_the_pictures(run, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no space left for pictures")
 
-    monkeypatch.setattr("monai_vqgen.apps.evaluation._write_pictures", fail)
+    monkeypatch.setattr("monai_vqgen.apps.evaluation.save_reconstruction_pictures", fail)
     with pytest.raises(RuntimeError):
         evaluate(run, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["data"]["image_size"] == list(SIZE)

@@ -40,32 +40,57 @@ class _Step(NamedTuple):
 
 
 class _KeyValueCache:
-    """One self-attention over the positions so far."""
+    """One self-attention over the positions so far.
+
+    Every view and buffer of a row is made when the row begins, because making them at each position takes as long as
+    the products. The products then run to the end of the row; what lies ahead in it is masked, which is exact.
+    """
 
     def __init__(self, attention: CausalAttention, *, coordinates_ps: Tensor, batch_size: int) -> None:
         self._weights = attention_weights(attention, coordinates_ps)
-        self._position = list(self._weights.position_n.unbind())
+        self._position = self._weights.position_n.unbind()
         n, b, heads = len(self._position), batch_size, attention.num_heads
         like, size = self._weights.qkv, attention.width // attention.num_heads
-        self._channels = (like.shape[0],)
+        self._row, self._channels, self._many = coordinates_ps.shape[-1], (like.shape[0],), b > 1
         # Positions come last: products with one query or one row of weights then run along them, without strides.
-        self._cache = like.new_empty(2, b * heads, size, n)
+        # Zeros, because a masked value still takes part in a product, and must be finite.
+        self._cache = like.new_zeros(2, b * heads, size, n)
         self._new = self._cache.view(2, b, heads, size, n).transpose(0, 1)
         self._qkv = like.new_empty(b, 3 * attention.width)
         parts = self._qkv.view(b, 3, heads, size)
         self._query, self._key_and_value = parts[:, 0], parts[:, 1:]
-        self._rows = (b * heads, 1, size)
-        self._attended_shape = (b, attention.width)
+        self._queries = self._query.reshape(b * heads, 1, size)  # a view for one grid, else a copy to be renewed
+        self._queries_of_batch = self._queries.view(b, heads, size)
+        self._attended = like.new_empty(b * heads, 1, size)
+        self._attended_bc = self._attended.view(b, attention.width)
+        # Its last columns to any number: the mask of each position of a row, over all positions up to the row's end.
+        ahead = torch.ones(self._row, self._row, dtype=torch.bool, device=like.device).triu(1)
+        self._ahead = torch.cat(
+            [like.new_zeros(self._row, n - self._row), like.new_zeros(ahead.shape).masked_fill(ahead, -torch.inf)], 1
+        )
+
+    def begin_row(self, first: int) -> None:
+        """Make ready for the row whose first raster position is given."""
+        end = first + self._row
+        keys_and_values = self._cache.narrow(-1, 0, end)
+        self._keys_t, self._values = keys_and_values[0], keys_and_values[1].transpose(1, 2)
+        self._columns = self._new.narrow(-1, first, self._row).unbind(-1)
+        self._masks = self._ahead.narrow(1, self._ahead.shape[1] - end, end).unbind()
+        self._scores = self._cache.new_empty(self._cache.shape[1], 1, end)
+        self._shares = torch.empty_like(self._scores)
 
     def add_to(self, features_bc: Tensor, *, position: int) -> None:
         """Add the attention's output at `position` to its features, in place."""
+        x = position % self._row
         normal_bc = torch.layer_norm(features_bc, self._channels)
         torch.addmm(self._position[position], normal_bc, self._weights.qkv, out=self._qkv)
-        self._new.select(-1, position).copy_(self._key_and_value)
-        keys_t, values_t = self._cache.narrow(-1, 0, position + 1).unbind()
-        weights = torch.bmm(self._query.reshape(self._rows), keys_t).softmax(-1)
-        attended = torch.bmm(weights, values_t.transpose(1, 2))
-        features_bc.addmm_(attended.view(self._attended_shape), self._weights.output)
+        self._columns[x].copy_(self._key_and_value)
+        if self._many:
+            self._queries_of_batch.copy_(self._query)
+        torch.baddbmm(self._masks[x], self._queries, self._keys_t, out=self._scores)
+        torch.softmax(self._scores, -1, out=self._shares)
+        torch.bmm(self._shares, self._values, out=self._attended)
+        features_bc.addmm_(self._attended_bc, self._weights.output)
 
 
 class GatedIncremental(IncrementalPass):
@@ -130,6 +155,7 @@ class GatedIncremental(IncrementalPass):
         # What a code adds to the horizontal stack's input 1, 2, ... positions later, straight from a table.
         kernel = inputs[-1].conv.weight.detach().flatten(2)
         self._code_terms = torch.einsum("kc,oct->kto", table, kernel.flip(-1)).contiguous()
+        self._terms = self._code_terms.new_empty(self._b, *self._code_terms.shape[1:])
 
     def _prepare_rows(self, prior: GatedPixelCNN, *, position_sc: Tensor, context_bsc: Tensor | None) -> None:
         """Row buffers of the horizontal stack, and the views of them that each column needs."""
@@ -149,21 +175,13 @@ class GatedIncremental(IncrementalPass):
         self._later = [rows[0][:, reach + x + 1 : reach + x + 1 + spare] for x in range(w)]
         self._outputs = [rows[-1][:, reach + x] for x in range(w)]
         self._gated_bc = position_sc.new_empty(b, c)
-        gates = self._slabs[-1].links
-        self._steps = [
-            [
-                _Step(
-                    window=rows[layer].flatten(1)[:, x * c : (x + reach + 1) * c],
-                    pre=gates[layer][:, x],
-                    value=gates[layer][:, x, :c],
-                    gate=gates[layer][:, x, c:],
-                    here=rows[layer][:, reach + x],
-                    after=rows[layer + 1][:, reach + x],
-                )
-                for layer in range(len(weights))
-            ]
-            for x in range(w)
-        ]
+        columns = []
+        for layer, gate in enumerate(self._slabs[-1].links):
+            here, after = (row[:, reach : reach + w].unbind(1) for row in rows[layer : layer + 2])
+            windows = rows[layer].flatten(1).unfold(1, (reach + 1) * c, c).unbind(1)
+            views = (windows, gate.unbind(1), gate[..., :c].unbind(1), gate[..., c:].unbind(1), here, after)
+            columns.append([_Step(*step) for step in zip(*(view[:w] for view in views), strict=True)])
+        self._steps = list(zip(*columns, strict=True))
 
     def _prepare_head(self, prior: GatedPixelCNN) -> None:
         blocks: Any = prior.output_blocks
@@ -173,6 +191,7 @@ class GatedIncremental(IncrementalPass):
             for block in blocks
         ]
         self._hidden, self._hidden_bias = matrix(head[1]), head[1].bias.detach()
+        self._positive_bc, self._inner_bc = (self._gated_bc.new_empty(self._b, self._c) for _ in range(2))
         self._output, self._output_bias = matrix(head[3]), head[3].bias.detach()
 
     @torch.inference_mode()
@@ -183,8 +202,9 @@ class GatedIncremental(IncrementalPass):
         for hidden, hidden_bias, output, output_bias in self._blocks:
             inner_bc = torch.addmm(hidden_bias, x_bc.relu(), hidden).relu_()
             x_bc = torch.addmm(output_bias, inner_bc, output).add_(x_bc)
-        inner_bc = torch.addmm(self._hidden_bias, x_bc.relu(), self._hidden).relu_()
-        return torch.addmm(self._output_bias, inner_bc, self._output)
+        torch.clamp_min(x_bc, 0, out=self._positive_bc)
+        torch.addmm(self._hidden_bias, self._positive_bc, self._hidden, out=self._inner_bc).relu_()
+        return torch.addmm(self._output_bias, self._inner_bc, self._output)
 
     @torch.inference_mode()
     def push(self, codes_b: Tensor) -> None:
@@ -192,7 +212,8 @@ class GatedIncremental(IncrementalPass):
         self._run_position()
         x = self._position % self._row
         self._columns_b[x].copy_(codes_b)
-        self._later[x].add_(self._code_terms.index_select(0, codes_b))
+        torch.index_select(self._code_terms, 0, codes_b, out=self._terms)
+        self._later[x].add_(self._terms)
         self._position += 1
         self._features_ready = False
 
@@ -213,11 +234,12 @@ class GatedIncremental(IncrementalPass):
             self._begin_row(self._lead_index())
         gated_bc, caches = self._gated_bc, self._caches
         for layer, (step, (taps, residual)) in enumerate(zip(self._steps[x], self._products, strict=True)):
-            step.pre.addmm_(step.window, taps).tanh_()
-            torch.addcmul(step.value, step.value, step.gate, out=gated_bc)
-            torch.addmm(step.here, gated_bc, residual, out=step.after)
+            window, pre, value, gate, here, after = step
+            pre.addmm_(window, taps).tanh_()
+            torch.addcmul(value, value, gate, out=gated_bc)
+            torch.addmm(here, gated_bc, residual, out=after)
             if layer in caches:
-                caches[layer].add_to(step.after, position=self._position)
+                caches[layer].add_to(after, position=self._position)
         self._features_ready = True
 
     def _begin_row(self, index: tuple[int, ...]) -> None:
@@ -239,3 +261,5 @@ class GatedIncremental(IncrementalPass):
             for link, term in zip(self._slabs[-1].links, self._context.gates(index), strict=True):
                 link.add_(term)
         self._inputs_bwc.copy_(self._start_sc[index])
+        for cache in self._caches.values():
+            cache.begin_row(self._position)

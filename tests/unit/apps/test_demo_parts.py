@@ -207,7 +207,9 @@ def test_without_resume_earlier_results_are_refused(tmp_path):
 
 def test_a_training_is_taken_up_from_its_state_and_a_replaced_one_cannot_be(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr("monai_vqgen.apps.stages.run_stage", lambda config, *, training, options: given.append(options))
+    monkeypatch.setattr(
+        "monai_vqgen.apps.stages.run_stage", lambda config, *, training, options, overlays: given.append(options)
+    )
     stages = bundle_stages(PRESETS["tiny"], scans=tmp_path, output=tmp_path / "out", seed=1)
     training, state = stages[1], tmp_path / "out" / "training_state.pt"
 

@@ -9,6 +9,7 @@ from monai.optimizers import WarmupCosineSchedule
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.handlers import TimeBudget
+from monai_vqgen.handlers.budget import CLOCKS
 
 STEPS, EPOCHS = 10, 4
 
@@ -83,3 +84,15 @@ def test_time_spent_before_an_interruption_counts():
 def test_a_budget_that_is_none_is_refused(minutes):
     with pytest.raises(InputError, match="max_minutes"):
         Run(minutes)
+
+
+def test_the_budget_counts_the_clock_that_it_is_told(monkeypatch):
+    scheduler = WarmupCosineSchedule(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), warmup_steps=1, t_total=10
+    )
+    monkeypatch.setitem(CLOCKS, "cpu", lambda: 7.0)
+    monkeypatch.setitem(CLOCKS, "wall", lambda: 9.0)
+    spent = {clock: TimeBudget(1.0, scheduler, total_steps=10, clock=clock).spent_s() for clock in ("cpu", "wall")}
+    assert spent == {"cpu": 7.0, "wall": 9.0}
+    with pytest.raises(InputError, match="'processor'; choose one of wall, cpu"):
+        TimeBudget(1.0, scheduler, total_steps=10, clock="processor")

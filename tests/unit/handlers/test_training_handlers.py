@@ -45,7 +45,7 @@ def test_history_writes_the_curves_of_trainer_and_evaluator(tmp_path):
     History(tmp_path / "history.json", evaluator, interval=2).attach(engine)
     engine.run([0], max_epochs=4)
     assert json.loads((tmp_path / "history.json").read_text()) == {
-        "train": {"epoch": [1, 2, 3, 4], "loss": [3.0, None, 1.0, 0.5]},
+        "train": {"epoch": [1, 2, 3, 4], "iteration": [1, 2, 3, 4], "loss": [3.0, None, 1.0, 0.5]},
         "validation": {"epoch": [2, 4], "loss": [7.0, 7.0]},
     }
 
@@ -60,6 +60,7 @@ def test_resumed_history_forgets_the_epoch_that_is_repeated(tmp_path):
     History(path, resume=True).attach(engine)
     engine.run([0], max_epochs=4)
     curves = json.loads(path.read_text())["train"]
+    assert curves.pop("iteration")[:2] == [1, 2]
     assert curves == {"epoch": [1, 2, 3, 4], "loss": [3.0, 2.0, 9.0, 8.0]}
 
 
