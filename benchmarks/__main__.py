@@ -42,9 +42,9 @@ def extraction(quick: bool) -> dict[str, object]:
 
 BENCHMARKS: Mapping[str, Callable[[bool], dict[str, object]]] = {
     "sampling_32_attention_b1": lambda quick: sampling_ratio(sampling(quick=quick)),
-    "sampling_32_attention_b16": lambda quick: sampling_ratio(sampling(quick=quick, batch=16, repeats=1)),
+    "sampling_32_attention_b16": lambda quick: sampling_ratio(sampling(quick=quick, batch=16, repeats=2, passes=8)),
     "sampling_64_b16": lambda quick: sampling_ratio(
-        sampling(quick=quick, grid=64, batch=16, attention_every=0, repeats=1, passes=3)
+        sampling(quick=quick, grid=64, batch=16, attention_every=0, repeats=1, passes=4)
     ),
     "sampling_floor_b1": lambda quick: floor_ratio(sampling(quick=quick)),
     "quantiser_time": lambda quick: time_ratio(quantiser(quick=quick)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from monai_vqgen.errors import VQGenError
 __all__ = ["main"]
 
 ERROR_STATUS = 2  # as argparse's own errors
+TERMINATED_STATUS = 128 + signal.SIGTERM  # as shells have it
 CHATTY = ("ignite", "monai.bundle.workflows", "monai.engines")  # starts and ends of every engine; ours say enough
 
 
@@ -46,13 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     compare = verbs.add_parser("compare", help="designs of the autoencoder side by side; run again to go on")
     compare.add_argument("--data", required=True, help="a folder with the scans (see download)")
     compare.add_argument(
-        "--variants", default="configs/comparisons/autoencoder.yaml", help="a YAML list (default: %(default)s)"
+        "--designs", default="configs/comparisons/autoencoder.yaml", help="a YAML list (default: %(default)s)"
     )
     compare.add_argument("--output", default="out/compare", help="where everything goes (default: %(default)s)")
     compare.add_argument("--minutes", type=float, default=5.0, help="training time of each (default: %(default)s)")
     compare.add_argument("--jobs", type=int, help="how many train at once (default: one a core, or one on a GPU)")
     compare.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
-    compare.add_argument("--size", default="compare_128", help="the preset (default: %(default)s)")
+    compare.add_argument("--size", default="quick_128", help="the preset (default: %(default)s)")
     compare.add_argument("--results", metavar="FILE", help="write the table between the size's marks in this document")
 
     phantoms = verbs.add_parser("phantoms", help="make anatomical phantom volumes (NIfTI)")
@@ -91,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compare(
                 options.data,
                 options.output,
-                variants=options.variants,
+                designs=options.designs,
                 minutes=options.minutes,
                 jobs=options.jobs,
                 size=options.size,
@@ -120,4 +122,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED_STATUS))  # what has begun is put away before the end
     sys.exit(main())

@@ -15,7 +15,9 @@ import monai.bundle
 import monai_vqgen
 from monai_vqgen.errors import InputError, StageError, VQGenError
 
-__all__ = ["bundle_root", "run_stage", "run_stage_apart", "stage_command"]
+__all__ = ["bundle_root", "run_stage", "run_stage_apart", "stage_command", "stop_stages"]
+
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 def bundle_root() -> Path:
@@ -100,17 +102,31 @@ def run_stage_apart(
     words = _words(files, training=training, options={"bundle_root": str(root), **options})
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as sink:
-        done = subprocess.run(
+        before = sink.tell()
+        process = subprocess.Popen(
             [sys.executable, *words[1:]],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
-            check=False,
         )
-    if done.returncode:
-        lines = [line.strip() for line in Path(log).read_text(errors="replace").splitlines() if line.strip()]
-        raise StageError(f"{config}.json ended with status {done.returncode}, see {log}: {lines[-1] if lines else ''}")
+        _running.add(process)
+        try:
+            status = process.wait()
+        finally:
+            _running.discard(process)
+    if status:
+        printed = Path(log).read_bytes()[before:].decode(errors="replace")
+        lines = [line.strip() for line in printed.splitlines() if line.strip()] or ["it printed nothing"]
+        raise StageError(
+            f"{config}.json ended with status {status}: {lines[-1]} (all of it is in {log}; mend that, and run again)"
+        )
+
+
+def stop_stages() -> None:
+    """End the stages that `run_stage_apart` has started and that still run."""
+    for process in list(_running):
+        process.terminate()
 
 
 def _first_own(error: BaseException | None) -> VQGenError | None:

@@ -36,17 +36,18 @@ MIXED = 32
 
 
 def split_records(dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """The records of all three splits of a folder of slices; only the validation split may be empty.
+    """The records of all three splits of a folder of slices; only that of training may not be empty.
 
     Raises:
-        DatalistError: there are no training or no test slices.
+        DatalistError: there are no training slices.
     """
-    records = {"training": load_datalist(dataset_dir, "training"), "validation": []}
-    try:
-        records["validation"] = load_datalist(dataset_dir, "validation")
-    except DatalistError as error:
-        logger.warning("%s", error)
-    records["test"] = load_datalist(dataset_dir, "test")
+    records: dict[str, list[dict[str, Any]]] = {"training": load_datalist(dataset_dir, "training")}
+    for split in ("validation", "test"):
+        try:
+            records[split] = load_datalist(dataset_dir, split)
+        except DatalistError as error:
+            logger.warning("%s", error)
+            records[split] = []
     return records
 
 
@@ -54,11 +55,11 @@ def pick_split(records: Mapping[str, Sequence[Any]], name: str) -> list[Any]:
     """The records of one split, to be judged on.
 
     Raises:
-        InputError: there is no such split, or it is empty.
+        DatalistError: there is no such split, or it is empty.
     """
     if not records.get(name):
         filled = ", ".join(split for split in records if records[split])
-        raise InputError(f"split {name!r} holds no slices; choose one of {filled}")
+        raise DatalistError(f"split {name!r} holds no slices; choose one of {filled}, or give slices that have it")
     return list(records[name])
 
 
@@ -70,6 +71,7 @@ def evaluate(
     test: SliceSet,
     output_dir: str | Path,
     split_records: Mapping[str, Sequence[Mapping[str, Any]]],
+    split: str = "test",
     num_samples: int = 16,
     seed: int = 0,
     temperature: float | Sequence[float] = 1.0,
@@ -93,6 +95,7 @@ def evaluate(
         test: slices that everything is measured on.
         output_dir: where the results go.
         split_records: the records of each split, for the counts of subjects and slices.
+        split: which of them `test` is; goes into the results.
         num_samples: how many samples to draw.
         seed: of the samples.
         temperature: of the samples, for all levels or one a level.
@@ -135,7 +138,7 @@ def evaluate(
     result = reconstruct_slices(network, test, batch_size=batch_size)
     counters = [CodebookCounter(size) for size in network.codebook_sizes]
     metrics = {
-        "data": data_figures(split_records, test[0]["image"].shape[1:]),
+        "data": {**data_figures(split_records, test[0]["image"].shape[1:]), "judged": split},
         **autoencoder_sections(judged, result, counters),
     }
     if priors is not None and samples is not None:
@@ -148,7 +151,8 @@ def evaluate(
     write_json(folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
     save_reconstruction_pictures(folder, result.shown, [c.total_counts().numpy() for c in counters])
     if samples is not None:
-        save_sample_pictures(folder, result, samples, test, mixed=MIXED if sample_report else SHOWN, seed=seed)
+        mixed = MIXED if sample_report else SHOWN
+        save_sample_pictures(folder, result, samples, test, split=split, mixed=mixed, seed=seed)
     _log(metrics)
     return metrics
 

@@ -47,7 +47,14 @@ def save_reconstruction_pictures(folder: Path, shown: Mapping[str, np.ndarray], 
 
 
 def save_sample_pictures(
-    folder: Path, result: ReconstructionPass, samples: SampleBatch, test: SliceSet, *, mixed: int = SHOWN, seed: int = 0
+    folder: Path,
+    result: ReconstructionPass,
+    samples: SampleBatch,
+    test: SliceSet,
+    *,
+    split: str = "test",
+    mixed: int = SHOWN,
+    seed: int = 0,
 ) -> None:
     """`samples.png`, `overview.png`, and `real_and_sampled.png` with its key in JSON.
 
@@ -56,11 +63,12 @@ def save_sample_pictures(
         result: the reconstructed test slices.
         samples: the sampled ones.
         test: the real ones.
+        split: which split they are of.
         mixed: how many real slices, and as many samples, stand in random order in the unlabelled grid.
         seed: of that order.
     """
     drawn = samples.images_ncs[:, 0].numpy()
-    rows = [("test slices", result.shown["original"]), ("reconstructed", result.shown["reconstruction"])]
+    rows = [(f"{split} slices", result.shown["original"]), ("reconstructed", result.shown["reconstruction"])]
     rows.append(("samples", drawn))
     width = min(len(images) for _, images in rows)
     save_rows([PictureRow(name, images[:width]) for name, images in rows], folder / "overview.png")

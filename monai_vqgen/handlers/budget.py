@@ -38,7 +38,7 @@ class TimeBudget:
         total_steps: length of its schedule.
         evaluator: validates the last epoch where `interval` would leave it out.
         interval: epochs from one validation to the next.
-        clock: what counts: "wall", the time of day, or "cpu", the time that the processors worked for this process,
+        clock: what counts: "wall", the time that passes, or "cpu", the time that processors worked for this process,
             which stands still while other programs have them (with one thread, a measure of work done on machines that
             are shared; several threads add up); or a function that gives seconds from any start.
 

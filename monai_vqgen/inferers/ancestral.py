@@ -257,10 +257,11 @@ class AncestralSampler:
                 rows = noise.rows(samples, first=first, count=row).to(codes_bs.device).unbind(1) if needed else ()
                 for i in range(first, min(first + row, last + 1)):
                     if wanted_n[i]:
-                        drawn_b = truncation.apply(steps.logits()).add(rows[i - first]).argmax(1)
-                        if not whole_n[i]:
-                            drawn_b = torch.where(mask_bn[:, i], drawn_b, columns[i])
-                        columns[i].copy_(drawn_b)
+                        noisy_bk = truncation.apply(steps.logits()).add(rows[i - first])
+                        if whole_n[i]:
+                            torch.argmax(noisy_bk, 1, out=columns[i])
+                        else:
+                            columns[i].copy_(torch.where(mask_bn[:, i], noisy_bk.argmax(1), columns[i]))
                     steps.push(columns[i])
             yield row
 

@@ -60,12 +60,16 @@ def coordinate_features(grid: Sequence[int], *, device: torch.device | None = No
 
 class _Pointwise2d(nn.Conv2d):
     def forward(self, features_bcs: Tensor) -> Tensor:
-        return _linear_map(features_bcs, self) if torch.is_grad_enabled() else super().forward(features_bcs)
+        return _linear_map(features_bcs, self) if _for_gradient(features_bcs) else super().forward(features_bcs)
 
 
 class _Pointwise3d(nn.Conv3d):
     def forward(self, features_bcs: Tensor) -> Tensor:
-        return _linear_map(features_bcs, self) if torch.is_grad_enabled() else super().forward(features_bcs)
+        return _linear_map(features_bcs, self) if _for_gradient(features_bcs) else super().forward(features_bcs)
+
+
+def _for_gradient(features_bcs: Tensor) -> bool:
+    return torch.is_grad_enabled() and features_bcs.device.type == "cpu"
 
 
 def _linear_map(features_bcs: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
@@ -75,8 +79,8 @@ def _linear_map(features_bcs: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
 def pointwise(spatial_dims: int, in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Module:
     """A convolution with kernel size one: the same linear map at every position.
 
-    In training it is computed as one matrix product over channels-last features, whose gradient takes half the time
-    of the convolution's on a CPU.
+    On a CPU, where gradients are recorded, it is computed as a matrix product over channels-last features: PyTorch
+    leaves the gradient of so small a convolution to a slow path.
     """
     conv = _Pointwise2d if spatial_dims == 2 else _Pointwise3d
     return conv(in_channels, out_channels, 1, bias=bias)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from monai_vqgen.apps import presets
 from monai_vqgen.apps.compare import compare
 from monai_vqgen.data import make_phantoms
 from monai_vqgen.errors import OutputExistsError, StageError
@@ -19,26 +26,73 @@ GOOD = """
 BAD = '- {name: "one code", group: quantiser, options: {"network_def::quantizers::0::num_codes": 1}}\n'
 
 
-def test_variants_are_trained_judged_and_tabled_once(tmp_path):
-    make_phantoms(tmp_path / "scans", 6, seed=1)
-    variants, results, output = tmp_path / "variants.yaml", tmp_path / "RESULTS.md", tmp_path / "out"
-    variants.write_text(GOOD + BAD)
-    results.write_text("<!-- tiny -->\n<!-- /tiny -->\n")
-    given = {"variants": variants, "minutes": 0.05, "jobs": 2, "size": "tiny", "results": results}
-    with pytest.raises(StageError, match=r"1 of 3 variants failed.*num_codes=1"):
-        compare(tmp_path / "scans", output, **given)
-    figures = json.loads((output / "comparison.json").read_text())["variants"]
-    assert [row["name"] for row in figures] == ["ours", "one level"]
-    assert [len(row["codebook"]) for row in figures] == [2, 1]
-    assert all(row["steps"] > 1 for row in figures)
-    assert "| architecture: one level |" in results.read_text()
-    subjects = json.loads((output / "ours/evaluation/metrics.json").read_text())["data"]["subjects"]
-    assert subjects["validation"] >= 1
-    assert not (output / "ours/evaluation/samples.png").exists()
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compare") / "scans"
+    make_phantoms(folder, 6, seed=1)
+    return folder
 
-    trained = (output / "ours/model.pt").stat().st_mtime_ns
-    variants.write_text(GOOD)
-    assert compare(tmp_path / "scans", output, **given) == figures
-    assert (output / "ours/model.pt").stat().st_mtime_ns == trained
+
+def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
+    designs, results, output = tmp_path / "designs.yaml", tmp_path / "RESULTS.md", tmp_path / "out"
+    designs.write_text(GOOD + BAD)
+    results.write_text("<!-- comparison_tiny -->\n<!-- /comparison_tiny -->\n")
+    given = {"designs": designs, "minutes": 0.05, "jobs": 2, "size": "tiny", "results": results}
+    with pytest.raises(StageError, match=r"1 of 3 designs failed; the first: one code: .*num_codes=1.*log\.txt"):
+        compare(scans, output, **given)
+    figures = json.loads((output / "comparison.json").read_text())["designs"]
+    assert [row["name"] for row in figures] == ["ours", "one level"]
+    assert [len(row["metrics"]["codebook"]) for row in figures] == [2, 1]
+    assert all(row["metrics"]["data"]["judged"] == "validation" for row in figures)
+    steps = [row["steps"] for row in figures]
+    assert all(isinstance(number, int) and number > 1 for number in steps)
+    assert (
+        f"| architecture: one level | {figures[1]['metrics']['rate']['raw_bits_per_pixel']:.3f} |"
+        in results.read_text()
+    )
+    assert {path.name for path in (output / "design_ours/evaluation").glob("*.png")} == {
+        "reconstructions.png",
+        "usage.png",
+    }
+
+    trained = (output / "design_ours/model.pt").stat().st_mtime_ns
+    designs.write_text(GOOD)
+    again = compare(scans, output, **given)
+    assert [row._asdict() for row in again] == figures
+    assert (output / "design_ours/model.pt").stat().st_mtime_ns == trained
     with pytest.raises(OutputExistsError, match="minutes"):
-        compare(tmp_path / "scans", output, **{**given, "minutes": 0.1})
+        compare(scans, output, **{**given, "minutes": 0.1})
+
+
+def test_a_comparison_that_is_told_to_stop_leaves_no_training_behind(scans, tmp_path):
+    designs = tmp_path / "designs.yaml"
+    designs.write_text(GOOD)
+    command = [sys.executable, "-m", "monai_vqgen", "compare", "--data", str(scans), "--designs", str(designs)]
+    command += ["--output", str(tmp_path / "out"), "--size", "tiny", "--minutes", "60", "--jobs", "2"]
+    running = subprocess.Popen(command, cwd=Path(presets.__file__).parents[2], stderr=subprocess.DEVNULL)
+    try:
+        started = tmp_path / "out/design_ours/history.json"
+        deadline = time.monotonic() + 240
+        while not started.is_file():
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=60) == 128 + signal.SIGTERM
+        assert trainings_below(tmp_path) == []
+    finally:
+        running.kill()
+
+
+def trainings_below(folder: Path) -> list[str]:
+    """Command lines of living processes that name the folder."""
+    lines = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit()]
+    found = []
+    for path in lines:
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        if "monai.bundle" in words and any(str(folder) in word for word in words):
+            found.append(" ".join(words))
+    return found

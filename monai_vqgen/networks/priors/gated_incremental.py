@@ -4,14 +4,15 @@ Legend of suffixes: b batch, c channels, k number of codes, s spatial axes, n ra
 
     once a call       context network, coordinates, rearranged weights, all buffers and their views
     once a plane/row  the other stacks as large matrix products (`slabs`); their links, with bias and context, become
-                      the buffer in which the horizontal stack's gates add up
+                      the buffer in which the horizontal stack's gates add up; the attentions' views
     once a position   a layer: window of the row buffer @ weight, tanh, gate, 1x1 + residual into the next layer's row
-                      an attention: layer norm, one product, one query against the keys and values so far
+                      an attention: layer norm, one product, one query against the keys and values up to the row's end
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from monai_vqgen.networks.priors.gated import GatedPixelCNN
 
 __all__ = ["GatedIncremental"]
+
+
+def _inference() -> AbstractContextManager[Any]:
+    """Inference mode, which costs microseconds to enter: a sampler enters it once for all positions."""
+    return nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode()
 
 
 class _Step(NamedTuple):
@@ -43,51 +49,45 @@ class _KeyValueCache:
     """One self-attention over the positions so far.
 
     Every view and buffer of a row is made when the row begins, because making them at each position takes as long as
-    the products. The products then run to the end of the row; what lies ahead in it is masked, which is exact.
+    the products. The products then run to the end of the row; a channel of the keys keeps out what lies ahead in it
+    (see `AttentionWeights`).
     """
 
     def __init__(self, attention: CausalAttention, *, coordinates_ps: Tensor, batch_size: int) -> None:
         self._weights = attention_weights(attention, coordinates_ps)
         self._position = self._weights.position_n.unbind()
         n, b, heads = len(self._position), batch_size, attention.num_heads
-        like, size = self._weights.qkv, attention.width // attention.num_heads
-        self._row, self._channels, self._many = coordinates_ps.shape[-1], (like.shape[0],), b > 1
+        like, size = self._weights.qkv, attention.width // attention.num_heads + 1
+        self._row, self._channels = coordinates_ps.shape[-1], (like.shape[0],)
         # Positions come last: products with one query or one row of weights then run along them, without strides.
-        # Zeros, because a masked value still takes part in a product, and must be finite.
+        # Zeros, because a value without a share still takes part in a product, and must be finite.
         self._cache = like.new_zeros(2, b * heads, size, n)
+        self._cache[0, :, -1] = torch.finfo(like.dtype).min
         self._new = self._cache.view(2, b, heads, size, n).transpose(0, 1)
-        self._qkv = like.new_empty(b, 3 * attention.width)
+        self._qkv = like.new_empty(b, 3 * heads * size)
         parts = self._qkv.view(b, 3, heads, size)
         self._query, self._key_and_value = parts[:, 0], parts[:, 1:]
         self._queries = self._query.reshape(b * heads, 1, size)  # a view for one grid, else a copy to be renewed
-        self._queries_of_batch = self._queries.view(b, heads, size)
+        self._copied_queries = self._queries.view(b, heads, size) if b > 1 else None
         self._attended = like.new_empty(b * heads, 1, size)
-        self._attended_bc = self._attended.view(b, attention.width)
-        # Its last columns to any number: the mask of each position of a row, over all positions up to the row's end.
-        ahead = torch.ones(self._row, self._row, dtype=torch.bool, device=like.device).triu(1)
-        self._ahead = torch.cat(
-            [like.new_zeros(self._row, n - self._row), like.new_zeros(ahead.shape).masked_fill(ahead, -torch.inf)], 1
-        )
+        self._attended_bc = self._attended.view(b, heads * size)
 
     def begin_row(self, first: int) -> None:
         """Make ready for the row whose first raster position is given."""
-        end = first + self._row
-        keys_and_values = self._cache.narrow(-1, 0, end)
+        keys_and_values = self._cache.narrow(-1, 0, first + self._row)
         self._keys_t, self._values = keys_and_values[0], keys_and_values[1].transpose(1, 2)
         self._columns = self._new.narrow(-1, first, self._row).unbind(-1)
-        self._masks = self._ahead.narrow(1, self._ahead.shape[1] - end, end).unbind()
-        self._scores = self._cache.new_empty(self._cache.shape[1], 1, end)
+        self._scores = self._cache.new_empty(self._cache.shape[1], 1, first + self._row)
         self._shares = torch.empty_like(self._scores)
 
     def add_to(self, features_bc: Tensor, *, position: int) -> None:
         """Add the attention's output at `position` to its features, in place."""
-        x = position % self._row
         normal_bc = torch.layer_norm(features_bc, self._channels)
         torch.addmm(self._position[position], normal_bc, self._weights.qkv, out=self._qkv)
-        self._columns[x].copy_(self._key_and_value)
-        if self._many:
-            self._queries_of_batch.copy_(self._query)
-        torch.baddbmm(self._masks[x], self._queries, self._keys_t, out=self._scores)
+        self._columns[position % self._row].copy_(self._key_and_value)
+        if self._copied_queries is not None:
+            self._copied_queries.copy_(self._query)
+        torch.bmm(self._queries, self._keys_t, out=self._scores)
         torch.softmax(self._scores, -1, out=self._shares)
         torch.bmm(self._shares, self._values, out=self._attended)
         features_bc.addmm_(self._attended_bc, self._weights.output)
@@ -194,9 +194,12 @@ class GatedIncremental(IncrementalPass):
         self._positive_bc, self._inner_bc = (self._gated_bc.new_empty(self._b, self._c) for _ in range(2))
         self._output, self._output_bias = matrix(head[3]), head[3].bias.detach()
 
-    @torch.inference_mode()
     def logits(self) -> Tensor:
         """Logits `(b, k)` of the next position."""
+        with _inference():
+            return self._logits()
+
+    def _logits(self) -> Tensor:
         self._run_position()
         x_bc = self._outputs[self._position % self._row]
         for hidden, hidden_bias, output, output_bias in self._blocks:
@@ -206,9 +209,12 @@ class GatedIncremental(IncrementalPass):
         torch.addmm(self._hidden_bias, self._positive_bc, self._hidden, out=self._inner_bc).relu_()
         return torch.addmm(self._output_bias, self._inner_bc, self._output)
 
-    @torch.inference_mode()
     def push(self, codes_b: Tensor) -> None:
         """Fix the codes at this position and move on."""
+        with _inference():
+            self._push(codes_b)
+
+    def _push(self, codes_b: Tensor) -> None:
         self._run_position()
         x = self._position % self._row
         self._columns_b[x].copy_(codes_b)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_vqgen.networks.causal import CausalAttention, CroppedConv, GatedLayer
@@ -38,12 +39,19 @@ class StackWeights(NamedTuple):
 
 
 class AttentionWeights(NamedTuple):
-    """One self-attention; the softmax's scale is in the queries."""
+    """One self-attention; the softmax's scale is in the queries.
+
+    Each head has one channel more than in the network: 1 in every query, 0 in every key and value. Where the cache
+    holds a large negative number in it, a position that has not been yet has no share in the softmax, and no mask has
+    to be added.
+    """
 
     qkv: Tensor
+    """`(c, 3 * heads * (size + 1))`"""
     output: Tensor
+    """`(heads * (size + 1), c)`"""
     position_n: Tensor
-    """`(n, 3 * width)`: what each position adds to queries, keys and values."""
+    """`(n, 3 * heads * (size + 1))`: what each position adds to queries, keys and values."""
 
 
 def at(values: Tensor, *index: Any) -> Tensor:
@@ -52,10 +60,10 @@ def at(values: Tensor, *index: Any) -> Tensor:
 
 
 def halve_gates(gates: Tensor, *, channels: int) -> Tensor:
-    """A copy whose last axis, tanh and sigmoid halves of `channels` each, has the sigmoid half halved."""
+    """A contiguous copy whose last axis, tanh and sigmoid halves of `channels` each, has the sigmoid half halved."""
     scale = gates.new_ones(2 * channels)
     scale[channels:] = 0.5
-    return gates * scale
+    return torch.mul(gates, scale, out=torch.empty(gates.shape, dtype=gates.dtype, device=gates.device))
 
 
 def matrix(layer: nn.Module) -> Tensor:
@@ -70,9 +78,9 @@ def stack_weights(layer: GatedLayer, axis: int) -> StackWeights:
     conv: CroppedConv = layer.convs[axis]  # type: ignore[assignment]
     kernel = conv.conv.weight.detach()  # (2c, c, 1..., taps, k...)
     kernel_tlc2c = kernel.flatten(2, 2 + axis).movedim((0, 1), (-1, -2))
-    rows = halve_gates(kernel_tlc2c.reshape(conv.taps, -1, 2 * c), channels=c)
+    rows = halve_gates(kernel_tlc2c, channels=c).view(conv.taps, -1, 2 * c)
     last = axis == len(layer.convs) - 1
-    taps = (rows.flatten(0, 1).contiguous(),) if last else tuple(rows.contiguous().unbind())
+    taps = (rows.flatten(0, 1),) if last else rows.unbind()
     bias: Tensor = conv.conv.bias.detach()  # type: ignore[union-attr]
     outputs = 0.5 * matrix(layer.outputs[axis])
     context = None
@@ -89,10 +97,20 @@ def stack_weights(layer: GatedLayer, axis: int) -> StackWeights:
 
 def attention_weights(attention: CausalAttention, coordinates_ps: Tensor) -> AttentionWeights:
     """One self-attention's weights, with the coordinates of every position applied."""
-    width = attention.width
+    width, heads = attention.width, attention.num_heads
     scale = torch.ones(3 * width, dtype=coordinates_ps.dtype, device=coordinates_ps.device)
-    scale[:width] = (width // attention.num_heads) ** -0.5
-    position = attention.position(coordinates_ps.flatten(1).t())
+    scale[:width] = (width // heads) ** -0.5
+    position = attention.position(coordinates_ps.flatten(1).t()) * scale
+    output = matrix(attention.output)
     return AttentionWeights(
-        qkv=matrix(attention.qkv) * scale, output=matrix(attention.output), position_n=position * scale
+        qkv=_with_channel(matrix(attention.qkv) * scale, heads, of_queries=0.0),
+        output=F.pad(output.view(heads, -1, output.shape[1]), (0, 0, 0, 1)).flatten(0, 1),
+        position_n=_with_channel(position, heads, of_queries=1.0),
     )
+
+
+def _with_channel(qkv: Tensor, heads: int, *, of_queries: float) -> Tensor:
+    """`(rows, 3 * width)` with a further channel in each head: a given value in queries, 0 in keys and values."""
+    parts = F.pad(qkv.view(qkv.shape[0], 3, heads, -1), (0, 1))
+    parts[:, 0, :, -1] = of_queries
+    return parts.flatten(1)

@@ -120,6 +120,8 @@ class SlabStack:
         self._padded_bsc = like.new_zeros(b, *padded, c)
         inner = tuple(slice(reach, reach + n) for n in self._slab)
         self._interior_bsc = at(self._padded_bsc, slice(None), *inner)
+        # One row without its margins is a matrix that a product can be added to in place.
+        self._interior_mc = self._interior_bsc.flatten(0, -2) if self._interior_bsc.is_contiguous() else None
         self._patches = patches(self._padded_bsc, kernel_size=prior.kernel_size)
         self._columns = [[like.new_zeros(b * positions, columns) for _ in range(taps)] for _ in range(count)]
         self._pre_mc = like.new_empty(b * positions, 2 * c)
@@ -161,12 +163,16 @@ class SlabStack:
         columns.append(columns.pop(0))  # the oldest slab's memory becomes this one's
         columns[-1].view(self._patches.shape).copy_(self._patches)
         pre_mc, c = self._pre_mc, self._gated_mc.shape[1]
-        pre_mc.view(*self._interior_bsc.shape[:-1], 2 * c).copy_(source)
+        rest_mc = source if source.ndim == 1 else source.flatten(0, -2)
         if context is not None:
-            pre_mc.view(context.shape).add_(context)
+            rest_mc = context.flatten(0, 1).add(rest_mc)
         for slab, tap in zip(columns, weights.taps, strict=True):
-            pre_mc.addmm_(slab, tap)
+            torch.addmm(rest_mc, slab, tap, out=pre_mc)
+            rest_mc = pre_mc
         pre_mc.tanh_()
         torch.addcmul(pre_mc[:, :c], pre_mc[:, :c], pre_mc[:, c:], out=self._gated_mc)
-        torch.mm(self._gated_mc, weights.residual, out=self._residual_mc)
-        self._interior_bsc.add_(self._residual_mc.view(self._interior_bsc.shape))
+        if self._interior_mc is not None:
+            self._interior_mc.addmm_(self._gated_mc, weights.residual)
+        else:
+            torch.mm(self._gated_mc, weights.residual, out=self._residual_mc)
+            self._interior_bsc.add_(self._residual_mc.view(self._interior_bsc.shape))

@@ -1,4 +1,4 @@
-"""Variants are read, set up and tabled as the list says."""
+"""Designs are read, set up and tabled as the list says."""
 
 from __future__ import annotations
 
@@ -7,94 +7,121 @@ from pathlib import Path
 
 import pytest
 
-from monai_vqgen.apps.compare import Variant, _variant_stages, comparison_section, read_variants
+from monai_vqgen.__main__ import build_parser
+from monai_vqgen.apps.compare import DesignFigures, comparison_section
+from monai_vqgen.apps.designs import Design, design_stages, read_designs
 from monai_vqgen.apps.presets import PRESETS
 from monai_vqgen.errors import InputError
 
 ROOT = Path(__file__).parents[3]
+LIST = ROOT / "configs/comparisons/autoencoder.yaml"
 FSQ = [{"_target_": "monai_vqgen.networks.FiniteScalarQuantizer", "levels": [8, 8, 8]}] * 2
 
 
-def options(variant: Variant, stage: int = 0) -> dict[str, str]:
-    stages = _variant_stages(variant, PRESETS["compare_128"], folder=Path("out"), minutes=2.0, seed=3)
+def options(design: Design, stage: int = 0) -> dict[str, str]:
+    stages = design_stages(design, PRESETS["quick_128"], folder=Path("out"), minutes=2.0, seed=3)
     words = shlex.split(stages[stage].command)
     return {word[2:]: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
 
 
 def test_the_committed_list_is_readable_and_starts_with_ours():
-    variants = read_variants(ROOT / "configs/comparisons/autoencoder.yaml")
-    assert variants[0] == Variant("ours", "architecture")
-    overlays = {variant.overlay for variant in variants} - {None}
-    assert overlays == {"configs/system_a.yaml", "configs/system_b.yaml"}
-    assert all((ROOT / overlay).is_file() for overlay in overlays if overlay)
-    groups = {variant.group for variant in variants}
-    assert groups == {"architecture", "quantiser", "loss", "coarsest level", "training"}
+    designs = read_designs(LIST)
+    assert designs[0] == Design("ours", "architecture")
+    assert {design.overlay for design in designs} - {None} == {"configs/system_a.yaml", "configs/system_b.yaml"}
+    groups = {design.group for design in designs}
+    assert groups == {"architecture", "quantiser", "loss", "coarsest level", "training", "size"}
+
+
+def test_the_first_line_of_the_committed_list_is_a_command():
+    words = shlex.split(LIST.read_text().splitlines()[0])
+    assert words[:4] == ["#", "python", "-m", "monai_vqgen"]
+    given = build_parser().parse_args(words[4:])
+    assert (given.verb, given.designs, given.size) == ("compare", "configs/comparisons/autoencoder.yaml", "quick_128")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- {name: a, group: g}\n- {name: A, group: g}", "given twice: a"),
+        ("- {name: a, group: g}\n- {name: A, group: g}", "given twice: design_a"),
         ("[]", "none at all"),
         ("- {name: a, group: g, option: 1}", "option"),
-        ("- [", "no list of variants"),
-        ("7", "no list of variants"),
+        ("- [", "no list of designs"),
+        ("7", "no list of designs"),
+        ("- {name: 7, group: g}", "7 must be text"),
+        ("- {name: a, group: g, options: null}", "options names with values"),
+        ("- {name: ä, group: g}", "no letter of a to z"),
+        ("- {name: a, group: g, overlay: configs/nowhere.yaml}", "overlay configs/nowhere.yaml of 'a' is not in"),
+        ("- {name: a, group: g, options: {max_epochs: 3, batch_size: 2}}", "'a' sets max_epochs, which all"),
     ],
 )
 def test_a_list_that_cannot_work_is_named_with_the_mend(tmp_path, text, message):
-    path = tmp_path / "variants.yaml"
+    path = tmp_path / "designs.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as error:
-        read_variants(path)
-    assert "variants.yaml" in str(error.value)
+        read_designs(path)
+    assert "designs.yaml" in str(error.value)
     with pytest.raises(InputError, match="nowhere"):
-        read_variants(tmp_path / "nowhere.yaml")
+        read_designs(tmp_path / "nowhere.yaml")
 
 
-def test_a_variant_takes_the_preset_but_for_what_it_changes():
-    plain, wide = (
-        options(variant)
-        for variant in (Variant("ours", "g"), Variant("w", "g", options={"network_def::channels": 96, "batch_size": 7}))
-    )
-    assert {name for name in plain if plain[name] != wide.get(name)} == {
-        "output_dir",
-        "network_def::channels",
-        "batch_size",
-    }
+def test_no_name_leaves_the_output_folder_or_meets_the_slices():
+    for name in ("slices", "..", "a/../../b", "/etc"):
+        folder = Design(name, "g").folder
+        assert folder != "slices"
+        assert "/" not in folder
+        assert folder.startswith("design_")
+
+
+def test_a_design_takes_the_preset_but_for_what_it_changes():
+    plain = options(Design("ours", "g"))
+    wide = options(Design("w", "g", options={"network_def::channels": 96, "batch_size": 7}))
+    changed = {name for name in plain if plain[name] != wide.get(name)}
+    assert changed == {"output_dir", "network_def::channels", "batch_size"}
     assert (wide["network_def::channels"], wide["batch_size"], wide["max_minutes"]) == ("96", "7", "2.0")
-    assert plain["seed"] == "3"
+    assert (plain["seed"], plain["budget_clock"]) == ("3", "cpu")
+
+
+def test_a_design_is_judged_without_priors_on_the_validation_subjects():
+    given = options(Design("ours", "g"), stage=1)
+    assert (given["with_priors"], given["split"], given["model"]) == ("False", "validation", "out/design_ours/model.pt")
 
 
 def test_whole_quantisers_take_the_place_of_sizes_that_are_not_theirs():
-    given = options(Variant("f", "g", options={"network_def::quantizers": FSQ}))
-    assert "network_def::quantizers::0::num_codes" not in given
-    assert given["network_def::channels"] == "64"
+    own = {"network_def::quantizers": FSQ, "network_def::quantizers::0::levels": [4, 4]}
+    for stage in (0, 1):
+        given = options(Design("f", "g", options=own), stage)
+        assert "network_def::quantizers::0::num_codes" not in given
+        assert given["network_def::quantizers::0::levels"] == "[4, 4]"
+        assert given["network_def::channels"] == "64"
 
 
 def test_an_overlay_keeps_its_own_network_in_training_and_evaluation():
-    variant = Variant("a", "g", "configs/system_a.yaml", {"network_def::strides": [8, 4], "batch_size": 16})
+    design = Design("a", "g", "configs/system_a.yaml", {"network_def::strides": [8, 4], "batch_size": 16})
     for stage in (0, 1):
-        given = options(variant, stage)
+        given = options(design, stage)
         assert given["config_file"].endswith("configs/system_a.yaml']")
         assert given["network_def::strides"] == "[8, 4]"
         assert "network_def::channels" not in given
         assert ("batch_size" in given) == (stage == 0)
 
 
-def test_the_table_compares_with_the_first():
-    def figures(name: str, psnr: float) -> dict:
-        return {
-            "name": name,
-            "group": "loss",
-            "steps": 1234,
-            "weights": 1_500_000,
-            "reconstruction": {"psnr": psnr, "ssim_brain": 0.9},
-            "top_only": {"psnr": 22.0},
-            "codebook": [{"usage": 0.5, "perplexity": 100.0}, {"usage": 1.0, "perplexity": 300.0}],
-            "rate": {"raw_bits_per_pixel": 0.703},
-        }
+def figures(name: str, psnr: float) -> DesignFigures:
+    metrics = {
+        "reconstruction": {"psnr": psnr, "ssim_brain": 0.9},
+        "top_only": {"psnr": 22.0},
+        "codebook": [{"usage": 0.5, "perplexity": 100.0}, {"usage": 1.0, "perplexity": 300.0}],
+        "rate": {"raw_bits_per_pixel": 0.703},
+    }
+    return DesignFigures(name, "loss", 1234, 1_500_000, metrics)
 
-    lines = comparison_section([figures("ours", 30.0), figures("L1", 29.25)], minutes=4).splitlines()
+
+def test_the_table_compares_with_the_first():
+    lines = comparison_section([figures("ours", 30.0), figures("L1", 29.25)], first="ours", minutes=4).splitlines()
     assert lines[0].startswith("4 minutes")
     assert lines[-2] == "| ours | 0.703 | 30.00 |  | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 1.50 |"
     assert lines[-1] == "| loss: L1 | 0.703 | 29.25 | -0.75 | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 1.50 |"
+
+
+def test_without_the_first_no_other_takes_its_place():
+    lines = comparison_section([figures("L1", 29.25)], first="ours", minutes=4).splitlines()
+    assert lines[-1].startswith("| loss: L1 | 0.703 | 29.25 |  | 0.900 |")

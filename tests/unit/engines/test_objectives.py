@@ -96,6 +96,26 @@ def test_a_prior_that_knows_nothing_pays_log2_of_the_codebook():
     torch.testing.assert_close(result["bits_per_code"], torch.full((3,), 5.0))
 
 
+class GivenLogits(torch.nn.Module):
+    def __init__(self, logits_bks):
+        super().__init__()
+        self.logits_bks = logits_bks
+
+    def forward(self, codes_bs, coarser, condition):
+        return self.logits_bks
+
+
+@pytest.mark.parametrize("grid", [(4, 5), (2, 3, 4)])
+def test_a_prior_pays_for_the_code_that_is_there(grid):
+    rng = np.random.default_rng(0)
+    logits, codes = rng.normal(size=(3, 7, *grid)), rng.integers(0, 7, (3, *grid))
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -np.take_along_axis(log_probs, codes[:, None], 1).reshape(3, -1).mean(1)
+    result = PriorObjective(GivenLogits(torch.tensor(logits)))(torch.tensor(codes))
+    torch.testing.assert_close(result["nats_per_code"].double(), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    assert float(result["loss"]) == pytest.approx(expected.mean(), rel=1e-5)
+
+
 def test_images_are_prepared_as_plain_float_tensors_channels_last():
     images, target = PrepareImages()({"image": MetaTensor(torch.ones(2, 3, 4, 4, dtype=torch.float64))}, "cpu")
     assert type(images) is torch.Tensor

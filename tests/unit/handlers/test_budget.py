@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -96,3 +98,7 @@ def test_the_budget_counts_the_clock_that_it_is_told(monkeypatch):
     assert spent == {"cpu": 7.0, "wall": 9.0}
     with pytest.raises(InputError, match="'processor'; choose one of wall, cpu"):
         TimeBudget(1.0, scheduler, total_steps=10, clock="processor")
+
+
+def test_the_clocks_are_those_of_the_system():
+    assert {"wall": time.monotonic, "cpu": time.process_time} == CLOCKS
