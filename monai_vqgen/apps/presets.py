@@ -200,7 +200,7 @@ PRESETS["release_128"] = PRESETS["standard"]._replace(
     full_report=True,
 )
 # what designs of the autoencoder are compared at: the release's subjects, a third of its slices
-PRESETS["quick_128"] = PRESETS["release_128"]._replace(position_step_mm=3.0)
+PRESETS["quick_128"] = PRESETS["release_128"]._replace(position_step_mm=3.0, num_samples=16, full_report=False)
 
 
 def pick_preset(name: str | None, *, own_data: bool) -> RunPreset:
