@@ -138,7 +138,8 @@ def evaluate(
     result = reconstruct_slices(network, test, batch_size=batch_size)
     counters = [CodebookCounter(size) for size in network.codebook_sizes]
     metrics = {
-        "data": {**data_figures(split_records, test[0]["image"].shape[1:]), "judged": split},
+        "judged": split,
+        "data": data_figures(split_records, test[0]["image"].shape[1:]),
         **autoencoder_sections(judged, result, counters),
     }
     if priors is not None and samples is not None:

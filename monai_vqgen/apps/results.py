@@ -75,7 +75,7 @@ def _data(metrics: Mapping[str, Any]) -> str:
     subjects, slices = metrics["data"]["subjects"], metrics["data"]["slices"]
     size = "x".join(str(n) for n in metrics["data"]["image_size"])
     counts = ", ".join(f"{name} {subjects[name]} subjects with {slices[name]} slices" for name in subjects)
-    return f"Slices of {size} pixels: {counts}. All figures are of {metrics['data'].get('judged', 'test')} slices."
+    return f"Slices of {size} pixels: {counts}. All figures are of {metrics.get('judged', 'test')} slices."
 
 
 def _reconstruction(metrics: Mapping[str, Any]) -> str:

@@ -131,7 +131,6 @@ def test_metrics_have_the_keys_that_were_promised(metrics):
         "subjects": COUNTS,
         "slices": {split: 3 * n for split, n in COUNTS.items()},
         "image_size": list(SIZE),
-        "judged": "test",
     }
 
 
@@ -249,7 +248,7 @@ def test_an_autoencoder_is_judged_without_priors_on_the_split_that_is_asked_for(
     images = torch.tensor(slices["validation"][:, None], dtype=torch.float32)
     with torch.no_grad():
         errors = (network(images).clamp(0, 1) - images).square().flatten(1).mean(1)
-    assert other["data"]["judged"] == "validation"
+    assert other["judged"] == "validation"
     assert other["reconstruction"]["psnr"] == pytest.approx(float((-10 * errors.log10()).mean()), abs=1e-3)
     with pytest.raises(DatalistError, match="'vali' holds no slices; choose one of training, validation, test"):
         evaluate(run, tmp_path / "none", with_priors=False, split="vali")

@@ -43,7 +43,7 @@ def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
     figures = json.loads((output / "comparison.json").read_text())["designs"]
     assert [row["name"] for row in figures] == ["ours", "one level"]
     assert [len(row["metrics"]["codebook"]) for row in figures] == [2, 1]
-    assert all(row["metrics"]["data"]["judged"] == "validation" for row in figures)
+    assert all(row["metrics"]["judged"] == "validation" for row in figures)
     steps = [row["steps"] for row in figures]
     assert all(isinstance(number, int) and number > 1 for number in steps)
     assert (

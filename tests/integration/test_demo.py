@@ -22,7 +22,7 @@ ISSUE_KEYS = {
     "sampling": {"num_samples", "seconds", "ratio_to_whole_grid"},
     "data": {"subjects", "slices", "image_size"},
 }
-OURS_BESIDES = {"top_only", "rate"}  # what the evaluation adds to the keys that were asked for
+OURS_BESIDES = {"judged", "top_only", "rate"}  # what the evaluation adds to the keys that were asked for
 
 
 class Links(HTMLParser):
