@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from monai_vqgen.apps.bundles import bundle_root, run_stage
-from monai_vqgen.apps.evaluation import evaluate, pick_split, split_records
+from monai_vqgen.apps.evaluation import ModelEvaluation, pick_split, split_records
+from monai_vqgen.apps.export import export_autoencoder, export_names
 from monai_vqgen.apps.priors import TrainedPriors, condition_dim, load_autoencoder, load_priors
 from monai_vqgen.apps.reconstruction_files import CompleteNiftiWriter, ReconstructionLayout, reconstruction_names
-from monai_vqgen.apps.sampling import draw_conditions, draw_samples, join_conditions, sample_to_folder
+from monai_vqgen.apps.requests import PrepareRequests, draw_conditions, join_conditions, sampling_requests
+from monai_vqgen.apps.sample_files import SampleFiles
+from monai_vqgen.apps.sampling import draw_samples
 from monai_vqgen.apps.scans import LoadScand, UsableScans, model_pixel_mm, reconstruction_records
 
 __all__ = [
     "CompleteNiftiWriter",
     "LoadScand",
+    "ModelEvaluation",
+    "PrepareRequests",
     "ReconstructionLayout",
+    "SampleFiles",
     "TrainedPriors",
     "UsableScans",
     "bundle_root",
     "condition_dim",
     "draw_conditions",
     "draw_samples",
-    "evaluate",
+    "export_autoencoder",
+    "export_names",
     "join_conditions",
     "load_autoencoder",
     "load_priors",
@@ -28,6 +35,6 @@ __all__ = [
     "reconstruction_names",
     "reconstruction_records",
     "run_stage",
-    "sample_to_folder",
+    "sampling_requests",
     "split_records",
 ]

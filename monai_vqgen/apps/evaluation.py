@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.inferers import Inferer, SimpleInferer
+
 from monai_vqgen.apps.evaluation_pictures import save_reconstruction_pictures, save_sample_pictures
 from monai_vqgen.apps.evaluation_sections import (
     Judged,
@@ -16,7 +18,14 @@ from monai_vqgen.apps.evaluation_sections import (
     prior_sections,
     sample_section,
 )
-from monai_vqgen.apps.figures import SHOWN, SliceSet, data_figures, encode_slices, reconstruct_slices
+from monai_vqgen.apps.figures import (
+    SHOWN,
+    ReconstructionPass,
+    SliceSet,
+    data_figures,
+    encode_slices,
+    reconstruct_slices,
+)
 from monai_vqgen.apps.priors import TrainedPriors
 from monai_vqgen.apps.rate_distortion import rated_system
 from monai_vqgen.apps.sample_metrics import check_sample_report
@@ -27,7 +36,7 @@ from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.metrics import CodebookCounter
 from monai_vqgen.networks import HierarchicalVQVAE
 
-__all__ = ["evaluate", "pick_split", "split_records"]
+__all__ = ["ModelEvaluation", "pick_split", "split_records"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,25 +72,8 @@ def pick_split(records: Mapping[str, Sequence[Any]], name: str) -> list[Any]:
     return list(records[name])
 
 
-def evaluate(
-    network: HierarchicalVQVAE,
-    priors: TrainedPriors | None = None,
-    *,
-    training: SliceSet,
-    test: SliceSet,
-    output_dir: str | Path,
-    split_records: Mapping[str, Sequence[Mapping[str, Any]]],
-    split: str = "test",
-    num_samples: int = 16,
-    seed: int = 0,
-    temperature: float | Sequence[float] = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    batch_size: int = 16,
-    codecs: bool = False,
-    sample_report: bool = False,
-) -> dict[str, Any]:
-    """Judge a trained model on test slices and write `metrics.json`, then its pictures, to a folder.
+class ModelEvaluation:
+    """Judge a trained model on slices, write `metrics.json` and then its pictures to a folder: a bundle's evaluator.
 
     Pictures: `reconstructions.png`, `usage.png`; with priors `overview.png`, `samples.png`, and
     `real_and_sampled.png` with its key in JSON; on demand `rate_distortion.png`, `closest_pairs.png` and
@@ -96,6 +88,7 @@ def evaluate(
         output_dir: where the results go.
         split_records: the records of each split, for the counts of subjects and slices.
         split: which of them `test` is; goes into the results.
+        inferer: reconstructs a batch; by default one pass of the network.
         num_samples: how many samples to draw.
         seed: of the samples.
         temperature: of the samples, for all levels or one a level.
@@ -106,56 +99,91 @@ def evaluate(
         sample_report: whether to set the samples against real slices too (minutes; ask for 512 samples or more). The
             samples' conditions are then those of training slices drawn at random, so that they ask for the same mix.
 
-    Returns:
-        The content of `metrics.json`.
-
     Raises:
-        InputError: the priors are of slices of another size, a report of samples without priors, or an argument of the
-            sampling is out of its range.
+        InputError: the priors are of slices of another size, a report of samples without priors, or, at `run`, an
+            argument of the sampling is out of its range.
     """
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    judged = Judged(network, training, test, batch_size)
-    samples: SampleBatch | None = None
-    if priors is not None:
-        priors = _of_slices(priors, network, test)
-        if sample_report:
+
+    def __init__(
+        self,
+        network: HierarchicalVQVAE,
+        priors: TrainedPriors | None = None,
+        *,
+        training: SliceSet,
+        test: SliceSet,
+        output_dir: str | Path,
+        split_records: Mapping[str, Sequence[Mapping[str, Any]]],
+        split: str = "test",
+        inferer: Inferer | None = None,
+        num_samples: int = 16,
+        seed: int = 0,
+        temperature: float | Sequence[float] = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        batch_size: int = 16,
+        codecs: bool = False,
+        sample_report: bool = False,
+    ) -> None:
+        self.judged = Judged(network, training, test, batch_size)
+        self.priors = None if priors is None else _of_slices(priors, network, test)
+        self.folder, self.split_records, self.split = Path(output_dir), split_records, split
+        self.inferer = inferer or SimpleInferer()
+        self.num_samples, self.seed, self.temperature = num_samples, seed, temperature
+        self.top_k, self.top_p = top_k, top_p
+        self.codecs, self.sample_report = codecs, sample_report
+        if sample_report and self.priors is None:
+            raise InputError("sample_report asks for samples, and there are no priors: leave with_priors on")
+        if sample_report and self.priors is not None:
             sets = {"training slices": training.data, "test slices": test.data}
-            check_sample_report(num_samples, sets, image_size=priors.image_size)
-        samples = draw_samples(  # first: a wrong argument costs seconds, not minutes
-            network,
-            priors,
-            num_samples=num_samples,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            like=training.data if sample_report else None,
-            batch_size=batch_size,
+            check_sample_report(num_samples, sets, image_size=self.priors.image_size)
+
+    def run(self) -> dict[str, Any]:
+        """Measure, write, and return the content of `metrics.json`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        judged, samples = self.judged, self._draw()  # first: a wrong argument costs seconds, not minutes
+        result = reconstruct_slices(judged.network, judged.test, batch_size=judged.batch_size, inferer=self.inferer)
+        counters = [CodebookCounter(size) for size in judged.network.codebook_sizes]
+        data = data_figures(self.split_records, judged.test[0]["image"].shape[1:])
+        metrics = {"judged": self.split, "data": data, **autoencoder_sections(judged, result, counters)}
+        if samples is not None:
+            metrics.update(self._priors_and_samples(result, samples))
+        if self.codecs:
+            metrics["codecs"] = codec_section(judged, rated_system("ours", metrics), self.folder)
+        write_json(self.folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
+        save_reconstruction_pictures(self.folder, result.shown, [c.total_counts().numpy() for c in counters])
+        if samples is not None:
+            mixed = MIXED if self.sample_report else SHOWN
+            save_sample_pictures(
+                self.folder, result, samples, judged.test, split=self.split, mixed=mixed, seed=self.seed
+            )
+        _log(metrics)
+        return metrics
+
+    def _draw(self) -> SampleBatch | None:
+        if self.priors is None:
+            return None
+        return draw_samples(
+            self.judged.network,
+            self.priors,
+            num_samples=self.num_samples,
+            seed=self.seed,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            like=self.judged.training.data if self.sample_report else None,
+            batch_size=self.judged.batch_size,
         )
-    elif sample_report:
-        raise InputError("sample_report asks for samples, and there are no priors: leave with_priors on")
-    result = reconstruct_slices(network, test, batch_size=batch_size)
-    counters = [CodebookCounter(size) for size in network.codebook_sizes]
-    metrics = {
-        "judged": split,
-        "data": data_figures(split_records, test[0]["image"].shape[1:]),
-        **autoencoder_sections(judged, result, counters),
-    }
-    if priors is not None and samples is not None:
-        training_codes = encode_slices(network, training, batch_size=batch_size, description="encoding training slices")
-        metrics.update(prior_sections(judged, priors, result, training_codes, samples))
-        if sample_report:
-            metrics["samples"] = sample_section(judged, samples, result, training_codes, folder, seed=seed)
-    if codecs:
-        metrics["codecs"] = codec_section(judged, rated_system("ours", metrics), folder)
-    write_json(folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
-    save_reconstruction_pictures(folder, result.shown, [c.total_counts().numpy() for c in counters])
-    if samples is not None:
-        mixed = MIXED if sample_report else SHOWN
-        save_sample_pictures(folder, result, samples, test, split=split, mixed=mixed, seed=seed)
-    _log(metrics)
-    return metrics
+
+    def _priors_and_samples(self, result: ReconstructionPass, samples: SampleBatch) -> dict[str, Any]:
+        assert self.priors is not None, "samples were drawn from them"
+        judged = self.judged
+        codes = encode_slices(
+            judged.network, judged.training, batch_size=judged.batch_size, description="encoding training slices"
+        )
+        sections = prior_sections(judged, self.priors, result, codes, samples)
+        if self.sample_report:
+            sections["samples"] = sample_section(judged, samples, result, codes, self.folder, seed=self.seed)
+        return sections
 
 
 def _of_slices(priors: TrainedPriors, network: HierarchicalVQVAE, slices: SliceSet) -> TrainedPriors:

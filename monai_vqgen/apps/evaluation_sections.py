@@ -30,7 +30,8 @@ from monai_vqgen.apps.sample_metrics import (
     save_closest_pairs,
     save_positions,
 )
-from monai_vqgen.apps.sampling import SampleBatch, crop, decode_in_batches
+from monai_vqgen.apps.sampling import SampleBatch, decode_in_batches
+from monai_vqgen.inferers import crop
 from monai_vqgen.metrics import CodebookCounter, baseline_scores, codec_curves, mean_image
 from monai_vqgen.networks import HierarchicalVQVAE
 

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from monai.inferers import Inferer
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from monai_vqgen.apps.priors import TrainedPriors
-from monai_vqgen.apps.sampling import SampleBatch, crop
-from monai_vqgen.apps.timing import finished_time
+from monai_vqgen.apps.sampling import SampleBatch
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import InputError
-from monai_vqgen.inferers import AncestralSampler
+from monai_vqgen.inferers import AncestralSampler, crop, finished_time
 from monai_vqgen.metrics import (
     PositionHistogram,
     ReconstructionScores,
@@ -116,8 +116,10 @@ def _shown_indices(count: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int).tolist()))
 
 
-def reconstruct_slices(network: HierarchicalVQVAE, test: SliceSet, *, batch_size: int) -> ReconstructionPass:
-    """Reconstruct every test slice from all levels and from the coarsest alone."""
+def reconstruct_slices(
+    network: HierarchicalVQVAE, test: SliceSet, *, batch_size: int, inferer: Inferer
+) -> ReconstructionPass:
+    """Reconstruct every test slice, by the inferer from all levels, and from the coarsest alone."""
     device = next(network.parameters()).device
     full: list[ReconstructionScores] = []
     top_only: list[ReconstructionScores] = []
@@ -127,7 +129,7 @@ def reconstruct_slices(network: HierarchicalVQVAE, test: SliceSet, *, batch_size
         for images_bcs in batches(test, batch_size, description="reconstructing"):
             grids = network.encode(images_bcs.to(device))
             size = images_bcs.shape[2:]
-            all_levels = crop(network.decode(grids), size).clamp(0, 1).cpu()
+            all_levels = inferer(images_bcs.to(device), network).clamp(0, 1).cpu()
             coarsest = crop(network.decode(grids[:1]), size).clamp(0, 1).cpu()
             full.append(reconstruction_scores(all_levels, images_bcs))
             top_only.append(reconstruction_scores(coarsest, images_bcs))

@@ -9,10 +9,12 @@ from monai_vqgen.engines.distributed import (
     distribute,
     end_distributed,
     local_device,
+    own_block,
     process_count,
     process_rank,
     shard,
     start_distributed,
+    wait_for_all,
 )
 from monai_vqgen.engines.encoding import check_mirroring, write_codes
 from monai_vqgen.engines.objectives import AutoencoderObjective, PriorObjective, objective_loss
@@ -35,6 +37,7 @@ __all__ = [
     "end_distributed",
     "local_device",
     "objective_loss",
+    "own_block",
     "place",
     "process_count",
     "process_rank",
@@ -42,5 +45,6 @@ __all__ = [
     "shard",
     "start_distributed",
     "start_prior",
+    "wait_for_all",
     "write_codes",
 ]

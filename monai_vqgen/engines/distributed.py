@@ -7,7 +7,8 @@ describes a single process.
 from __future__ import annotations
 
 import os
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,11 +21,15 @@ __all__ = [
     "distribute",
     "end_distributed",
     "local_device",
+    "own_block",
     "process_count",
     "process_rank",
     "shard",
     "start_distributed",
+    "wait_for_all",
 ]
+
+Item = TypeVar("Item")
 
 
 def local_device() -> torch.device:
@@ -79,6 +84,25 @@ def distribute(objective: nn.Module, device: torch.device | str) -> nn.Module:
     device = torch.device(device)
     device_ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(objective, device_ids=device_ids, broadcast_buffers=False)
+
+
+def own_block(items: Sequence[Item]) -> Sequence[Item]:
+    """This process's share of a list: items that follow one another, as many as others have, or one more.
+
+    Raises:
+        InputError: there are fewer items than processes.
+    """
+    rank, count = process_rank(), process_count()
+    if len(items) < count:
+        raise InputError(f"{len(items)} items for {count} processes: ask for more, or start fewer processes")
+    bounds = [len(items) * part // count for part in (rank, rank + 1)]
+    return items[slice(*bounds)]
+
+
+def wait_for_all() -> None:
+    """Go on once every process has come this far; alone, at once."""
+    if process_count() > 1:
+        dist.barrier()
 
 
 def shard(dataset: Sized, *, shuffle: bool, seed: int = 0) -> DistributedSampler | range:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from monai_vqgen.networks.conditions import ConditionEncoder
+from monai_vqgen.networks.deployment import CodeReader, CodeWriter
 from monai_vqgen.networks.fingerprints import fingerprint
 from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
 from monai_vqgen.networks.priors import (
@@ -24,6 +25,8 @@ from monai_vqgen.networks.quantizers import (
 )
 
 __all__ = [
+    "CodeReader",
+    "CodeWriter",
     "ConditionEncoder",
     "DecoderOnlyPrior",
     "EMACodebook",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from monai_vqgen.apps import draw_conditions, load_priors, run_stage
-from monai_vqgen.apps.sampling import sample_affine
+from monai_vqgen.apps.sample_files import sample_affine
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError
 from monai_vqgen.handlers import save_weights
 from monai_vqgen.inferers import AncestralSampler

@@ -193,10 +193,6 @@ PRIOR_OPTIONS = {
     "prior_defs::1::coarser_codes": [CODES],
 }
 KINDS = {"train": "train", "train_prior": "train", "inference": "infer", "evaluate": "infer", "sample": "infer"}
-NOT_YET = {  # required ids that a config does not have
-    "evaluate": "evaluate.json has no dataset, evaluator, inferer",
-    "sample": "sample.json has no dataset_dir, dataset, evaluator, inferer",
-}
 
 
 def write_slices(folder: Path) -> None:
@@ -260,15 +256,7 @@ def missing_ids(flow: ConfigWorkflow, kind: str) -> list[str]:
     return [name for name in required if name not in flow.parser]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            n, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_YET[n]) if n in NOT_YET else ()
-        )
-        for n in KINDS
-    ],
-)
+@pytest.mark.parametrize("name", KINDS)
 def test_every_workflow_has_the_properties_that_monai_asks_for(name, run, tmp_path):
     options: dict[str, Any] = {**OPTIONS, "output_dir": str(tmp_path / "out"), "device": "cpu"}
     options["model"] = str(run / "model.pt")

@@ -20,6 +20,8 @@ def nearest_codes(rows_nd: Tensor, embeddings_kd: Tensor) -> Tensor:
     """Return the index of the nearest embedding (Euclidean) of each row, ``(n,)`` int64."""
     half_norms_k = embeddings_kd.square().sum(1).mul_(0.5)
     transposed_dk = embeddings_kd.t()
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # an exported graph takes any number of rows at once
+        return torch.addmm(half_norms_k, rows_nd, transposed_dk, alpha=-1).argmin(1)
     elements = _CPU_CHUNK_ELEMENTS if rows_nd.device.type == "cpu" else _DEVICE_CHUNK_ELEMENTS
     chunk = max(1, elements // embeddings_kd.shape[0])
     codes_n = torch.empty(rows_nd.shape[0], dtype=torch.int64, device=rows_nd.device)

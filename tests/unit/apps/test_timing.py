@@ -8,7 +8,7 @@ import torch
 from monai_vqgen.apps import figures
 from monai_vqgen.apps.figures import WHOLE_GRID_PASSES, whole_grid_seconds
 from monai_vqgen.apps.priors import TrainedPriors
-from monai_vqgen.apps.timing import finished_time, one_thread
+from monai_vqgen.inferers.threads import finished_time, one_thread
 
 
 def test_the_clock_waits_for_a_gpu_and_for_nothing_else(monkeypatch):

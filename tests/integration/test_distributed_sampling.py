@@ -1,0 +1,86 @@
+"""Sampling split over processes gives the files that one process gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_vqgen.handlers import save_weights
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+
+CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
+CODES, GRIDS = 12, [(4, 4), (8, 8)]
+SIZES = {
+    "network_def::channels": "8",
+    "network_def::residual_channels": "4",
+    "prior_defs::1::coarser_codes": f"[{CODES}]",
+    **{f"network_def::quantizers::{level}::num_codes": str(CODES) for level in (0, 1)},
+    **{f"prior_defs::{level}::num_codes": str(CODES) for level in (0, 1)},
+    **{f"prior_defs::{level}::channels": "8" for level in (0, 1)},
+    **{f"prior_defs::{level}::num_layers": "2" for level in (0, 1)},
+    **{f"prior_defs::{level}::attention_every": "2" for level in (0, 1)},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    network = HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16) for _ in GRIDS])
+    save_weights(network, folder / "model.pt")
+    encoder = ConditionEncoder({"position_mm": (40.0, 97.0)})
+    for level, grid in enumerate(GRIDS):
+        prior = GatedPixelCNN(
+            CODES, channels=8, num_layers=2, attention_every=2, coarser_codes=[CODES] * level, condition_dim=encoder.dim
+        )
+        save_weights(prior, folder / f"model_prior_level{level}.pt")
+        sidecar = {
+            "grid": grid,
+            "num_codes": CODES,
+            "autoencoder_fingerprint": fingerprint(network),
+            "condition": encoder.to_dict(),
+        }
+        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
+    return folder
+
+
+def sample(model: Path, output: Path, *, processes: int, num_samples: int) -> subprocess.CompletedProcess[str]:
+    files, launcher = [f"{CONFIGS}/sample.json"], ["-m", "monai.bundle"]
+    if processes > 1:
+        files.append(f"{CONFIGS}/multi_gpu_sample.json")
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launcher]
+    command = [sys.executable, *launcher, "run", "--config_file", str(files), "--model", str(model / "model.pt")]
+    command += ["--priors_dir", str(model), "--output_dir", str(output), "--seed", "7", "--batch_size", "2"]
+    command += ["--num_samples", str(num_samples)]
+    for name, value in SIZES.items():
+        command += [f"--{name}", value]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_write_the_files_of_one(model, tmp_path):
+    for processes in (1, 2, 4):
+        done = sample(model, tmp_path / str(processes), processes=processes, num_samples=7)
+        assert done.returncode == 0, done.stderr[-4000:]
+    expected = {path.relative_to(tmp_path / "1"): path.read_bytes() for path in (tmp_path / "1").rglob("*.png")}
+    assert len(expected) == 8
+    lists = []
+    for processes in (1, 2, 4):
+        folder = tmp_path / str(processes)
+        assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")} == expected
+        lists.append({**json.loads((folder / "samples.json").read_text()), "seconds": 0})
+    assert lists[0] == lists[1] == lists[2]
+
+
+@pytest.mark.slow
+def test_fewer_samples_than_processes_are_refused(model, tmp_path):
+    done = sample(model, tmp_path, processes=2, num_samples=1)
+    assert done.returncode != 0
+    assert "1 items for 2 processes" in done.stderr
