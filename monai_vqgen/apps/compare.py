@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from monai_vqgen.apps.bundles import stop_stages
 from monai_vqgen.apps.designs import Design, design_stages, read_designs
 from monai_vqgen.apps.presets import RunPreset, pick_preset
 from monai_vqgen.apps.results import check_section, markdown_table, replace_section, rounded
-from monai_vqgen.apps.run_folders import claim_run, for_this_machine
+from monai_vqgen.apps.run_folders import claim_run, for_this_machine, usable_cores
 from monai_vqgen.apps.stages import run_stages, slices_stage
 from monai_vqgen.data.files import write_json
 from monai_vqgen.data.sources import discover_volumes
@@ -56,7 +55,7 @@ def compare(
     output: str | Path = "out/compare",
     *,
     designs: str | Path,
-    minutes: float = 5.0,
+    minutes: float = 3.0,
     jobs: int | None = None,
     size: str = "quick_128",
     seed: int = 0,
@@ -116,8 +115,7 @@ def _jobs(jobs: int | None) -> int:
         raise InputError(f"jobs={jobs}: at least one design must train at a time")
     if torch.cuda.is_available():
         return jobs or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return jobs or cores
+    return jobs or usable_cores()
 
 
 def _train_all(

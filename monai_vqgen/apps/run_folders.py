@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from monai_vqgen.data.sources import ScanRecord
 from monai_vqgen.data.splits import read_split
 from monai_vqgen.errors import InputError, OutputExistsError
 
-__all__ = ["claim_run", "for_this_machine"]
+__all__ = ["claim_run", "for_this_machine", "usable_cores"]
 
 
 def claim_run(folder: Path, marker: str, run: Mapping[str, Any]) -> None:
@@ -55,3 +56,8 @@ def for_this_machine(preset: RunPreset, scans: Sequence[ScanRecord]) -> RunPrese
         read_split(path, [scan.subject for scan in scans])
         preset = preset._replace(split_file=str(path))
     return preset if fast_bfloat16() else preset._replace(autoencoder_amp=False, prior_amp=False)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,15 +6,26 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai_vqgen.apps.bundles import run_stage, stage_command
+from monai_vqgen.apps.bundles import run_stage, run_stage_apart, stage_command, stop_stages
 from monai_vqgen.apps.presets import RunPreset
 from monai_vqgen.data.files import write_json
 
-__all__ = ["Leftovers", "Stage", "StageRecord", "bundle_stage", "bundle_stages", "run_stages", "slices_stage"]
+__all__ = [
+    "Leftovers",
+    "Stage",
+    "StageRecord",
+    "bundle_stage",
+    "bundle_stages",
+    "run_stages",
+    "slices_stage",
+    "stages_at_once",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +47,18 @@ class Stage(NamedTuple):
         name: for people.
         command: what does the same by itself.
         run: does it; told what to do with what an earlier run of the stage has left behind.
-        result: the file or folder that is there when the stage is complete.
+        results: the files or folders that are there when the stage is complete.
     """
 
     name: str
     command: str
     run: Callable[[Leftovers], Any]
-    result: Path
+    results: tuple[Path, ...]
+
+    @property
+    def has_results(self) -> bool:
+        """Whether all of them are there."""
+        return all(path.exists() for path in self.results)
 
 
 class StageRecord(NamedTuple):
@@ -68,7 +84,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, *, resume: bool = False) -
     records: list[StageRecord] = []
     for number, stage in enumerate(stages, start=1):
         title = f"=== stage {number} of {len(stages)}: {stage.name}"
-        if stage.command in complete and stage.result.exists():
+        if stage.command in complete and stage.has_results:
             logger.info("%s is complete", title)
             records.append(complete[stage.command])
             continue
@@ -137,7 +153,28 @@ def bundle_stage(
         (runner or run_stage)(config, training=training, options={**options, **how}, overlays=overlays)
 
     command = stage_command(config, training=training, options=options, overlays=overlays)
-    return Stage(name, command, run, folder / result)
+    return Stage(name, command, run, (folder / result,))
+
+
+def stages_at_once(name: str, stages: Sequence[Stage]) -> Stage:
+    """Stages that do not need each other as one stage; each must run in a process of its own.
+
+    Cut off, all are taken up: of those that were complete by then only the last checkpoint is looked at. When one
+    fails, the others are ended.
+    """
+
+    def run(leftovers: Leftovers) -> None:
+        with ThreadPoolExecutor(max_workers=len(stages)) as pool:
+            running = [pool.submit(stage.run, leftovers) for stage in stages]
+            try:
+                for done in as_completed(running):
+                    done.result()
+            except BaseException:  # failed, or told to stop: nothing goes on without us
+                stop_stages()
+                raise
+
+    command = " & ".join([*(stage.command for stage in stages), "wait"])
+    return Stage(name, command, run, tuple(path for stage in stages for path in stage.results))
 
 
 def slices_stage(preset: RunPreset, *, scans: Path, output: Path, seed: int) -> Stage:
@@ -146,8 +183,19 @@ def slices_stage(preset: RunPreset, *, scans: Path, output: Path, seed: int) -> 
     return bundle_stage("slices", "extract_slices", result="datalist.json", options=options)
 
 
-def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) -> list[Stage]:
-    """The bundle's commands in their order, from scans to the evaluation."""
+def bundle_stages(
+    preset: RunPreset, *, scans: Path, output: Path, seed: int, threads_a_prior: int | None = None
+) -> list[Stage]:
+    """The bundle's commands in their order, from scans to the evaluation.
+
+    Args:
+        preset: all sizes.
+        scans: a folder of scans.
+        output: where everything goes.
+        seed: of everything that is random.
+        threads_a_prior: train the priors at once, each in a process with so many threads and a log of its own; None
+            trains one after the other in this process.
+    """
     slices, codes = str(output / "slices"), str(output / "codes")
     network, priors = preset.network_options(), preset.prior_options()
     model = {"model": str(output / "model.pt")}
@@ -174,7 +222,7 @@ def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) ->
             result="codes.json",
             options={"dataset_dir": slices, "output_dir": codes, "mirror_training": True, **model, **network},
         ),
-        *(_prior_stage(preset, level, codes=codes, output=output, seed=seed) for level in (0, 1)),
+        *_prior_stages(preset, codes=codes, output=output, seed=seed, threads=threads_a_prior),
         bundle_stage(
             "reconstruction",
             "inference",
@@ -193,7 +241,20 @@ def bundle_stages(preset: RunPreset, *, scans: Path, output: Path, seed: int) ->
     ]
 
 
-def _prior_stage(preset: RunPreset, level: int, *, codes: str, output: Path, seed: int) -> Stage:
+def _prior_stages(preset: RunPreset, *, codes: str, output: Path, seed: int, threads: int | None) -> list[Stage]:
+    if threads is None:
+        return [_prior_stage(preset, level, codes=codes, output=output, seed=seed) for level in (0, 1)]
+    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    stages = []
+    for level in (0, 1):
+        runner = partial(run_stage_apart, log=output / f"prior_level{level}.log", environment=environment)
+        stages.append(_prior_stage(preset, level, codes=codes, output=output, seed=seed, runner=runner))
+    return [stages_at_once("priors of levels 0 and 1, at once", stages)]
+
+
+def _prior_stage(
+    preset: RunPreset, level: int, *, codes: str, output: Path, seed: int, runner: Callable[..., None] | None = None
+) -> Stage:
     options = {
         "level": level,
         "dataset_dir": codes,
@@ -208,4 +269,5 @@ def _prior_stage(preset: RunPreset, level: int, *, codes: str, output: Path, see
         result=f"model_prior_level{level}.pt",
         state=f"training_state_prior_level{level}.pt",
         options=options,
+        runner=runner,
     )

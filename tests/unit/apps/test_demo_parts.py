@@ -18,7 +18,7 @@ from monai_vqgen.apps.presets import PRESETS, pick_preset
 from monai_vqgen.apps.report import write_report
 from monai_vqgen.apps.reproduce import reproduce
 from monai_vqgen.apps.results import check_section
-from monai_vqgen.apps.stages import Leftovers, Stage, bundle_stages, run_stages
+from monai_vqgen.apps.stages import bundle_stages
 from monai_vqgen.data import make_phantoms
 from monai_vqgen.engines import check_command_line
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
@@ -46,17 +46,6 @@ def test_the_last_epoch_of_every_training_is_validated(tmp_path):
             options = dict(zip(words[7::2], words[8::2], strict=True))
             interval = int(options.get("--val_interval", config["val_interval"]))
             assert int(options["--max_epochs"]) % interval == 0, stage.name
-
-
-def test_blocks_that_occur_in_several_configs_are_equal():
-    configs = {name: ConfigParser.load_config_file(bundle_root() / "configs" / f"{name}.json") for name in CONFIGS}
-    for key in ("network_def", "prior_defs"):
-        copies = [config[key] for config in configs.values() if key in config]
-        assert len(copies) >= 2
-        assert all(copy == copies[0] for copy in copies)
-
-
-CONFIGS = ("train", "extract_codes", "train_prior", "inference", "sample", "evaluate")
 
 
 def test_presets_are_chosen_by_the_data_and_unknown_ones_refused():
@@ -163,67 +152,6 @@ def test_the_command_line_tells_its_version_and_mends(tmp_path, capsys):
 def test_phantoms_are_made_by_the_command_line(tmp_path):
     assert main(["phantoms", "--output", str(tmp_path / "p"), "--subjects", "1", "--seed", "4"]) == 0
     assert [path.name for path in (tmp_path / "p").glob("*.nii.gz")] == ["sub-01_T1w.nii.gz"]
-
-
-def fake_stages(folder, seen, *commands, fails=""):
-    def stage(command):
-        def run(leftovers):
-            seen.append((command, leftovers))
-            if command == fails:
-                raise KeyboardInterrupt
-            (folder / command[0]).touch()
-
-        return Stage(command[0], command, run, folder / command[0])
-
-    return [stage(command) for command in commands]
-
-
-def test_a_run_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
-    seen = []
-    with pytest.raises(KeyboardInterrupt):
-        run_stages(fake_stages(tmp_path, seen, "a", "b", "c", fails="b"), tmp_path, resume=True)
-    assert [command for command, _ in seen] == ["a", "b"]
-    seen.clear()
-    records = run_stages(fake_stages(tmp_path, seen, "a", "b", "c"), tmp_path, resume=True)
-    assert seen == [("b", Leftovers.TAKE_UP), ("c", Leftovers.REPLACE)]
-    assert [record.name for record in records] == ["a", "b", "c"]
-    seen.clear()
-    run_stages(fake_stages(tmp_path, seen, "a", "b", "c"), tmp_path, resume=True)
-    assert seen == []
-    run_stages(fake_stages(tmp_path, seen, "a", "b --longer", "c"), tmp_path, resume=True)
-    assert seen == [("b --longer", Leftovers.REPLACE), ("c", Leftovers.REPLACE)]
-    seen.clear()
-    (tmp_path / "a").unlink()
-    run_stages(fake_stages(tmp_path, seen, "a", "b --longer", "c"), tmp_path, resume=True)
-    assert seen == [("a", Leftovers.REPLACE), ("b --longer", Leftovers.REPLACE), ("c", Leftovers.REPLACE)]
-
-
-def test_without_resume_earlier_results_are_refused(tmp_path):
-    seen = []
-    run_stages(fake_stages(tmp_path, seen, "a"), tmp_path)
-    run_stages(fake_stages(tmp_path, seen, "a"), tmp_path)
-    assert seen == [("a", Leftovers.REFUSE)] * 2
-
-
-def test_a_training_is_taken_up_from_its_state_and_a_replaced_one_cannot_be(tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(
-        "monai_vqgen.apps.stages.run_stage", lambda config, *, training, options, overlays: given.append(options)
-    )
-    stages = bundle_stages(PRESETS["tiny"], scans=tmp_path, output=tmp_path / "out", seed=1)
-    training, state = stages[1], tmp_path / "out" / "training_state.pt"
-
-    def flags(leftovers):
-        training.run(leftovers)
-        return {key: given[-1][key] for key in ("resume", "overwrite") if key in given[-1]}
-
-    assert flags(Leftovers.REFUSE) == {}
-    assert flags(Leftovers.TAKE_UP) == {"overwrite": True}
-    state.parent.mkdir()
-    state.touch()
-    assert flags(Leftovers.TAKE_UP) == {"resume": True}
-    assert flags(Leftovers.REPLACE) == {"overwrite": True}
-    assert not state.exists()
 
 
 def test_a_release_keeps_its_hands_off_other_folders(tmp_path):
