@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from monai_vqgen.apps.bundles import bundle_root, run_stage
+from monai_vqgen.apps.capture_files import SaveSecondaryCapturesd
 from monai_vqgen.apps.evaluation import ModelEvaluation, pick_split, split_records
 from monai_vqgen.apps.export import export_autoencoder, export_names
 from monai_vqgen.apps.priors import TrainedPriors, condition_dim, load_autoencoder, load_priors
@@ -19,6 +20,7 @@ __all__ = [
     "PrepareRequests",
     "ReconstructionLayout",
     "SampleFiles",
+    "SaveSecondaryCapturesd",
     "TrainedPriors",
     "UsableScans",
     "bundle_root",

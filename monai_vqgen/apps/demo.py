@@ -50,7 +50,7 @@ def _phantom_stage(preset: RunPreset, folder: Path, seed: int) -> Stage:
         "phantoms",
         f"{command} --subjects {preset.phantom_subjects}",
         lambda leftovers: make_phantoms(folder, preset.phantom_subjects, seed=seed),
-        folder,
+        (folder,),
     )
 
 

@@ -14,13 +14,21 @@ from monai.data.image_writer import NibabelWriter
 from monai_vqgen.data.files import replace_path
 from monai_vqgen.errors import DatalistError
 
-__all__ = ["CompleteNiftiWriter", "ReconstructionLayout", "reconstruction_names"]
+__all__ = ["CompleteNiftiWriter", "ReconstructionLayout", "capture_folder", "reconstruction_names"]
 
 INPUT_SUFFIXES = (".nii.gz", ".nii", ".png")
 
 
-def reconstruction_names(records: Sequence[Mapping[str, Any]], dataset_dir: str | Path, postfix: str) -> list[str]:
+def reconstruction_names(
+    records: Sequence[Mapping[str, Any]], dataset_dir: str | Path, postfix: str, *, dicom: bool = False
+) -> list[str]:
     """Where each reconstruction goes, relative to the output folder: the input's own path, with the postfix.
+
+    Args:
+        records: with the path of each input.
+        dataset_dir: what the inputs' paths are taken relative to.
+        postfix: follows the input's name.
+        dicom: also name the folders with secondary captures.
 
     Raises:
         DatalistError: two inputs would be written to one file.
@@ -32,7 +40,13 @@ def reconstruction_names(records: Sequence[Mapping[str, Any]], dataset_dir: str 
         name = _name(path, folder, postfix)
         if paths.setdefault(name, path) != path:
             raise DatalistError(f"{paths[name]} and {path} would both be written as {name}; rename or move one.")
-    return list(paths)
+    captures = [capture_folder(path, folder, postfix) for path in paths.values()] if dicom else []
+    return [*paths, *captures]
+
+
+def capture_folder(path: Path, dataset_dir: Path, postfix: str) -> str:
+    """Where an input's secondary captures go, relative to the output folder."""
+    return _name(path, dataset_dir, postfix).removesuffix(".nii.gz") + "_dicom"
 
 
 def _name(path: Path, folder: Path, postfix: str) -> str:

@@ -16,7 +16,9 @@ from PIL import Image
 
 from monai_vqgen.apps.pictures import grid_picture, save_png
 from monai_vqgen.apps.priors import TrainedPriors
+from monai_vqgen.data import CaptureLabels, write_secondary_captures
 from monai_vqgen.data.files import write_json
+from monai_vqgen.data.secondary_capture import check_highdicom
 from monai_vqgen.data.writing import write_slice_nifti
 from monai_vqgen.engines import process_rank, wait_for_all
 from monai_vqgen.inferers import SliceSampler
@@ -51,9 +53,10 @@ class SampleFiles:
         plane: gives the files their geometry; by default that of the slices which the priors learned from (axial where
             it is not known).
         pixel_mm: likewise (1 mm where it is not known).
+        dicom: also write each as a secondary capture, `dicom/sample_0000/0001.dcm`.
 
     Raises:
-        InputError: no such plane.
+        InputError: no such plane; highdicom is not installed.
     """
 
     def __init__(
@@ -65,10 +68,14 @@ class SampleFiles:
         conditions: Sequence[Mapping[str, Any]],
         plane: str | None = None,
         pixel_mm: float | None = None,
+        dicom: bool = False,
     ) -> None:
         self.folder, self.sampler, self.priors, self.conditions = Path(output_dir), sampler, priors, conditions
         self.plane = check_plane(plane or priors.plane or "axial")
         self.pixel_mm = pixel_mm or priors.pixel_mm or 1.0
+        if dicom:
+            check_highdicom()
+        self.dicom = dicom
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -85,6 +92,18 @@ class SampleFiles:
             affine = sample_affine(self.plane, image_cs.shape[1:], self.pixel_mm, about["condition"].get("position_mm"))
             write_slice_nifti(self.folder / f"{self._name(number)}.nii.gz", image_cs[0], affine, about)
             save_png(image_cs[0], self.folder / f"{self._name(number)}.png")
+            if self.dicom:
+                self._write_capture(number, image_cs[0], affine)
+
+    def _write_capture(self, number: int, image_s: np.ndarray, affine: np.ndarray) -> None:
+        about, version = self._about(number), self.priors.autoencoder_fingerprint
+        labels = CaptureLabels(
+            series_description="SYNTHETIC (monai_vqgen)",
+            derivation=f"Synthetic: nobody's scan. Seed {about['seed']}, sample {number}, autoencoder {version}.",
+            patient=f"SYNTHETIC-{about['seed']}-{number:04d}",
+        )
+        folder = self.folder / "dicom" / f"sample_{number:04d}"
+        write_secondary_captures(folder, image_s[..., None], affine=affine, plane=self.plane, labels=labels)
 
     def write_list(self, engine: Engine) -> None:
         """Write the picture of all samples, and then the list of them."""

@@ -8,11 +8,13 @@ from monai_vqgen.data.extraction import ExtractionReport, extract_slices, positi
 from monai_vqgen.data.openneuro import OpenNeuroDownload, download_openneuro
 from monai_vqgen.data.phantoms import Phantom, make_phantom, make_phantoms
 from monai_vqgen.data.reading import Volume, read_nifti, read_volume
+from monai_vqgen.data.secondary_capture import CaptureLabels, write_secondary_captures
 from monai_vqgen.data.slice_geometry import SliceGeometry, read_slice_geometry
 from monai_vqgen.data.sources import ScanRecord, discover_volumes
 from monai_vqgen.data.splits import SubjectSplit, read_split, split_subjects
 
 __all__ = [
+    "CaptureLabels",
     "CodeStore",
     "CodesDataset",
     "ExtractionReport",
@@ -35,4 +37,5 @@ __all__ = [
     "read_volume",
     "save_codes",
     "split_subjects",
+    "write_secondary_captures",
 ]

@@ -205,3 +205,23 @@ def test_real_volumes_of_mixed_geometry_come_back_in_their_own(real_data, tmp_pa
         assert result.shape == volume.voxels_s.shape
         np.testing.assert_allclose(result.affine, volume.affine, atol=1e-4)
         assert np.isfinite(result.get_fdata(dtype=np.float32)).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*(nvImageCodec|NvImgCodec).*:UserWarning")  # MONAI looks for a CUDA decoder
+def test_reconstructions_also_leave_as_secondary_captures_of_the_sources_patient(tmp_path, model, write_series):
+    pydicom = pytest.importorskip("pydicom")
+    voxels = np.zeros((16, 20, 5))
+    voxels[3:13, 4:16, 1:4] = 500 + 10 * np.arange(10)[:, None, None]
+    write_series(tmp_path / "scans" / "series", voxels, np.diag([2.0, 2.5, 3.0, 1.0]), "4", "P7")
+    run(tmp_path / "scans", tmp_path / "out", model, dicom=True)
+    (nifti,) = (tmp_path / "out").rglob("*.nii.gz")
+    captures = [pydicom.dcmread(path) for path in sorted((tmp_path / "out" / "series_recon_dicom").iterdir())]
+    assert len(captures) == 5
+    assert {capture.PatientID for capture in captures} == {"P7"}
+    stack = np.stack([c.pixel_array * float(c.RescaleSlope) + float(c.RescaleIntercept) for c in captures])
+    image = nib.as_closest_canonical(nib.load(nifti)).get_fdata()
+    expected = image[::-1, ::-1, ::-1].transpose(2, 1, 0)  # from the top; rows to the back, columns to the left
+    assert np.abs(stack - expected).max() <= np.ptp(expected) / 65535
+    nifti.unlink()
+    with pytest.raises(OutputExistsError, match="series_recon_dicom"):
+        run(tmp_path / "scans", tmp_path / "out", model, dicom=True)

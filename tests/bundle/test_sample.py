@@ -97,6 +97,20 @@ def test_samples_are_written_as_nifti_png_and_one_picture(tmp_path, conditioned)
     assert np.asarray(Image.open(tmp_path / "samples.png")).shape[0] >= 48
 
 
+def test_captures_of_samples_say_that_they_are_nobodys_scans(tmp_path, conditioned):
+    pydicom = pytest.importorskip("pydicom")
+    sample(conditioned, tmp_path, position_mm=65, dicom=True)
+    for number in range(3):
+        (path,) = (tmp_path / "dicom" / f"sample_{number:04d}").iterdir()
+        capture = pydicom.dcmread(path)
+        assert capture.PatientID == f"SYNTHETIC-7-{number:04d}"
+        assert capture.DerivationDescription.startswith("Synthetic: nobody's scan. Seed 7")
+        assert capture.SeriesDescription == "SYNTHETIC (monai_vqgen)"
+        grey = capture.pixel_array * float(capture.RescaleSlope) + float(capture.RescaleIntercept)
+        image = nib.load(tmp_path / "images" / f"sample_{number:04d}.nii.gz").get_fdata()[:, :, 0]
+        assert np.abs(grey - image).max() <= 1 / 65535
+
+
 def test_samples_have_the_size_plane_and_pixels_of_the_slices_that_the_priors_learned_from(tmp_path):
     (tmp_path / "run").mkdir()
     write_run(tmp_path / "run", None, image_size=[20, 30], plane="coronal", pixel_mm=3.472)
