@@ -6,70 +6,179 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import shtab
 
 import monai_vqgen
 from monai_vqgen.errors import VQGenError
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
+PROGRAM = "monai-vqgen"
+"""As it is installed; shells complete this name. `python -m monai_vqgen` is the same program."""
 ERROR_STATUS = 2  # as argparse's own errors
 TERMINATED_STATUS = 128 + signal.SIGTERM  # as shells have it
 CHATTY = ("ignite", "monai.bundle.workflows", "monai.engines")  # starts and ends of every engine; ours say enough
+DESCRIPTION = """\
+Discrete generative models of medical images for MONAI: scans -> slices -> codes -> priors -> new slices.
+Research use only, not for diagnosis.
+"""
+EPILOG = """\
+examples:
+  monai-vqgen demo                                    phantoms to a report, about ten minutes on two cores
+  monai-vqgen demo --data SCANS --output out/mine     the same with scans of your own
+  monai-vqgen demo --help                             every option of a verb
+
+Every stage of the demo is also a command of MONAI's:
+  python -m monai.bundle run --config_file bundle/configs/sample.json --num_samples 16 ...
+"""
+
+Verbs = Any  # argparse gives what add_subparsers returns no public name
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The verbs and their options."""
+    """The verbs and their options; each verb names the function that it runs as `run`."""
     parser = argparse.ArgumentParser(
-        prog="monai_vqgen",
-        description="Discrete generative models of medical images for MONAI. Every stage of the demo is also a command "
-        "of its own: python -m monai.bundle run --config_file bundle/configs/....json. Research use only.",
+        prog=PROGRAM,
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"monai_vqgen {monai_vqgen.__version__}")
+    shtab.add_argument_to(parser, "--print-completion", help="print what makes a shell complete this command")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-
-    demo = verbs.add_parser("demo", help="from scans to new slices, every stage, ends with a report to look at")
-    demo.add_argument("--data", help="a folder of scans (NIfTI, BIDS or DICOM series); without it phantoms are made")
-    demo.add_argument("--output", default="out/demo", help="where everything goes (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
-    demo.add_argument("--size", help="small (default for phantoms), standard (default for scans) or tiny")
-
-    reproduce = verbs.add_parser("reproduce", help="train and evaluate a release again; run again to go on")
-    reproduce.add_argument("--data", required=True, help="a folder with the scans (see download)")
-    reproduce.add_argument("--output", default="out/reproduce", help="where everything goes (default: %(default)s)")
-    reproduce.add_argument(
-        "--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)"
-    )
-    reproduce.add_argument("--size", default="release_128", help="the preset (default: %(default)s)")
-    reproduce.add_argument(
-        "--results", metavar="FILE", help="write the figures between the size's marks in this document"
-    )
-
-    compare = verbs.add_parser("compare", help="designs of the autoencoder side by side; run again to go on")
-    compare.add_argument("--data", required=True, help="a folder with the scans (see download)")
-    compare.add_argument(
-        "--designs", default="configs/comparisons/autoencoder.yaml", help="a YAML list (default: %(default)s)"
-    )
-    compare.add_argument("--output", default="out/compare", help="where everything goes (default: %(default)s)")
-    compare.add_argument("--minutes", type=float, default=5.0, help="training time of each (default: %(default)s)")
-    compare.add_argument("--jobs", type=int, help="how many train at once (default: one a core, or one on a GPU)")
-    compare.add_argument("--seed", type=int, default=0, help="seed of everything that is random (default: %(default)s)")
-    compare.add_argument("--size", default="quick_128", help="the preset (default: %(default)s)")
-    compare.add_argument("--results", metavar="FILE", help="write the table between the size's marks in this document")
-
-    phantoms = verbs.add_parser("phantoms", help="make anatomical phantom volumes (NIfTI)")
-    phantoms.add_argument("--output", default="out/phantoms", help="folder of the volumes (default: %(default)s)")
-    phantoms.add_argument("--subjects", type=int, default=48, help="how many (default: %(default)s)")
-    phantoms.add_argument("--seed", type=int, default=0, help="seed of their anatomy (default: %(default)s)")
-
-    download = verbs.add_parser("download", help="fetch public scans of OpenNeuro, checked; run again to resume")
-    download.add_argument("accession", nargs="?", default="ds002748", help="the data set (default: %(default)s)")
-    download.add_argument("--output", help="folder of the scans (default: out/ and the accession)")
-    download.add_argument("--subjects", nargs="+", metavar="NAME", help="which, as 01 or sub-01 (default: all)")
-    download.add_argument("--suffix", default="T1w", help="which contrast (default: %(default)s)")
-    download.add_argument("--overwrite", action="store_true", help="replace files that differ from the server's")
-    download.add_argument("--mirror", metavar="URL", help="another S3 bucket than OpenNeuro's")
+    for add in (_add_demo, _add_reproduce, _add_compare, _add_phantoms, _add_download):
+        add(verbs)
     return parser
+
+
+def _add_demo(verbs: Verbs) -> None:
+    verb = _add_verb(verbs, "demo", "from scans to new slices, every stage, ends with a report to look at", _demo)
+    _add_path(verb, "--data", help="a folder of scans (NIfTI, BIDS or DICOM series); without it phantoms are made")
+    _add_path(verb, "--output", default="out/demo", help="where everything goes")
+    _add_seed(verb)
+    verb.add_argument("--size", help="small (default for phantoms), standard (default for scans) or tiny")
+
+
+def _add_reproduce(verbs: Verbs) -> None:
+    verb = _add_verb(verbs, "reproduce", "train and evaluate a release again; run again to go on", _reproduce)
+    _add_path(verb, "--data", required=True, help="a folder with the scans (see download)")
+    _add_path(verb, "--output", default="out/reproduce", help="where everything goes")
+    _add_seed(verb)
+    verb.add_argument("--size", default="release_128", help="the preset (default: %(default)s)")
+    _add_file(verb, "--results", help="write the figures between the size's marks in this document")
+
+
+def _add_compare(verbs: Verbs) -> None:
+    verb = _add_verb(verbs, "compare", "designs of the autoencoder side by side; run again to go on", _compare)
+    _add_path(verb, "--data", required=True, help="a folder with the scans (see download)")
+    _add_file(verb, "--designs", default="configs/comparisons/autoencoder.yaml", help="a YAML list")
+    _add_path(verb, "--output", default="out/compare", help="where everything goes")
+    verb.add_argument(
+        "--steps", type=int, default=1200, help="of the first design; each may cost as much (default: %(default)s)"
+    )
+    verb.add_argument("--jobs", type=int, help="how many train at once (default: one a core, or one on a GPU)")
+    _add_seed(verb)
+    verb.add_argument("--size", default="quick_128", help="the preset (default: %(default)s)")
+    _add_file(verb, "--results", help="write the table between the size's marks in this document")
+
+
+def _add_phantoms(verbs: Verbs) -> None:
+    verb = _add_verb(verbs, "phantoms", "make anatomical phantom volumes (NIfTI)", _phantoms)
+    _add_path(verb, "--output", default="out/phantoms", help="folder of the volumes")
+    verb.add_argument("--subjects", type=int, default=48, help="how many (default: %(default)s)")
+    _add_seed(verb, "seed of their anatomy")
+
+
+def _add_download(verbs: Verbs) -> None:
+    verb = _add_verb(verbs, "download", "fetch public scans of OpenNeuro, checked; run again to resume", _download)
+    verb.add_argument("accession", nargs="?", default="ds002748", help="the data set (default: %(default)s)")
+    _add_path(verb, "--output", help="folder of the scans (default: out/ and the accession)")
+    verb.add_argument("--subjects", nargs="+", metavar="NAME", help="which, as 01 or sub-01 (default: all)")
+    verb.add_argument("--suffix", default="T1w", help="which contrast (default: %(default)s)")
+    verb.add_argument("--overwrite", action="store_true", help="replace files that differ from the server's")
+    verb.add_argument("--mirror", metavar="URL", help="another S3 bucket than OpenNeuro's")
+
+
+def _add_verb(
+    verbs: Verbs, name: str, summary: str, run: Callable[[argparse.Namespace], object]
+) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=f"{name}: {summary}.")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _add_path(
+    verb: argparse.ArgumentParser, name: str, *, help: str, default: str | None = None, required: bool = False
+) -> None:
+    """Add a folder; shells complete folders there."""
+    _completed(verb, name, shtab.DIRECTORY, help=help, default=default, required=required)
+
+
+def _add_file(verb: argparse.ArgumentParser, name: str, *, help: str, default: str | None = None) -> None:
+    """Add a file; shells complete files there."""
+    _completed(verb, name, shtab.FILE, help=help, default=default, metavar="FILE")
+
+
+def _completed(verb: argparse.ArgumentParser, name: str, choices: Mapping[str, Any], *, help: str, **more: Any) -> None:
+    shown = f"{help} (default: %(default)s)" if more.get("default") else help
+    action: Any = verb.add_argument(name, help=shown, **more)
+    action.complete = choices  # where shtab looks
+
+
+def _add_seed(verb: argparse.ArgumentParser, of: str = "seed of everything that is random") -> None:
+    verb.add_argument("--seed", type=int, default=0, help=f"{of} (default: %(default)s)")
+
+
+# Each imports what it runs: torch and MONAI take seconds, which --help and completion do not pay.
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from monai_vqgen.apps.demo import run_demo
+
+    run_demo(options.data, options.output, seed=options.seed, size=options.size)
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from monai_vqgen.apps.reproduce import reproduce
+
+    reproduce(options.data, options.output, size=options.size, seed=options.seed, results=options.results)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from monai_vqgen.apps.compare import compare
+
+    compare(
+        options.data,
+        options.output,
+        designs=options.designs,
+        steps=options.steps,
+        jobs=options.jobs,
+        size=options.size,
+        seed=options.seed,
+        results=options.results,
+    )
+
+
+def _phantoms(options: argparse.Namespace) -> None:
+    from monai_vqgen.data import make_phantoms
+
+    make_phantoms(options.output, options.subjects, seed=options.seed)
+
+
+def _download(options: argparse.Namespace) -> None:
+    from monai_vqgen.data import download_openneuro
+
+    download_openneuro(
+        options.accession,
+        options.output or f"out/{options.accession}",
+        subjects=options.subjects,
+        suffix=options.suffix,
+        overwrite=options.overwrite,
+        base_url=options.mirror,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,42 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        if options.verb == "demo":
-            from monai_vqgen.apps.demo import run_demo  # imports torch and MONAI: seconds that --help does not pay
-
-            run_demo(options.data, options.output, seed=options.seed, size=options.size)
-        elif options.verb == "reproduce":
-            from monai_vqgen.apps.reproduce import reproduce
-
-            reproduce(options.data, options.output, size=options.size, seed=options.seed, results=options.results)
-        elif options.verb == "compare":
-            from monai_vqgen.apps.compare import compare
-
-            compare(
-                options.data,
-                options.output,
-                designs=options.designs,
-                minutes=options.minutes,
-                jobs=options.jobs,
-                size=options.size,
-                seed=options.seed,
-                results=options.results,
-            )
-        elif options.verb == "download":
-            from monai_vqgen.data import download_openneuro
-
-            download_openneuro(
-                options.accession,
-                options.output or f"out/{options.accession}",
-                subjects=options.subjects,
-                suffix=options.suffix,
-                overwrite=options.overwrite,
-                base_url=options.mirror,
-            )
-        else:
-            from monai_vqgen.data import make_phantoms
-
-            make_phantoms(options.output, options.subjects, seed=options.seed)
+        options.run(options)
     except VQGenError as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR_STATUS

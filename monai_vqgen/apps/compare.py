@@ -1,4 +1,4 @@
-"""Designs of the autoencoder side by side: each trained for the same time on the same slices, judged on validation."""
+"""Designs of the autoencoder side by side: each trained at the same cost on the same slices, judged on validation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from monai_vqgen.apps.bundles import stop_stages
+from monai_vqgen.apps.design_costs import design_costs
 from monai_vqgen.apps.designs import Design, design_stages, read_designs
 from monai_vqgen.apps.presets import RunPreset, pick_preset
 from monai_vqgen.apps.results import check_section, markdown_table, replace_section, rounded
@@ -39,6 +40,7 @@ class DesignFigures(NamedTuple):
         name: of the design.
         group: what it varies.
         steps: of its training.
+        cost: of a step, in steps of the first design.
         weights: numbers that encoding and decoding need.
         metrics: its `metrics.json`.
     """
@@ -46,6 +48,7 @@ class DesignFigures(NamedTuple):
     name: str
     group: str
     steps: int
+    cost: float
     weights: int
     metrics: Mapping[str, Any]
 
@@ -55,7 +58,7 @@ def compare(
     output: str | Path = "out/compare",
     *,
     designs: str | Path,
-    minutes: float = 3.0,
+    steps: int = 1200,
     jobs: int | None = None,
     size: str = "quick_128",
     seed: int = 0,
@@ -63,15 +66,15 @@ def compare(
 ) -> list[DesignFigures]:
     """Train and judge every design, going on where an earlier call was stopped, and write a table.
 
-    On the CPU a design trains on one thread, and the minutes are of the processor's time: while other programs have
-    the processor, no design's time runs. (They still share its caches and memory, as designs trained at once do.) On a
-    GPU the minutes are of the clock; train one at a time there.
+    All trainings cost the same: as much as `steps` of the first design. What a step of each costs is measured
+    beforehand, in turns with a step of the first (`relative_cost`), so that neither the speed of the hour nor the
+    designs trained beside it decide how long a design may learn. On a CPU each trains on one thread.
 
     Args:
         data: a folder with the scans.
         output: where everything goes; complete designs found there are not trained again.
         designs: a YAML list, see `read_designs`.
-        minutes: training time of each.
+        steps: of the first design; every training may cost as much.
         jobs: designs trained at once; by default as many as there are cores, or one on a GPU.
         size: a preset's name: its slices, network and training are those of every design that does not change them.
         seed: of the slices' split, where the preset names none, and of the trainings.
@@ -82,7 +85,7 @@ def compare(
         The figures in the order of the list; designs that failed are left out.
 
     Raises:
-        InputError: no such preset, an unreadable list of designs, no positive minutes or jobs, a document without the
+        InputError: no such preset, an unreadable list of designs, no positive steps or jobs, a document without the
             marks.
         DatalistError: the data folder holds no scans, or not those of the split.
         OutputExistsError: the output folder holds another run, or something else.
@@ -90,20 +93,23 @@ def compare(
     """
     preset, wanted, at_once = pick_preset(size, own_data=True), read_designs(designs), _jobs(jobs)
     check_seed(seed)
-    if not minutes > 0:
-        raise InputError(f"minutes={minutes}: give a number above 0")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps={steps}: give a whole number above 0")
     scans, source, section = discover_volumes(data), Path(data).resolve(), f"comparison_{size}"
     if results is not None:
         check_section(results, section)
     preset = for_this_machine(preset, scans)
     folder = Path(output).resolve()
-    run = {"data": str(source), "scans": [str(scan.path) for scan in scans], "minutes": minutes, "seed": seed}
+    run = {"data": str(source), "scans": [str(scan.path) for scan in scans], "steps": steps, "seed": seed}
     claim_run(folder, MARKER, {**run, "preset": preset._asdict()})
     run_stages([slices_stage(preset, scans=source, output=folder, seed=seed)], folder, resume=True)
-    figures, failures = _train_all(wanted, preset, folder=folder, minutes=minutes, seed=seed, jobs=at_once)
-    write_json(folder / FIGURES, {"minutes": minutes, "designs": [row._asdict() for row in figures]})
+    costs, failures = design_costs(wanted, preset, folder=folder)
+    budgets = [_Budget(design, steps, costs[design.folder]) for design in wanted if design.folder in costs]
+    figures, failed = _train_all(budgets, preset, folder=folder, seed=seed, jobs=at_once)
+    failures += failed
+    write_json(folder / FIGURES, {"steps": steps, "designs": [row._asdict() for row in figures]})
     if results is not None and figures:
-        replace_section(results, section, comparison_section(figures, first=wanted[0].name, minutes=minutes))
+        replace_section(results, section, comparison_section(figures, first=wanted[0].name, steps=steps))
         logger.info("The table is in %s", results)
     if failures:
         raise StageError(f"{len(failures)} of {len(wanted)} designs failed; the first: {failures[0]}")
@@ -118,18 +124,26 @@ def _jobs(jobs: int | None) -> int:
     return jobs or usable_cores()
 
 
+class _Budget(NamedTuple):
+    design: Design
+    steps: int
+    cost: float
+
+
 def _train_all(
-    designs: Sequence[Design], preset: RunPreset, *, folder: Path, minutes: float, seed: int, jobs: int
+    budgets: Sequence[_Budget], preset: RunPreset, *, folder: Path, seed: int, jobs: int
 ) -> tuple[list[DesignFigures], list[str]]:
     """Figures of the designs that went through, and what was wrong with the others."""
     failures: list[str] = []
 
-    def train(design: Design) -> DesignFigures | None:
+    def train(budget: _Budget) -> DesignFigures | None:
+        design, steps, cost = budget
         place = folder / design.folder
         place.mkdir(exist_ok=True)
         try:
-            run_stages(design_stages(design, preset, folder=folder, minutes=minutes, seed=seed), place, resume=True)
-            return _figures(design, place)
+            stages = design_stages(design, preset, folder=folder, steps=steps, cost=cost, seed=seed)
+            run_stages(stages, place, resume=True)
+            return _figures(design, place, cost)
         except Exception as error:  # whatever it is, the other designs go on
             logger.error("%s failed: %s", design.name, error)
             failures.append(f"{design.name}: {error}")
@@ -137,7 +151,7 @@ def _train_all(
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         try:
-            rows = list(pool.map(train, designs))
+            rows = list(pool.map(train, budgets))
         except BaseException:  # told to stop: nothing goes on without us
             pool.shutdown(wait=False, cancel_futures=True)
             stop_stages()
@@ -145,15 +159,16 @@ def _train_all(
     return [row for row in rows if row is not None], failures
 
 
-def _figures(design: Design, folder: Path) -> DesignFigures:
+def _figures(design: Design, folder: Path, cost: float) -> DesignFigures:
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
     history = json.loads((folder / "history.json").read_text())
     weights = torch.load(folder / "model.pt", weights_only=True, map_location="meta")
     needed = sum(value.numel() for name, value in weights.items() if not name.endswith(STATISTICS))
-    return DesignFigures(design.name, design.group, int(history["train"]["iteration"][-1]), needed, metrics)
+    steps = int(history["train"]["iteration"][-1])
+    return DesignFigures(design.name, design.group, steps, cost, needed, metrics)
 
 
-def comparison_section(figures: Sequence[DesignFigures], *, first: str, minutes: float) -> str:
+def comparison_section(figures: Sequence[DesignFigures], *, first: str, steps: int) -> str:
     """The designs as a Markdown table; `first` names the one that the others are compared with."""
     reference = next((row.metrics["reconstruction"]["psnr"] for row in figures if row.name == first), None)
     rows = []
@@ -171,10 +186,10 @@ def comparison_section(figures: Sequence[DesignFigures], *, first: str, minutes:
                 ", ".join(f"{use['usage']:.0%}" for use in codebook),
                 ", ".join(rounded(use["perplexity"], 0) for use in codebook),
                 f"{row.steps:,}",
+                rounded(row.cost, 2),
                 rounded(row.weights / 1e6, 2),
             ]
         )
     header = ["design", "bits a pixel", "PSNR, dB", "to the first", "brain SSIM", "coarsest level alone, PSNR"]
-    header += ["codes in use, coarse to fine", "perplexity", "steps", "million weights"]
-    time = "of the clock" if torch.cuda.is_available() else "of one core's time"
-    return f"{minutes:g} minutes {time} each, validation subjects.\n\n" + markdown_table(header, rows)
+    header += ["codes in use, coarse to fine", "perplexity", "steps", "cost of a step", "million weights"]
+    return f"Each at the cost of {steps:,} steps of the first; validation subjects.\n\n" + markdown_table(header, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +14,13 @@ import yaml
 from monai_vqgen.apps.bundles import bundle_root, run_stage_apart
 from monai_vqgen.apps.presets import RunPreset
 from monai_vqgen.apps.stages import Stage, bundle_stage
+from monai_vqgen.apps.step_costs import training_step
 from monai_vqgen.errors import InputError
 
-__all__ = ["Design", "design_stages", "read_designs"]
+__all__ = ["Design", "design_stages", "design_step", "read_designs"]
 
-MOST_EPOCHS = 10_000  # the time ends the training long before
+MOST_EPOCHS = 10_000  # the budget ends the training long before
+SECONDS_A_MINUTE = 60
 COMMON = frozenset(
     [
         "dataset_dir",
@@ -89,16 +91,36 @@ def _check(design: Design, path: str | Path) -> None:
         raise InputError(f"{path}: the overlay {design.overlay} of {design.name!r} is not in {bundle_root().parent}")
 
 
-def design_stages(design: Design, preset: RunPreset, *, folder: Path, minutes: float, seed: int) -> list[Stage]:
-    """Training on the slices of the folder, and evaluation on its validation subjects, in processes of their own."""
+def design_step(design: Design, preset: RunPreset, *, folder: Path) -> Callable[[], None]:
+    """One training step of a design on the slices of the folder."""
+    network, training = _options(design, preset)
+    return training_step(
+        {"dataset_dir": str(folder / "slices"), **network, **training, "max_minutes": None}, overlays=_overlays(design)
+    )
+
+
+def design_stages(
+    design: Design, preset: RunPreset, *, folder: Path, steps: int, cost: float, seed: int
+) -> list[Stage]:
+    """Training on the slices of the folder, and evaluation on its validation subjects, in processes of their own.
+
+    Args:
+        design: which.
+        preset: sizes that it does not change.
+        folder: of the comparison.
+        steps: what the training may cost, in steps of the reference.
+        cost: of one of its own steps, in steps of the reference.
+        seed: of the training.
+    """
     place, cuda = folder / design.folder, torch.cuda.is_available()
     network, training = _options(design, preset)
     shared = {"dataset_dir": str(folder / "slices"), "seed": seed, **network}
     common: dict[str, Any] = {
-        "overlays": [] if design.overlay is None else [str(bundle_root().parent / design.overlay)],
+        "overlays": _overlays(design),
         "runner": partial(run_stage_apart, log=place / "log.txt", environment={} if cuda else ONE_THREAD),
     }
-    budget = {"max_epochs": MOST_EPOCHS, "max_minutes": minutes, "budget_clock": "wall" if cuda else "cpu"}
+    # a step of the reference counts as a second
+    budget = {"max_epochs": MOST_EPOCHS, "max_minutes": steps / SECONDS_A_MINUTE, "budget_clock": round(cost, 4)}
     judging = {"model": str(place / "model.pt"), "with_priors": False, "split": "validation"}
     return [
         bundle_stage(
@@ -117,6 +139,10 @@ def design_stages(design: Design, preset: RunPreset, *, folder: Path, minutes: f
             **common,
         ),
     ]
+
+
+def _overlays(design: Design) -> list[str]:
+    return [] if design.overlay is None else [str(bundle_root().parent / design.overlay)]
 
 
 def _options(design: Design, preset: RunPreset) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,7 +19,6 @@ __all__ = ["TimeBudget"]
 logger = logging.getLogger(__name__)
 
 SECONDS_A_MINUTE = 60.0
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "cpu": time.process_time}
 
 
 class TimeBudget:
@@ -38,9 +38,9 @@ class TimeBudget:
         total_steps: length of its schedule.
         evaluator: validates the last epoch where `interval` would leave it out.
         interval: epochs from one validation to the next.
-        clock: what counts: "wall", the time that passes, or "cpu", the time that processors worked for this process,
-            which stands still while other programs have them (with one thread, a measure of work done on machines that
-            are shared; several threads add up); or a function that gives seconds from any start.
+        clock: what counts: "wall", the time that passes; or a number, the seconds that each step counts for, however
+            long it takes (measured elsewhere, so that the speed of the day does not decide; validation then is free);
+            or a function that gives seconds from any start.
 
     Raises:
         InputError: a budget that is not positive, or no such clock.
@@ -54,17 +54,27 @@ class TimeBudget:
         total_steps: int,
         evaluator: Any = None,
         interval: int = 1,
-        clock: Literal["wall", "cpu"] | Callable[[], float] = "wall",
+        clock: Literal["wall"] | float | Callable[[], float] = "wall",
     ) -> None:
         if minutes is not None and not minutes > 0:
             raise InputError(f"max_minutes is {minutes}; give a number above 0, or leave it out for no limit")
         self.budget_s = None if minutes is None else minutes * SECONDS_A_MINUTE
         self.lr_scheduler, self.total_steps = lr_scheduler, total_steps
-        if isinstance(clock, str) and clock not in CLOCKS:
-            raise InputError(f"the budget's clock is {clock!r}; choose one of {', '.join(CLOCKS)}")
-        self.clock = CLOCKS[clock] if isinstance(clock, str) else clock
+        self.clock = self._clock(clock)
         self.evaluator, self.interval = evaluator, interval
-        self._spent_before_s, self._start_s = 0.0, 0.0
+        self._spent_before_s, self._start_s, self._counted_s = 0.0, 0.0, 0.0
+
+    def _clock(self, clock: object) -> Callable[[], float]:
+        """The function that gives seconds."""
+        self.seconds_a_step = 0.0
+        if callable(clock):
+            return clock
+        if clock == "wall":
+            return time.monotonic
+        if isinstance(clock, bool) or not isinstance(clock, (int, float)) or not 0 < clock < math.inf:
+            raise InputError(f"the budget's clock is {clock!r}; give 'wall', or the seconds that a step counts for")
+        self.seconds_a_step = float(clock)
+        return lambda: self._counted_s
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -84,6 +94,7 @@ class TimeBudget:
 
     def _check(self, engine: Engine) -> None:
         assert self.budget_s is not None, "attached with a budget only"
+        self._counted_s += self.seconds_a_step
         spent = self.spent_s() / self.budget_s
         place = min(int(spent * self.total_steps), self.total_steps)
         self.lr_scheduler.last_epoch = max(self.lr_scheduler.last_epoch, place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -37,15 +38,17 @@ def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
     designs, results, output = tmp_path / "designs.yaml", tmp_path / "RESULTS.md", tmp_path / "out"
     designs.write_text(GOOD + BAD)
     results.write_text("<!-- comparison_tiny -->\n<!-- /comparison_tiny -->\n")
-    given = {"designs": designs, "minutes": 0.05, "jobs": 2, "size": "tiny", "results": results}
-    with pytest.raises(StageError, match=r"1 of 3 designs failed; the first: one code: .*num_codes=1.*log\.txt"):
+    given = {"designs": designs, "steps": 12, "jobs": 2, "size": "tiny", "results": results}
+    with pytest.raises(StageError, match=r"1 of 3 designs failed; the first: one code: num_codes=1"):
         compare(scans, output, **given)
     figures = json.loads((output / "comparison.json").read_text())["designs"]
     assert [row["name"] for row in figures] == ["ours", "one level"]
     assert [len(row["metrics"]["codebook"]) for row in figures] == [2, 1]
     assert all(row["metrics"]["judged"] == "validation" for row in figures)
     steps = [row["steps"] for row in figures]
-    assert all(isinstance(number, int) and number > 1 for number in steps)
+    costs = [row["cost"] for row in figures]
+    assert costs[0] == pytest.approx(1.0, abs=0.5)  # a step of the first against itself
+    assert steps == [math.ceil(12 / round(cost, 4)) for cost in costs]
     assert (
         f"| architecture: one level | {figures[1]['metrics']['rate']['raw_bits_per_pixel']:.3f} |"
         in results.read_text()
@@ -60,15 +63,15 @@ def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
     again = compare(scans, output, **given)
     assert [row._asdict() for row in again] == figures
     assert (output / "design_ours/model.pt").stat().st_mtime_ns == trained
-    with pytest.raises(OutputExistsError, match="minutes"):
-        compare(scans, output, **{**given, "minutes": 0.1})
+    with pytest.raises(OutputExistsError, match="steps"):
+        compare(scans, output, **{**given, "steps": 24})
 
 
 def test_a_comparison_that_is_told_to_stop_leaves_no_training_behind(scans, tmp_path):
     designs = tmp_path / "designs.yaml"
     designs.write_text(GOOD)
     command = [sys.executable, "-m", "monai_vqgen", "compare", "--data", str(scans), "--designs", str(designs)]
-    command += ["--output", str(tmp_path / "out"), "--size", "tiny", "--minutes", "60", "--jobs", "2"]
+    command += ["--output", str(tmp_path / "out"), "--size", "tiny", "--steps", "100000", "--jobs", "2"]
     running = subprocess.Popen(command, cwd=Path(presets.__file__).parents[2], stderr=subprocess.DEVNULL)
     try:
         started = tmp_path / "out/design_ours/history.json"

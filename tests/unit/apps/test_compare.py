@@ -19,7 +19,7 @@ FSQ = [{"_target_": "monai_vqgen.networks.FiniteScalarQuantizer", "levels": [8, 
 
 
 def options(design: Design, stage: int = 0) -> dict[str, str]:
-    stages = design_stages(design, PRESETS["quick_128"], folder=Path("out"), minutes=2.0, seed=3)
+    stages = design_stages(design, PRESETS["quick_128"], folder=Path("out"), steps=120, cost=1.37, seed=3)
     words = shlex.split(stages[stage].command)
     return {word[2:]: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
 
@@ -78,7 +78,7 @@ def test_a_design_takes_the_preset_but_for_what_it_changes():
     changed = {name for name in plain if plain[name] != wide.get(name)}
     assert changed == {"output_dir", "network_def::channels", "batch_size"}
     assert (wide["network_def::channels"], wide["batch_size"], wide["max_minutes"]) == ("96", "7", "2.0")
-    assert (plain["seed"], plain["budget_clock"]) == ("3", "cpu")
+    assert (plain["seed"], plain["budget_clock"]) == ("3", "1.37")
 
 
 def test_a_design_is_judged_without_priors_on_the_validation_subjects():
@@ -112,16 +112,18 @@ def figures(name: str, psnr: float) -> DesignFigures:
         "codebook": [{"usage": 0.5, "perplexity": 100.0}, {"usage": 1.0, "perplexity": 300.0}],
         "rate": {"raw_bits_per_pixel": 0.703},
     }
-    return DesignFigures(name, "loss", 1234, 1_500_000, metrics)
+    return DesignFigures(name, "loss", 1234, 0.97, 1_500_000, metrics)
 
 
 def test_the_table_compares_with_the_first():
-    lines = comparison_section([figures("ours", 30.0), figures("L1", 29.25)], first="ours", minutes=4).splitlines()
-    assert lines[0].startswith("4 minutes")
-    assert lines[-2] == "| ours | 0.703 | 30.00 |  | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 1.50 |"
-    assert lines[-1] == "| loss: L1 | 0.703 | 29.25 | -0.75 | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 1.50 |"
+    lines = comparison_section([figures("ours", 30.0), figures("L1", 29.25)], first="ours", steps=1300).splitlines()
+    assert lines[0].startswith("Each at the cost of 1,300 steps")
+    assert lines[-2] == "| ours | 0.703 | 30.00 |  | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 0.97 | 1.50 |"
+    assert (
+        lines[-1] == "| loss: L1 | 0.703 | 29.25 | -0.75 | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 0.97 | 1.50 |"
+    )
 
 
 def test_without_the_first_no_other_takes_its_place():
-    lines = comparison_section([figures("L1", 29.25)], first="ours", minutes=4).splitlines()
+    lines = comparison_section([figures("L1", 29.25)], first="ours", steps=1300).splitlines()
     assert lines[-1].startswith("| loss: L1 | 0.703 | 29.25 |  | 0.900 |")

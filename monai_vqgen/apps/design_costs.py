@@ -1,0 +1,55 @@
+"""What a training step of each design costs, noted as soon as it is measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from monai_vqgen.apps.designs import Design, design_step
+from monai_vqgen.apps.presets import RunPreset
+from monai_vqgen.apps.step_costs import relative_cost
+from monai_vqgen.data.files import write_json
+
+__all__ = ["DesignCosts", "design_costs"]
+
+logger = logging.getLogger(__name__)
+
+COSTS = "step_costs.json"
+
+
+class DesignCosts(NamedTuple):
+    """Costs of a step by the design's folder, in steps of the first design; what was wrong with designs left out."""
+
+    costs: dict[str, float]
+    failures: list[str]
+
+
+def design_costs(designs: Sequence[Design], preset: RunPreset, *, folder: Path) -> DesignCosts:
+    """Measure the designs that `step_costs.json` of the folder does not have yet, each in turns with the first."""
+    noted = json.loads((folder / COSTS).read_text()) if (folder / COSTS).is_file() else {}
+    costs = {design.folder: noted[design.folder] for design in designs if design.folder in noted}
+    missing = [design for design in designs if design.folder not in costs]
+    failures: list[str] = []
+    if not missing:
+        return DesignCosts(costs, failures)
+    reference = design_step(designs[0], preset, folder=folder)
+    for design in missing:
+        try:
+            costs[design.folder] = relative_cost(design_step(design, preset, folder=folder), reference)
+        except Exception as error:  # whatever it is, the other designs go on
+            failures.append(f"{design.name}: {_root_cause(error)}")
+            logger.error("%s", failures[-1])
+            continue
+        logger.info("A step of %s costs %.2f of the first design's", design.name, costs[design.folder])
+        write_json(folder / COSTS, {**noted, **costs})
+    return DesignCosts(costs, failures)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What MONAI's parser has wrapped."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
