@@ -10,15 +10,15 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MedianSmoothd
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MedianSmoothd, SaveImaged
 
 from monai_vqgen.apps.pictures import PictureRow, save_rows
-from monai_vqgen.data.writing import write_slice_nifti
+from monai_vqgen.data import CompleteNiftiWriter
 from monai_vqgen.transforms import ExtractSliced, FitToSized, ScaleForegroundd
 
 
-def pipeline(plane: str) -> Compose:
-    """From a scan's file to a normalised central slice of 128x128 pixels of 1.736 mm."""
+def pipeline(plane: str, output: Path) -> Compose:
+    """From a scan's file to a normalised central slice of 128x128 pixels of 1.736 mm, and to a file of it."""
     return Compose(
         [
             LoadImaged("image"),
@@ -27,6 +27,15 @@ def pipeline(plane: str) -> Compose:
             ExtractSliced("image", plane=plane, pixel_mm=1.736),
             FitToSized("image", size=(128, 128), on_trim="warn"),
             MedianSmoothd("image", radius=1),
+            SaveImaged(  # MONAI's own writer takes every slice for an axial one
+                "image",
+                output_dir=output / plane,
+                output_postfix=plane,
+                writer=CompleteNiftiWriter,
+                resample=False,
+                separate_folder=False,
+                print_log=False,
+            ),
         ]
     )
 
@@ -38,13 +47,10 @@ def main() -> None:
     parser.add_argument("output_dir")
     options = parser.parse_args()
     planes = ("axial", "coronal", "sagittal")
-    slices = [pipeline(plane)({"image": options.scan})["image"] for plane in planes]
     output = Path(options.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    slices = [pipeline(plane, output)({"image": options.scan})["image"] for plane in planes]
     for plane, image in zip(planes, slices, strict=True):
-        about = {"plane": plane, "position_mm": image.meta["position_mm"]}
-        write_slice_nifti(output / f"{plane}.nii.gz", image[0].numpy(), image.affine.numpy(), about)
-        print(f"{plane}: {image.meta['position_mm']:.1f} mm from the brain's edge, affine\n{image.affine.numpy()}")
+        print(f"{plane}: {image.meta['position_mm']:+.1f} mm from the brain's middle, affine\n{image.affine.numpy()}")
     pictures = np.stack([image[0].numpy() for image in slices])
     save_rows([PictureRow("axial, coronal,\nsagittal", pictures)], output / "planes.png")
 

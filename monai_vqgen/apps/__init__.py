@@ -7,14 +7,13 @@ from monai_vqgen.apps.capture_files import SaveSecondaryCapturesd
 from monai_vqgen.apps.evaluation import ModelEvaluation, pick_split, split_records
 from monai_vqgen.apps.export import export_autoencoder, export_names
 from monai_vqgen.apps.priors import TrainedPriors, condition_dim, load_autoencoder, load_priors
-from monai_vqgen.apps.reconstruction_files import CompleteNiftiWriter, ReconstructionLayout, reconstruction_names
+from monai_vqgen.apps.reconstruction_files import ReconstructionLayout, reconstruction_names
 from monai_vqgen.apps.requests import PrepareRequests, draw_conditions, join_conditions, sampling_requests
 from monai_vqgen.apps.sample_files import SampleFiles
 from monai_vqgen.apps.sampling import draw_samples
 from monai_vqgen.apps.scans import LoadScand, UsableScans, model_pixel_mm, reconstruction_records
 
 __all__ = [
-    "CompleteNiftiWriter",
     "LoadScand",
     "ModelEvaluation",
     "PrepareRequests",

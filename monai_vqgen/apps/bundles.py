@@ -15,7 +15,7 @@ import monai.bundle
 import monai_vqgen
 from monai_vqgen.errors import InputError, StageError, VQGenError
 
-__all__ = ["bundle_root", "run_stage", "run_stage_apart", "stage_command", "stop_stages"]
+__all__ = ["bundle_root", "first_own_error", "run_stage", "run_stage_apart", "stage_command", "stop_stages"]
 
 _running: set[subprocess.Popen[bytes]] = set()
 
@@ -69,7 +69,7 @@ def run_stage(
         workflow.run()
         workflow.finalize()
     except RuntimeError as error:
-        ours = _first_own(error)
+        ours = first_own_error(error)
         if ours is None:
             raise
         raise ours from error
@@ -129,7 +129,7 @@ def stop_stages() -> None:
         process.terminate()
 
 
-def _first_own(error: BaseException | None) -> VQGenError | None:
+def first_own_error(error: BaseException | None) -> VQGenError | None:
     """The error of this project that MONAI's parser or loader has wrapped, if there is one."""
     while error is not None and not isinstance(error, VQGenError):
         error = error.__cause__

@@ -6,8 +6,9 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from ignite.engine import Engine
 from monai.inferers import Inferer, SimpleInferer
 
 from monai_vqgen.apps.evaluation_pictures import save_reconstruction_pictures, save_sample_pictures
@@ -36,7 +37,7 @@ from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.metrics import CodebookCounter
 from monai_vqgen.networks import HierarchicalVQVAE
 
-__all__ = ["ModelEvaluation", "pick_split", "split_records"]
+__all__ = ["ModelEvaluation", "flat_numbers", "pick_split", "split_records"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,13 @@ def pick_split(records: Mapping[str, Sequence[Any]], name: str) -> list[Any]:
     return list(records[name])
 
 
+class Attachable(Protocol):
+    """A handler of Ignite's, such as MONAI's for MLflow."""
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to an engine's events."""
+
+
 class ModelEvaluation:
     """Judge a trained model on slices, write `metrics.json` and then its pictures to a folder: a bundle's evaluator.
 
@@ -98,6 +106,8 @@ class ModelEvaluation:
         codecs: whether to compress the test slices with JPEG, JPEG 2000 and WebP too (under a second a slice).
         sample_report: whether to set the samples against real slices too (minutes; ask for 512 samples or more). The
             samples' conditions are then those of training slices drawn at random, so that they ask for the same mix.
+        val_handlers: are attached to the one step of an engine that the evaluation is; at its end `state.metrics` holds
+            every number of `metrics.json` (see `flat_numbers`). `--tracking` adds its own.
 
     Raises:
         InputError: the priors are of slices of another size, a report of samples without priors, or, at `run`, an
@@ -123,6 +133,7 @@ class ModelEvaluation:
         batch_size: int = 16,
         codecs: bool = False,
         sample_report: bool = False,
+        val_handlers: Sequence[Attachable] = (),
     ) -> None:
         self.judged = Judged(network, training, test, batch_size)
         self.priors = None if priors is None else _of_slices(priors, network, test)
@@ -130,7 +141,7 @@ class ModelEvaluation:
         self.inferer = inferer or SimpleInferer()
         self.num_samples, self.seed, self.temperature = num_samples, seed, temperature
         self.top_k, self.top_p = top_k, top_p
-        self.codecs, self.sample_report = codecs, sample_report
+        self.codecs, self.sample_report, self.val_handlers = codecs, sample_report, val_handlers
         if sample_report and self.priors is None:
             raise InputError("sample_report asks for samples, and there are no priors: leave with_priors on")
         if sample_report and self.priors is not None:
@@ -139,6 +150,13 @@ class ModelEvaluation:
 
     def run(self) -> dict[str, Any]:
         """Measure, write, and return the content of `metrics.json`."""
+        engine = Engine(self._measure)
+        for handler in self.val_handlers:
+            handler.attach(engine)
+        metrics: Any = engine.run([None]).output
+        return dict(metrics)
+
+    def _measure(self, engine: Engine, _: None) -> dict[str, Any]:
         self.folder.mkdir(parents=True, exist_ok=True)
         judged, samples = self.judged, self._draw()  # first: a wrong argument costs seconds, not minutes
         result = reconstruct_slices(judged.network, judged.test, batch_size=judged.batch_size, inferer=self.inferer)
@@ -157,6 +175,7 @@ class ModelEvaluation:
                 self.folder, result, samples, judged.test, split=self.split, mixed=mixed, seed=self.seed
             )
         _log(metrics)
+        engine.state.metrics = flat_numbers(metrics)
         return metrics
 
     def _draw(self) -> SampleBatch | None:
@@ -204,6 +223,27 @@ def _json_numbers(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [_json_numbers(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def flat_numbers(content: Any, name: str = "") -> dict[str, float]:
+    """Every finite number of nested figures under one name, as trackers of experiments want them.
+
+    Example:
+        >>> flat_numbers({"judged": "test", "prior": [{"level": 0, "bits_per_code": 3.5}]})
+        {'prior/0/level': 0.0, 'prior/0/bits_per_code': 3.5}
+    """
+    if isinstance(content, Mapping):
+        named = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, (list, tuple)):
+        named = [(str(index), value) for index, value in enumerate(content)]
+    else:
+        is_number = isinstance(content, int | float) and not isinstance(content, bool) and math.isfinite(content)
+        return {name: float(content)} if is_number else {}
+    return {
+        key: number
+        for part, value in named
+        for key, number in flat_numbers(value, f"{name}/{part}" if name else part).items()
+    }
 
 
 def _log(metrics: Mapping[str, Any]) -> None:

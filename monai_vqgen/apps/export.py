@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx"}
 SAME_CODES = 0.999  # share of positions: two nearest codes may be as near as rounding
 LARGEST_DIFFERENCE = 1e-4  # of an image in [0, 1]
+SAME_PIXELS = {"autoencoder": 0.95, "decoder": 1.0}  # share; from image to image a code that falls otherwise is a patch
 EXAMPLES = 2  # images in the batch that the graphs are made and checked with
 
 
@@ -173,9 +174,10 @@ def _check(part: _Part, run: Callable[..., Any], format: str) -> None:
                     f"the {format} {part.name} gives {same:.2%} of the network's codes, {SAME_CODES:.1%} are due"
                 )
             continue
-        difference = float((right - got).abs().max()) if right.shape == got.shape else float("inf")
-        if not difference <= LARGEST_DIFFERENCE:
-            raise StageError(f"images of the {format} {part.name} differ by {difference:.2g} from the network's")
+        difference = (right - got).abs() if right.shape == got.shape else torch.full_like(right, float("inf"))
+        if not float((difference <= LARGEST_DIFFERENCE).float().mean()) >= SAME_PIXELS[part.name]:
+            worst = float(difference.max())
+            raise StageError(f"images of the {format} {part.name} differ by {worst:.2g} from the network's")
 
 
 def _as_list(outputs: Any) -> list[Tensor]:

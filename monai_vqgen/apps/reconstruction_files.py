@@ -1,4 +1,4 @@
-"""Where `inference.json` writes: names that mirror the input's, known before the run, and files that are complete."""
+"""Where `inference.json` writes: names that mirror the input's, known before the run."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from monai.config import PathLike
 from monai.data.folder_layout import FolderLayoutBase
-from monai.data.image_writer import NibabelWriter
 
-from monai_vqgen.data.files import replace_path
 from monai_vqgen.errors import DatalistError
 
-__all__ = ["CompleteNiftiWriter", "ReconstructionLayout", "capture_folder", "reconstruction_names"]
+__all__ = ["ReconstructionLayout", "capture_folder", "reconstruction_names"]
 
 INPUT_SUFFIXES = (".nii.gz", ".nii", ".png")
 
@@ -78,16 +75,3 @@ class ReconstructionLayout(FolderLayoutBase):
         path = self.output_dir / _name(Path(kwargs["subject"]), self.dataset_dir, self.postfix)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-
-class CompleteNiftiWriter(NibabelWriter):
-    """MONAI's NIfTI writer for one channel: `[H, W, 1]` keeps its third axis, a file at its name is complete."""
-
-    def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
-        """Take `[1, X, Y, Z]` as it is; MONAI would also drop a last spatial axis of one voxel."""
-        self.data_obj = np.asarray(data_array[0])
-
-    def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Write beside the file, then rename."""
-        with replace_path(filename, durable=False) as partial:  # nibabel goes by the suffix, which it keeps
-            super().write(partial, verbose=verbose, **obj_kwargs)

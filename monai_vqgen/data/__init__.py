@@ -5,6 +5,7 @@ from __future__ import annotations
 from monai_vqgen.data.code_store import CodesDataset, CodeStore, save_codes
 from monai_vqgen.data.datalists import load_datalist
 from monai_vqgen.data.extraction import ExtractionReport, extract_slices, position_range
+from monai_vqgen.data.nifti_writer import CompleteNiftiWriter
 from monai_vqgen.data.openneuro import OpenNeuroDownload, download_openneuro
 from monai_vqgen.data.phantoms import Phantom, make_phantom, make_phantoms
 from monai_vqgen.data.reading import Volume, read_nifti, read_volume
@@ -17,6 +18,7 @@ __all__ = [
     "CaptureLabels",
     "CodeStore",
     "CodesDataset",
+    "CompleteNiftiWriter",
     "ExtractionReport",
     "OpenNeuroDownload",
     "Phantom",

@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from monai_vqgen.data.files import replace_file, write_json
+from monai_vqgen.data.files import replace_path, write_json
 from monai_vqgen.data.slice_geometry import SliceGeometry
 from monai_vqgen.errors import CodesMismatchError, InputError
 
-__all__ = ["CodeStore", "CodesDataset", "save_codes"]
+__all__ = ["CodeStore", "CodesDataset", "code_type", "save_codes"]
 
 _TENSORS, _DESCRIPTION = "codes.safetensors", "codes.json"
 _FORMAT_VERSION = 1
@@ -59,39 +59,48 @@ def save_codes(
     Raises:
         CodesMismatchError: levels, grids, records or code values do not fit one another.
     """
-    geometry = geometry or SliceGeometry()
-    shapes: list[list[int]] = []
-    tensors = {}
-    for split, levels in grids.items():
-        if len(levels) != len(codebook_sizes) or any(len(codes_ns) != len(records[split]) for codes_ns in levels):
-            raise CodesMismatchError(f"Split {split!r}: {len(levels)} levels or a wrong number of grids or records.")
-        for level, (codes_ns, size) in enumerate(zip(levels, codebook_sizes, strict=True)):
-            if codes_ns.numel() and (int(codes_ns.min()) < 0 or int(codes_ns.max()) >= size):
-                raise CodesMismatchError(f"Split {split!r}, level {level}: codes outside 0 to {size - 1}.")
-            tensors[f"{split}/level{level}"] = codes_ns.cpu().to(_integer_type(size)).contiguous()
-        if not shapes:
-            shapes = [list(codes_ns.shape[1:]) for codes_ns in levels]
-    if codebooks_kd and [len(codebook_kd) for codebook_kd in codebooks_kd] != list(codebook_sizes):
-        raise CodesMismatchError(f"Codebooks of {[len(c) for c in codebooks_kd]} codes, not {list(codebook_sizes)}.")
-    for level, codebook_kd in enumerate(codebooks_kd):
-        tensors[f"codebook/level{level}"] = codebook_kd.float().cpu().contiguous()
+    tensors = _checked_tensors(grids, {split: len(rows) for split, rows in records.items()}, codebook_sizes)
+    tensors.update(_checked_codebooks(codebooks_kd, codebook_sizes))
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    content = safetensors_bytes(tensors)
-    with replace_file(folder / _TENSORS) as file:
-        file.write(content)
+    with replace_path(folder / _TENSORS) as partial:
+        save_file(tensors, partial)
+        written = {"name": _TENSORS, "bytes": partial.stat().st_size, "sha256": _sha256(partial)}
+    geometry = geometry or SliceGeometry()
     description = {
         "format_version": _FORMAT_VERSION,
         "fingerprint": fingerprint,
         "codebook_sizes": list(codebook_sizes),
-        "grids": shapes,
+        "grids": [list(codes_ns.shape[1:]) for codes_ns in next(iter(grids.values()), [])],
         "image_size": list(image_size),
         "plane": geometry.plane,
         "pixel_mm": geometry.pixel_mm,
-        "file": {"name": _TENSORS, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+        "file": written,
         "splits": {split: [dict(record) for record in records[split]] for split in grids},
     }
     write_json(folder / _DESCRIPTION, description)
+
+
+def _checked_tensors(
+    grids: Mapping[str, Sequence[Tensor]], counts: Mapping[str, int], codebook_sizes: Sequence[int]
+) -> dict[str, Tensor]:
+    """The grids by their names in the file."""
+    tensors = {}
+    for split, levels in grids.items():
+        if len(levels) != len(codebook_sizes) or any(len(codes_ns) != counts[split] for codes_ns in levels):
+            raise CodesMismatchError(f"Split {split!r}: {len(levels)} levels or a wrong number of grids or records.")
+        for level, (codes_ns, size) in enumerate(zip(levels, codebook_sizes, strict=True)):
+            if codes_ns.numel() and (int(codes_ns.min()) < 0 or int(codes_ns.max()) >= size):
+                raise CodesMismatchError(f"Split {split!r}, level {level}: codes outside 0 to {size - 1}.")
+            tensors[f"{split}/level{level}"] = codes_ns.cpu().to(code_type(size)).contiguous()
+    return tensors
+
+
+def _checked_codebooks(codebooks_kd: Sequence[Tensor], codebook_sizes: Sequence[int]) -> dict[str, Tensor]:
+    """The codebooks by their names in the file."""
+    if codebooks_kd and [len(codebook_kd) for codebook_kd in codebooks_kd] != list(codebook_sizes):
+        raise CodesMismatchError(f"Codebooks of {[len(c) for c in codebooks_kd]} codes, not {list(codebook_sizes)}.")
+    return {f"codebook/level{level}": book_kd.float().cpu().contiguous() for level, book_kd in enumerate(codebooks_kd)}
 
 
 def _sha256(path: Path) -> str:
@@ -103,7 +112,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _integer_type(size: int) -> torch.dtype:
+def code_type(size: int) -> torch.dtype:
+    """The smallest of int16 and int32 that holds the codes of a codebook of this size."""
     return torch.int16 if size <= torch.iinfo(torch.int16).max + 1 else torch.int32
 
 

@@ -1,6 +1,8 @@
 """From a folder of scans to a folder of slices: the function behind `extract_slices.json`.
 
 discover_volumes --> one worker a scan: read once, cut, scale, fit, write --> split by subject --> datalist.json
+
+Of several processes (`torchrun`) each cuts its part of the scans; the first writes the list of all.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ from tqdm import tqdm
 
 from monai_vqgen.data.contact_sheet import write_contact_sheet
 from monai_vqgen.data.files import write_json
+from monai_vqgen.data.processes import check_joined, gather, own_part, process_rank, wait_for_all
 from monai_vqgen.data.scan_slices import ScanOutcome, SliceOptions, slices_of_scan
 from monai_vqgen.data.sources import ScanRecord, discover_volumes
 from monai_vqgen.data.splits import SubjectSplit, read_split, split_subjects
@@ -70,8 +74,10 @@ def position_range(start_mm: float, stop_mm: float, step_mm: float) -> list[floa
 
 
 def _claim(output_dir: Path, overwrite: bool) -> Path:
-    """The empty images folder; earlier results go only when asked."""
+    """The empty images folder; earlier results go only when asked. The first of several processes does it for all."""
     images = output_dir / "images"
+    if process_rank():
+        return images
     earlier = [p for p in (output_dir / "datalist.json", output_dir / "contact_sheet.png") if p.exists()]
     if images.is_dir() and any(images.iterdir()):
         earlier.append(images)
@@ -87,13 +93,22 @@ def _claim(output_dir: Path, overwrite: bool) -> Path:
 
 
 def _outcomes(scans: _Scans, num_workers: int, progress: bool) -> list[ScanOutcome]:
+    """Cut this process's scans; return the outcomes of all processes' scans, in their order."""
     loader = DataLoader(
         scans, batch_size=None, num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0, collate_fn=_same
     )
     with warnings.catch_warnings():
         # more workers than cores is the caller's choice; the loader warns about it
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-        return list(tqdm(loader, total=len(scans), desc="slices", unit="scan", disable=not progress))
+        bar = tqdm(loader, total=len(scans), desc="slices", unit="scan", disable=not progress or process_rank() > 0)
+        own = list(bar)
+    return [outcome for part in gather(own) for outcome in part]
+
+
+def _default_workers() -> int:
+    """One a core, shared with the other processes of this machine; at most 8."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // processes))
 
 
 def _same(item: Any) -> Any:
@@ -158,7 +173,7 @@ def extract_slices(
         fractions: of subjects in training, validation and test.
         split_file: a split decided before, see `read_split`; takes the place of `fractions` and `seed`.
         seed: of the split.
-        num_workers: processes; default one a core, at most 8. 0 works in this process.
+        num_workers: worker processes; default one a core, at most 8. 0 works in this process.
         overwrite: replace earlier results.
         progress: show a bar.
         suffix: BIDS contrast.
@@ -166,71 +181,97 @@ def extract_slices(
         source: free text about the data, copied into the datalist.
 
     Raises:
-        InputError: an option that cannot work.
+        InputError: an option that cannot work, or several processes that are not joined.
         DatalistError: no scans, no usable scan, or too few subjects.
         OutputExistsError: earlier results, and not `overwrite`.
+        StageError: another of several processes has ended.
     """
+    check_joined()
     if positions is None:
         positions = position_range(position_start_mm, position_stop_mm, position_step_mm)
     places = check_positions(positions)
     size = check_size(image_size if isinstance(image_size, int) else tuple(image_size))
     check_position_options(plane, "mm", reference)
     options = SliceOptions(plane, places, reference, pixel_mm, size, on_trim, lower, upper).checked()
-    records = discover_volumes(dataset_dir, suffix=suffix, subject_pattern=subject_pattern)
-    _warn_of_guesses(records)
-    records = _listed(records, split_file)
+    records = _listed(discover_volumes(dataset_dir, suffix=suffix, subject_pattern=subject_pattern), split_file)
+    choose = partial(_choose_split, fractions=fractions, split_file=split_file, seed=seed)
     if split_file is None:
-        split_subjects([record.subject for record in records], fractions, seed=seed)  # too few: say so before the work
+        choose([record.subject for record in records])  # too few: say so before the work
     output_dir = Path(output_dir)
     images = _claim(output_dir, overwrite)
-    workers = min(MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers
-    outcomes = _outcomes(_Scans(records, options, images), workers, progress)
+    wait_for_all()  # until the first process has claimed the folder
+    workers = _default_workers() if num_workers is None else num_workers
+    outcomes = _outcomes(_Scans(own_part(records), options, images), workers, progress)
+    about = {"source": source, **({"seed": seed} if split_file is None else {"split": Path(split_file).name})}
+    return _write_list(output_dir, outcomes, choose, options=options, about=about, dataset_dir=dataset_dir)
 
+
+def _choose_split(
+    subjects: Sequence[str], *, fractions: Sequence[float], split_file: str | Path | None, seed: int
+) -> SubjectSplit:
+    return read_split(split_file, subjects) if split_file else split_subjects(subjects, fractions, seed=seed)
+
+
+def _write_list(
+    output_dir: Path,
+    outcomes: Sequence[ScanOutcome],
+    choose: Callable[[Sequence[str]], SubjectSplit],
+    *,
+    options: SliceOptions,
+    about: dict[str, Any],
+    dataset_dir: str | Path,
+) -> ExtractionReport:
+    """Split the subjects that gave slices; the first process writes the contact sheet and, last, the datalist."""
     skipped = [entry for outcome in outcomes for entry in outcome.skipped]
     useful = [outcome for outcome in outcomes if outcome.items]
     if not useful:
         reasons = "; ".join(entry["reason"] for entry in skipped[:3])
-        raise DatalistError(f"{dataset_dir}: none of {len(records)} scans gave a slice. {reasons}")
-    subjects = [outcome.subject for outcome in useful]
-    split = read_split(split_file, subjects) if split_file else split_subjects(subjects, fractions, seed=seed)
-    about = {
-        "description": f"{plane} slices at {_range_text(places)} mm from {reference}",
-        "plane": plane,
-        "image_size": list(size),
-        "pixel_mm": _common_pixel_mm(useful),
-        "reference": reference,
-        "source": source,
-        **({"seed": seed} if split_file is None else {"split": Path(split_file).name}),
-    }
-    content = _datalist(useful, split, about, skipped)
-    drawn = next(content[part] for part in split._fields if content[part])
-    write_contact_sheet(output_dir / "contact_sheet.png", output_dir, drawn)
-    write_json(output_dir / "datalist.json", content)
-    logger.info("%d slices of %d scans in %s", sum(len(content[p]) for p in split._fields), len(records), output_dir)
-    _log_skips(skipped, len(records))
+        raise DatalistError(f"{dataset_dir}: none of {len(outcomes)} scans gave a slice. {reasons}")
+    split = choose([outcome.subject for outcome in useful])
+    described = {**_description(options, useful), **about}
+    content = _datalist(useful, split, described, skipped)
+    if process_rank() == 0:
+        drawn = next(content[part] for part in split._fields if content[part])
+        write_contact_sheet(output_dir / "contact_sheet.png", output_dir, drawn)
+        write_json(output_dir / "datalist.json", content)
+        num_slices = sum(len(content[part]) for part in split._fields)
+        logger.info("%d slices of %d scans in %s", num_slices, len(outcomes), output_dir)
+        _log_skips(skipped, len(outcomes))
+    wait_for_all()  # until the list is there
     return ExtractionReport(
         output_dir / "datalist.json",
-        len(records),
+        len(outcomes),
         {part: len(content[part]) for part in split._fields},
         {part: len(names) for part, names in split._asdict().items()},
         skipped,
     )
 
 
+def _description(options: SliceOptions, useful: Sequence[ScanOutcome]) -> dict[str, Any]:
+    return {
+        "description": f"{options.plane} slices at {_range_text(options.positions)} mm from {options.reference}",
+        "plane": options.plane,
+        "image_size": list(options.image_size),
+        "pixel_mm": _common_pixel_mm(useful),
+        "reference": options.reference,
+    }
+
+
 def _listed(records: list[ScanRecord], split_file: str | Path | None) -> list[ScanRecord]:
     """The scans of subjects that the split lists; all of them without a split."""
+    _warn_of_guesses(records)
     if split_file is None:
         return records
     members = {name for names in read_split(split_file, [record.subject for record in records]) for name in names}
     others = sorted({record.subject for record in records} - members)
-    if others:
+    if others and process_rank() == 0:
         logger.warning("%s does not list %s: their scans are left out", split_file, ", ".join(others))
     return [record for record in records if record.subject in members]
 
 
 def _warn_of_guesses(records: Sequence[ScanRecord]) -> None:
     guesses = [record for record in records if record.guessed]
-    if guesses:
+    if guesses and process_rank() == 0:
         logger.warning(
             "%d of %d scans do not say whose they are (%s, for one): each stands for a subject of its own. "
             "If a subject has several scans, name it with --subject_pattern, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monai_vqgen.engines.accumulation import AccumulatedUpdate, accumulated_update
 from monai_vqgen.engines.batches import PrepareCodes, PrepareImages, channels_last, check_one_size, place
 from monai_vqgen.engines.command_line import check_command_line
 from monai_vqgen.engines.conditions import encode_records
@@ -22,11 +23,13 @@ from monai_vqgen.engines.seeding import EpochSeeding, check_seed, seed_everythin
 from monai_vqgen.engines.starting import start_prior
 
 __all__ = [
+    "AccumulatedUpdate",
     "AutoencoderObjective",
     "EpochSeeding",
     "PrepareCodes",
     "PrepareImages",
     "PriorObjective",
+    "accumulated_update",
     "channels_last",
     "check_command_line",
     "check_mirroring",

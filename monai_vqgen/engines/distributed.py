@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DistributedSampler
 
+from monai_vqgen.data.processes import check_joined, own_part, process_count, process_rank, wait_for_all
 from monai_vqgen.errors import InputError
 
 __all__ = [
@@ -37,16 +38,6 @@ def local_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def process_rank() -> int:
-    """Number of this process in the group, 0 when there is no group."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def process_count() -> int:
-    """Number of processes in the group, 1 when there is no group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def start_distributed(device: torch.device | str) -> None:
@@ -87,22 +78,14 @@ def distribute(objective: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def own_block(items: Sequence[Item]) -> Sequence[Item]:
-    """This process's share of a list: items that follow one another, as many as others have, or one more.
+    """This process's part of a list that has something for everyone; see `own_part`.
 
     Raises:
         InputError: there are fewer items than processes.
     """
-    rank, count = process_rank(), process_count()
-    if len(items) < count:
-        raise InputError(f"{len(items)} items for {count} processes: ask for more, or start fewer processes")
-    bounds = [len(items) * part // count for part in (rank, rank + 1)]
-    return items[slice(*bounds)]
-
-
-def wait_for_all() -> None:
-    """Go on once every process has come this far; alone, at once."""
-    if process_count() > 1:
-        dist.barrier()
+    if len(items) < process_count():
+        raise InputError(f"{len(items)} items for {process_count()} processes: ask for more, or start fewer processes")
+    return own_part(items)
 
 
 def shard(dataset: Sized, *, shuffle: bool, seed: int = 0) -> DistributedSampler | range:
@@ -115,11 +98,7 @@ def shard(dataset: Sized, *, shuffle: bool, seed: int = 0) -> DistributedSampler
     Raises:
         InputError: There are fewer rows than processes, or several processes run without the multi-GPU configuration.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        raise InputError(
-            "Several processes were started, but they are not joined. Add the multi_gpu file of this stage: "
-            "--config_file \"['bundle/configs/train.json','bundle/configs/multi_gpu_train.json']\"."
-        )
+    check_joined()
     rank, count = process_rank(), process_count()
     if len(dataset) < count:
         raise InputError(

@@ -9,9 +9,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.utils import convert_to_tensor
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_vqgen.data import load_datalist, read_slice_geometry
-from monai_vqgen.data.code_store import CodeStore, save_codes
+from monai_vqgen.data.code_parts import parts_of_all
+from monai_vqgen.data.code_store import CodeStore, code_type, save_codes
+from monai_vqgen.data.processes import check_joined, gather, own_part, process_rank
 from monai_vqgen.engines.batches import channels_last
 from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.networks import fingerprint
@@ -62,6 +64,9 @@ def write_codes(
 ) -> CodeStore:
     """Encode the slices of all splits and write a code store.
 
+    Of several processes (`torchrun`) each encodes its part of the batches, and the first writes the store: the file of
+    a single process, as long as each computes with as many threads.
+
     Args:
         autoencoder: trained, on the device it is to run on.
         dataset_dir: slices with `datalist.json`, or ready-made train / validate / test folders.
@@ -72,50 +77,107 @@ def write_codes(
             their records. Twice the training data for the priors, where left and right are alike.
 
     Raises:
-        InputError: a batch size below one, slices of different sizes, or mirrored copies of sagittal slices.
+        InputError: a batch size below one, slices of different sizes, mirrored copies of sagittal slices, or several
+            processes that are not joined.
         DatalistError: a split that training needs is missing, or a listed slice.
+        StageError: another of several processes has ended.
     """
+    check_joined()
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1.")
     geometry = read_slice_geometry(dataset_dir)
     if mirror_training:
         check_mirroring(geometry.plane)
+    splits = [_Split(name, items, _mirrors(name, mirror_training)) for name, items in _listed(dataset_dir).items()]
     module: Any = autoencoder.eval()
-    grids: dict[str, list[Tensor]] = {}
-    records: dict[str, list[dict[str, Any]]] = {}
-    image_size: tuple[int, ...] = ()
+    own = _encode_own_part(module, splits, preprocessing, batch_size=batch_size)
+    image_size = _one_size(gather(own.image_size))
+    with parts_of_all(own.grids, output_dir) as parts:
+        if process_rank() == 0:
+            save_codes(
+                output_dir,
+                {split.name: _join(parts, split, levels=module.num_levels) for split in splits},
+                {split.name: split.records() for split in splits},
+                codebook_sizes=module.codebook_sizes,
+                fingerprint=fingerprint(autoencoder),
+                image_size=image_size,
+                geometry=geometry,
+                codebooks_kd=module.codebooks(),
+            )
+            logger.info("Wrote the codes of %s to %s", {s.name: len(s.records()) for s in splits}, output_dir)
+    return CodeStore(output_dir)
+
+
+class _Split(NamedTuple):
+    """A split's slices, and the passes over them: as they are, then perhaps mirrored."""
+
+    name: str
+    items: Sequence[Mapping[str, Any]]
+    mirrors: Sequence[bool]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Of each grid that is stored, in order."""
+        return [_record(item, mirrored=mirror) for mirror in self.mirrors for item in self.items]
+
+
+class _Encoded(NamedTuple):
+    """What one process has encoded: grids (n, *s) by split, pass and level, and the slices' size."""
+
+    grids: dict[str, Tensor]
+    image_size: tuple[int, ...]
+
+
+def _listed(dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
+    splits = {}
     for split in _SPLITS:
         try:
-            items = load_datalist(dataset_dir, split)
+            splits[split] = load_datalist(dataset_dir, split)
         except DatalistError:
             if split != "test" or not _is_empty(dataset_dir, split):  # priors need none, but half of one is a fault
                 raise
-            logger.warning("%s has no test split: its codes are left out.", dataset_dir)
-            continue
-        mirrors = [False, True] if mirror_training and split == "training" else [False]
-        progress = tqdm(total=len(items), desc=f"codes of {split}", unit="slice")
-        parts: list[tuple[Tensor, ...]] = []
-        for images_bcs in _batches(items, preprocessing, batch_size):
-            image_size = _same_size(image_size, images_bcs)
-            parts += [_encode(module, images_bcs, mirror=mirror) for mirror in mirrors]
-            progress.update(len(images_bcs))
-        progress.close()
-        ordered = [part for start in range(len(mirrors)) for part in parts[start :: len(mirrors)]]
-        grids[split] = [torch.cat(level) for level in zip(*ordered, strict=True)]
-        records[split] = [_record(item, mirrored=mirror) for mirror in mirrors for item in items]
-    save_codes(
-        output_dir,
-        grids,
-        records,
-        codebook_sizes=module.codebook_sizes,
-        fingerprint=fingerprint(autoencoder),
-        image_size=image_size,
-        geometry=geometry,
-        codebooks_kd=module.codebooks(),
-    )
-    store = CodeStore(output_dir)
-    logger.info("Wrote the codes of %s to %s", {split: len(rows) for split, rows in records.items()}, output_dir)
-    return store
+            if process_rank() == 0:
+                logger.warning("%s has no test split: its codes are left out.", dataset_dir)
+    return splits
+
+
+def _mirrors(split: str, mirror_training: bool) -> list[bool]:
+    return [False, True] if mirror_training and split == "training" else [False]
+
+
+def _encode_own_part(
+    autoencoder: Any,
+    splits: Sequence[_Split],
+    preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    *,
+    batch_size: int,
+) -> _Encoded:
+    """Encode this process's batches of each split: the very batches that one process would make."""
+    grids: dict[str, Tensor] = {}
+    image_size: tuple[int, ...] = ()
+    for split in splits:
+        starts = own_part(range(0, len(split.items), batch_size))
+        own_items = [split.items[start : start + batch_size] for start in starts]
+        passes: list[list[tuple[Tensor, ...]]] = [[] for _ in split.mirrors]
+        for items in tqdm(own_items, desc=f"codes of {split.name}", unit="batch", disable=process_rank() > 0):
+            images_bcs = _batch(items, preprocessing)
+            image_size = _one_size([image_size, tuple(images_bcs.shape[2:])])
+            for mirror, encoded in zip(split.mirrors, passes, strict=True):
+                encoded.append(_encode(autoencoder, images_bcs, mirror=mirror))
+        for number, encoded in enumerate(passes):
+            for level, codes in enumerate(zip(*encoded, strict=True)):
+                grids[_name(split, number, level)] = torch.cat(codes)
+    return _Encoded(grids, image_size)
+
+
+def _name(split: _Split, number: int, level: int) -> str:
+    return f"{split.name}/pass{number}/level{level}"
+
+
+def _join(parts: Sequence[Mapping[str, Tensor]], split: _Split, *, levels: int) -> list[Tensor]:
+    """The grids (n, *s) of all slices, one tensor a level: pass by pass, and in each the processes' parts in order."""
+    passes = range(len(split.mirrors))
+    names = [[_name(split, number, level) for number in passes] for level in range(levels)]
+    return [torch.cat([part[name] for name in level for part in parts if name in part]) for level in names]
 
 
 def _is_empty(dataset_dir: str | Path, split: str) -> bool:
@@ -129,32 +191,31 @@ def _is_empty(dataset_dir: str | Path, split: str) -> bool:
         return False
 
 
-def _batches(
-    items: Sequence[Mapping[str, Any]], preprocessing: Callable[..., Mapping[str, Any]], batch_size: int
-) -> Iterator[Tensor]:
-    for start in range(0, len(items), batch_size):
-        images = [
-            convert_to_tensor(preprocessing(dict(item))["image"], dtype=torch.float32, track_meta=False)
-            for item in items[start : start + batch_size]
-        ]
-        sizes = {tuple(image.shape) for image in images}
-        if len(sizes) > 1:
-            raise InputError(f"Slices have different sizes {sorted(sizes)}: give --image_size to pad or crop them.")
-        yield torch.stack(images)
+def _batch(
+    items: Sequence[Mapping[str, Any]], preprocessing: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> Tensor:
+    images = [
+        convert_to_tensor(preprocessing(dict(item))["image"], dtype=torch.float32, track_meta=False) for item in items
+    ]
+    _one_size([tuple(image.shape[1:]) for image in images])
+    return torch.stack(images)
 
 
-def _same_size(expected: tuple[int, ...], images_bcs: Tensor) -> tuple[int, ...]:
-    size = tuple(images_bcs.shape[2:])
-    if expected and size != expected:
-        raise InputError(f"Slices have different sizes, {expected} and {size}: give --image_size to pad or crop them.")
-    return size
+def _one_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The size that all have; () stands for a size not known."""
+    known = sorted({size for size in sizes if size})
+    if len(known) > 1:
+        raise InputError(f"Slices have different sizes {known}: give --image_size to pad or crop them.")
+    return known[0] if known else ()
 
 
 @torch.inference_mode()
 def _encode(autoencoder: Any, images_bcs: Tensor, *, mirror: bool) -> tuple[Tensor, ...]:
     device = next(autoencoder.parameters()).device
     images_bcs = images_bcs.flip(-1) if mirror else images_bcs
-    return tuple(codes_bs.cpu() for codes_bs in autoencoder.encode(channels_last(images_bcs.to(device))))
+    grids = autoencoder.encode(channels_last(images_bcs.to(device)))
+    types = [code_type(size) for size in autoencoder.codebook_sizes]  # int64 would take four times the memory
+    return tuple(codes_bs.to(dtype).cpu() for codes_bs, dtype in zip(grids, types, strict=True))
 
 
 def _record(item: Mapping[str, Any], *, mirrored: bool) -> dict[str, Any]:

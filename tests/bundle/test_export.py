@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from monai_vqgen.apps import run_stage
 from monai_vqgen.apps.export import export_names
+from monai_vqgen.data import extract_slices, load_datalist
 from monai_vqgen.errors import InputError, OutputExistsError, StageError
 from monai_vqgen.handlers import save_weights
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
+from monai_vqgen.transforms import LoadSlice
 
-CODES = 16
+CODES, REAL_CODES = 16, 128
+PARTS = ("autoencoder", "encoder", "decoder")
+SAME_CODES, LARGEST_DIFFERENCE = 0.999, 1e-4  # what a deployment may count on
 OPTIONS = {
     "network_def::channels": 8,
     "network_def::residual_channels": 4,
@@ -43,45 +50,116 @@ def model(tmp_path_factory):
     return network.eval(), path
 
 
-def check(network, run, part: str) -> None:
+def check(network, run, part: str, *, batch: torch.Tensor) -> None:
+    """Compare a graph with the network; `run` takes and gives what the part does."""
     with torch.no_grad():
-        batch = images(count=3, size=(64, 40))
         codes = network.encode(batch)
         assert len(codes[-1].unique()) > 2
         if part == "encoder":
             for given, expected in zip(run(batch), codes, strict=True):
-                assert float((given == expected).float().mean()) >= 0.999
+                assert given.shape == expected.shape
+                assert float((given == expected).float().mean()) >= SAME_CODES
         else:
             given = run(*codes) if part == "decoder" else run(batch)
-            torch.testing.assert_close(given, network.decode(codes), rtol=0, atol=1e-4)
+            same = (given - network.decode(codes)).abs() <= LARGEST_DIFFERENCE
+            # from image to image, one of the codes that may differ changes the patch that it describes
+            assert float(same.float().mean()) >= (1.0 if part == "decoder" else 0.95)
 
 
-@pytest.mark.parametrize("part", ["autoencoder", "encoder", "decoder"])
+def onnx_runner(path: Path):
+    """An ONNX file as a function of tensors, run by onnxruntime alone."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(path.read_bytes())
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*inputs):
+        outputs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+        tensors = [torch.from_numpy(output) for output in outputs]
+        return tensors if len(tensors) > 1 else tensors[0]
+
+    return run
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_torchscript_needs_nothing_but_torch(model, tmp_path, part):
     network, path = model
     run_stage(
         "export", options={**OPTIONS, "model": str(path), "output_dir": str(tmp_path), "formats": ["torchscript"]}
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["autoencoder.ts", "decoder.ts", "encoder.ts"]
-    check(network, torch.jit.load(tmp_path / f"{part}.ts"), part)
+    for count, size in ((3, (64, 40)), (1, (16, 24))):
+        check(network, torch.jit.load(tmp_path / f"{part}.ts"), part, batch=images(count=count, size=size))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's exporter uses what torch and onnxscript deprecate
 def test_onnx_needs_nothing_but_onnxruntime(model, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
     network, path = model
     run_stage("export", options={**OPTIONS, "model": str(path), "output_dir": str(tmp_path), "formats": ["onnx"]})
-    for part in ("autoencoder", "encoder", "decoder"):
-        session = onnxruntime.InferenceSession((tmp_path / f"{part}.onnx").read_bytes())
-        names = [value.name for value in session.get_inputs()]
+    for part in PARTS:
+        for count, size in ((3, (64, 40)), (1, (16, 24))):
+            check(network, onnx_runner(tmp_path / f"{part}.onnx"), part, batch=images(count=count, size=size))
 
-        def run(*inputs, session=session, names=names):
-            outputs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
-            tensors = [torch.from_numpy(output) for output in outputs]
-            return tensors if len(tensors) > 1 else tensors[0]
 
-        check(network, run, part)
+# --- on slices of real scans, by a network that has learned from them
+
+REAL_OPTIONS = {
+    "network_def::channels": 32,
+    "network_def::residual_channels": 16,
+    **{f"network_def::quantizers::{level}::num_codes": REAL_CODES for level in (0, 1)},
+    "image_size": [64, 64],  # of the example; the slices are larger
+}
+
+
+@pytest.fixture(scope="module")
+def real_slices(real_data, tmp_path_factory) -> torch.Tensor:
+    """Slices `(n, 1, 128, 128)` of the volumes of every orientation, at the bundle's own pixels."""
+    folder = tmp_path_factory.mktemp("real") / "slices"
+    positions = [45.0, 60.0, 75.0]
+    extract_slices(
+        real_data / "volumes", folder, positions=positions, on_trim="warn", fractions=(1, 0, 0), progress=False
+    )
+    slices = torch.stack([LoadSlice()(record["image"]).as_tensor() for record in load_datalist(folder, "training")])
+    assert len(slices) >= 20
+    return slices
+
+
+@pytest.fixture(scope="module")
+def real_model(real_slices, tmp_path_factory):
+    """Trained for a few steps: enough for codes that differ from place to place."""
+    torch.manual_seed(0)
+    quantizers = [EMACodebook(REAL_CODES, 16) for _ in range(2)]
+    network = HierarchicalVQVAE(channels=32, residual_channels=16, quantizers=quantizers)
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for _ in range(40):
+        batch = real_slices[torch.randint(len(real_slices), (4,))]
+        reconstruction, levels = network.train_pass(batch)
+        loss = F.mse_loss(reconstruction, batch) + sum(level.loss for level in levels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for quantizer in quantizers:
+        quantizer.initialized.fill_(False)  # codebooks anew from what the encoder now makes of real slices
+    with torch.no_grad():
+        network.train_pass(real_slices)
+    path = tmp_path_factory.mktemp("real_model") / "model.pt"
+    save_weights(network, path)
+    with torch.no_grad():
+        codes = network.eval().encode(real_slices)
+    assert min(len(level.unique()) for level in codes) > 10
+    return network, path
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's exporter uses what torch and onnxscript deprecate
+@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+def test_graphs_give_the_codes_and_images_of_real_slices(format, real_model, real_slices, tmp_path):
+    network, path = real_model
+    run_stage("export", options={**REAL_OPTIONS, "model": str(path), "output_dir": str(tmp_path), "formats": [format]})
+    for part in PARTS:
+        name = tmp_path / (part + {"torchscript": ".ts", "onnx": ".onnx"}[format])
+        run = torch.jit.load(name) if format == "torchscript" else onnx_runner(name)
+        check(network, run, part, batch=real_slices)
 
 
 def test_a_graph_that_differs_from_the_network_is_not_kept(model, tmp_path, monkeypatch):

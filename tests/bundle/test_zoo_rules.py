@@ -14,18 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
-import torch
 from monai.bundle import ConfigWorkflow, verify_metadata
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
 
 import monai_vqgen
-from monai_vqgen.apps import run_stage
-from monai_vqgen.handlers import save_weights
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
 
 REPOSITORY = Path(__file__).parents[2]
 BUNDLE = REPOSITORY / "bundle"
@@ -179,62 +173,7 @@ def test_the_readme_has_the_sections_of_the_zoos_template():
 
 # --- properties of every workflow, on a tiny model and tiny slices
 
-CODES, SIZE = 8, (16, 16)
-OPTIONS = {
-    "network_def::channels": 8,
-    "network_def::residual_channels": 4,
-    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
-}
-PRIOR_OPTIONS = {
-    **{f"prior_defs::{level}::num_codes": CODES for level in (0, 1)},
-    **{f"prior_defs::{level}::channels": 8 for level in (0, 1)},
-    **{f"prior_defs::{level}::num_layers": 1 for level in (0, 1)},
-    "prior_defs::0::attention_every": 0,
-    "prior_defs::1::coarser_codes": [CODES],
-}
 KINDS = {"train": "train", "train_prior": "train", "inference": "infer", "evaluate": "infer", "sample": "infer"}
-
-
-def write_slices(folder: Path) -> None:
-    datalist: dict[str, Any] = {"plane": "axial", "image_size": SIZE, "pixel_mm": 3.0}
-    (folder / "images").mkdir(parents=True)
-    for split, count in {"training": 4, "validation": 2, "test": 2}.items():
-        datalist[split] = []
-        for i in range(count):
-            name = f"images/{split}{i}.nii.gz"
-            image = np.random.default_rng(i).random((*SIZE, 1), dtype=np.float32)
-            nib.save(nib.Nifti1Image(image, np.eye(4)), folder / name)
-            datalist[split].append({"image": name, "subject": f"{split}{i}", "plane": "axial", "position_mm": 40.0 + i})
-    (folder / "datalist.json").write_text(json.dumps(datalist))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """Slices, their codes, and a model with its priors."""
-    folder = tmp_path_factory.mktemp("zoo")
-    write_slices(folder / "slices")
-    torch.manual_seed(0)
-    network = HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16) for _ in (0, 1)])
-    save_weights(network, folder / "model.pt")
-    encoder = ConditionEncoder({"position_mm": (40.0, 50.0)})
-    for level in (0, 1):
-        prior = GatedPixelCNN(
-            CODES, channels=8, num_layers=1, attention_every=0, coarser_codes=[CODES] * level, condition_dim=encoder.dim
-        )
-        save_weights(prior, folder / f"model_prior_level{level}.pt")
-        sidecar = {
-            "level": level,
-            "grid": [2 * 2**level] * 2,
-            "num_codes": CODES,
-            "coarser": [CODES] * level,
-            "autoencoder_fingerprint": fingerprint(network),
-            "condition": encoder.to_dict(),
-            "image_size": SIZE,
-        }
-        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
-    where = {"dataset_dir": str(folder / "slices"), "model": str(folder / "model.pt")}
-    run_stage("extract_codes", options={**OPTIONS, **where, "output_dir": str(folder / "codes")})
-    return folder
 
 
 def workflow(*files: str, kind: str, **options: Any) -> ConfigWorkflow:
@@ -257,18 +196,8 @@ def missing_ids(flow: ConfigWorkflow, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_workflow_has_the_properties_that_monai_asks_for(name, run, tmp_path):
-    options: dict[str, Any] = {**OPTIONS, "output_dir": str(tmp_path / "out"), "device": "cpu"}
-    options["model"] = str(run / "model.pt")
-    if name == "train":
-        del options["model"]
-    if name in ("train_prior", "evaluate", "sample"):
-        options |= PRIOR_OPTIONS
-    if name in ("evaluate", "sample"):
-        options["priors_dir"] = str(run)
-    if name != "sample":
-        options["dataset_dir"] = str(run / ("codes" if name == "train_prior" else "slices"))
-    flow = workflow(name, kind=KINDS[name], **options)
+def test_every_workflow_has_the_properties_that_monai_asks_for(name, tiny_run, tmp_path):
+    flow = workflow(name, kind=KINDS[name], **tiny_run.options(name, tmp_path / "out"))
     assert missing_ids(flow, KINDS[name]) == []
     flow.initialize()
     assert flow.check_properties() == []

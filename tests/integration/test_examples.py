@@ -41,8 +41,9 @@ def test_three_planes_of_a_scan_are_written_where_they_lie(scans, tmp_path):
     corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*volume.shape, 1]
     low, high = (getattr((volume.affine @ corners.T)[:3], name)(1) for name in ("min", "max"))
     for plane, axis in {"axial": 2, "coronal": 1, "sagittal": 0}.items():
-        image = nib.load(tmp_path / f"{plane}.nii.gz")
-        assert image.shape[:2] == (128, 128)
+        (path,) = (tmp_path / plane).glob(f"*_{plane}.nii.gz")
+        image = nib.load(path)
+        assert image.shape == (128, 128, 1)
         middle = (image.affine @ [63.5, 63.5, 0, 1])[:3]
         assert ((low < middle) & (middle < high)).all(), plane
         assert abs(image.affine[axis, 2]) == max(abs(image.affine[:3, 2])), plane

@@ -1,0 +1,97 @@
+"""A bundle's run at a tiny size: slices, an untrained but complete model, and the options that fit them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from monai_vqgen.apps import run_stage
+from monai_vqgen.handlers import save_weights
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+
+CODES, SIZE = 8, (16, 16)
+COUNTS = {"training": 4, "validation": 2, "test": 2}
+NETWORK = {
+    "network_def::channels": 8,
+    "network_def::residual_channels": 4,
+    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
+}
+PRIORS = {
+    **{f"prior_defs::{level}::num_codes": CODES for level in (0, 1)},
+    **{f"prior_defs::{level}::channels": 8 for level in (0, 1)},
+    **{f"prior_defs::{level}::num_layers": 1 for level in (0, 1)},
+    "prior_defs::0::attention_every": 0,
+    "prior_defs::1::coarser_codes": [CODES],
+}
+
+
+class TinyRun(NamedTuple):
+    """Attributes: `folder`: `slices/`, `codes/`, `model.pt` and the priors; `network`: the model in evaluation mode."""
+
+    folder: Path
+    network: HierarchicalVQVAE
+
+    def options(self, config: str, output: Path) -> dict[str, Any]:
+        """What makes a config of the bundle run on this folder, as options of its command line."""
+        options: dict[str, Any] = {**NETWORK, "output_dir": str(output), "device": "cpu"}
+        if config != "train":
+            options["model"] = str(self.folder / "model.pt")
+        if config in ("train_prior", "evaluate", "sample"):
+            options |= PRIORS
+        if config in ("evaluate", "sample"):
+            options["priors_dir"] = str(self.folder)
+        if config != "sample":
+            options["dataset_dir"] = str(self.folder / ("codes" if config == "train_prior" else "slices"))
+        return options
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> TinyRun:
+    """Slices, their codes, and a model with its priors."""
+    folder = tmp_path_factory.mktemp("tiny_run")
+    _write_slices(folder / "slices")
+    torch.manual_seed(0)
+    network = HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16) for _ in (0, 1)])
+    save_weights(network, folder / "model.pt")
+    _write_priors(folder, fingerprint(network))
+    where = {"dataset_dir": str(folder / "slices"), "model": str(folder / "model.pt")}
+    run_stage("extract_codes", options={**NETWORK, **where, "output_dir": str(folder / "codes")})
+    return TinyRun(folder, network.eval())
+
+
+def _write_slices(folder: Path) -> None:
+    datalist: dict[str, Any] = {"plane": "axial", "image_size": SIZE, "pixel_mm": 3.0}
+    (folder / "images").mkdir(parents=True)
+    for split, count in COUNTS.items():
+        datalist[split] = []
+        for i in range(count):
+            name = f"images/{split}{i}.nii.gz"
+            image = np.random.default_rng(i).random((*SIZE, 1), dtype=np.float32)
+            nib.save(nib.Nifti1Image(image, np.eye(4)), folder / name)
+            datalist[split].append({"image": name, "subject": f"{split}{i}", "plane": "axial", "position_mm": 40.0 + i})
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+
+
+def _write_priors(folder: Path, autoencoder_fingerprint: str) -> None:
+    encoder = ConditionEncoder({"position_mm": (40.0, 50.0)})
+    for level in (0, 1):
+        prior = GatedPixelCNN(
+            CODES, channels=8, num_layers=1, attention_every=0, coarser_codes=[CODES] * level, condition_dim=encoder.dim
+        )
+        save_weights(prior, folder / f"model_prior_level{level}.pt")
+        sidecar = {
+            "level": level,
+            "grid": [2 * 2**level] * 2,
+            "num_codes": CODES,
+            "coarser": [CODES] * level,
+            "autoencoder_fingerprint": autoencoder_fingerprint,
+            "condition": encoder.to_dict(),
+            "image_size": SIZE,
+        }
+        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))

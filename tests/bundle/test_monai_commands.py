@@ -1,0 +1,121 @@
+"""MONAI's own commands and functions take the bundle as it is: checked, run, loaded and exported without our help."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import create_workflow, load
+from monai.data import load_net_with_metadata
+
+from monai_vqgen.apps.packaging import BUNDLE_NAME
+from monai_vqgen.networks import HierarchicalVQVAE
+
+BUNDLE = Path(__file__).parents[2] / "bundle"
+CONFIGS = BUNDLE / "configs"
+OTHER_SIZE = (3, 1, 40, 24)  # a batch and a size that no graph is made with
+TRUSTED = "ignore:parsing config_file:UserWarning"  # that configurations are code
+
+
+def monai(command: str, *words: str, folder: Path, **options: object) -> None:
+    """`python -m monai.bundle COMMAND` in another folder."""
+    line = [sys.executable, "-m", "monai.bundle", command, *words]
+    line += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def local_bundle(tiny_run, tmp_path_factory) -> Path:
+    """The folder that holds a bundle with weights, as a download leaves it."""
+    folder = tmp_path_factory.mktemp("bundles")
+    shutil.copytree(BUNDLE, folder / BUNDLE_NAME, ignore=shutil.ignore_patterns("*.pt", "out"))
+    (folder / BUNDLE_NAME / "models").mkdir(exist_ok=True)
+    shutil.copy(tiny_run.folder / "model.pt", folder / BUNDLE_NAME / "models" / "model.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(OTHER_SIZE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_monais_command_finds_the_network_as_the_metadata_say(config, tmp_path):
+    """At the bundle's own size: input and output of `network_data_format`."""
+    files = {"meta_file": CONFIGS / "metadata.json", "config_file": CONFIGS / f"{config}.json"}
+    monai("verify_net_in_out", "network_def", folder=tmp_path, device="cpu", **files)
+
+
+@pytest.mark.slow
+def test_run_workflow_reconstructs_a_folder(tiny_run, tmp_path):
+    options = tiny_run.options("inference", tmp_path / "out")
+    config = {"config_file": CONFIGS / "inference.json", "workflow_type": "infer", "bundle_root": BUNDLE}
+    monai("run_workflow", folder=tmp_path, **config, **options)
+    assert [path.name for path in (tmp_path / "out").rglob("*.nii.gz")] == ["test0_recon.nii.gz", "test1_recon.nii.gz"]
+
+
+@pytest.mark.filterwarnings(TRUSTED)
+def test_create_workflow_gives_the_parts_of_a_local_folder(local_bundle, tiny_run, tmp_path, images):
+    config = str(local_bundle / BUNDLE_NAME / "configs" / "inference.json")
+    options = tiny_run.options("inference", tmp_path)
+    options["model"] = str(local_bundle / BUNDLE_NAME / "models" / "model.pt")
+    flow = create_workflow(config_file=config, workflow_type="infer", **options)
+    assert flow.check_properties() == []
+    network = flow.parser.get_parsed_content("network")
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), tiny_run.network(images))
+
+
+@pytest.mark.filterwarnings(TRUSTED)
+@pytest.mark.parametrize("given", ["its own network", "a network of ours"])
+def test_load_gives_the_trained_network_of_a_local_folder(given, local_bundle, tiny_run, images, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where there are no scans
+    options: dict = {"model": None, "workflow_type": "inference", "device": "cpu"}
+    if given == "its own network":
+        sizes = {f"quantizers#{level}#num_codes": 8 for level in (0, 1)}
+        options["net_override"] = {"channels": 8, "residual_channels": 4, **sizes}
+    else:
+        options["model"] = type(tiny_run.network)(
+            channels=8, residual_channels=4, quantizers=[type(q)(8, 16) for q in tiny_run.network.quantizers]
+        )
+    network = load(BUNDLE_NAME, bundle_dir=local_bundle, source="monaihosting", **options)
+    assert isinstance(network, HierarchicalVQVAE)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(images), tiny_run.network(images))
+    assert not list(tmp_path.iterdir())
+
+
+def export_options(tiny_run) -> dict[str, object]:
+    sizes = {name: value for name, value in tiny_run.options("train", Path()).items() if name.startswith("network_def")}
+    files = {"config_file": CONFIGS / "inference.json", "meta_file": CONFIGS / "metadata.json"}
+    return {**files, "ckpt_file": tiny_run.folder / "model.pt", **sizes}
+
+
+@pytest.mark.slow
+def test_ckpt_export_writes_a_torchscript_that_is_the_network(tiny_run, tmp_path, images):
+    options = export_options(tiny_run)
+    monai("ckpt_export", "network_def", folder=tmp_path, filepath="model.ts", use_trace="True", **options)
+    graph, metadata, _ = load_net_with_metadata(tmp_path / "model.ts")
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 1
+    with torch.no_grad():
+        torch.testing.assert_close(graph(images), tiny_run.network(images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnx_export_writes_a_graph_of_any_batch_and_size_that_is_the_network(tiny_run, tmp_path, images):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    free = {"image": {0: "batch", 2: "rows", 3: "columns"}}
+    kwargs = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": free}
+    options = {**export_options(tiny_run), "use_trace": "True", "converter_kwargs": kwargs}
+    monai("onnx_export", "network_def", folder=tmp_path, filepath="model.onnx", **options)
+    session = onnxruntime.InferenceSession((tmp_path / "model.onnx").read_bytes())
+    (given,) = session.run(["pred"], {"image": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(given, tiny_run.network(images).numpy(), rtol=0, atol=1e-4)

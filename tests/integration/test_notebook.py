@@ -1,0 +1,145 @@
+"""The notebook runs from its first cell to its last, and what it prints is true."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from skimage.metrics import structural_similarity
+
+from monai_vqgen.data import load_datalist
+from monai_vqgen.handlers import save_weights
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+from monai_vqgen.transforms import LoadSlice
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks" / "evaluate.ipynb"
+CODES, SIZE, GRIDS = 16, (32, 32), [(4, 4), (8, 8)]
+OPTIONS = {
+    "network_def::channels": 16,
+    "network_def::residual_channels": 8,
+    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
+    **{f"prior_defs::{level}::num_codes": CODES for level in (0, 1)},
+    **{f"prior_defs::{level}::channels": 8 for level in (0, 1)},
+    **{f"prior_defs::{level}::num_layers": 2 for level in (0, 1)},
+    "prior_defs::0::attention_every": 0,
+    "prior_defs::1::coarser_codes": [CODES],
+}
+pytestmark = pytest.mark.filterwarnings("ignore")  # Jupyter's own; the kernel's are the notebook's
+
+
+def read() -> Any:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def execute(notebook: Any, folder: Path) -> None:
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
+
+
+def printed(notebook: Any, cell: str) -> str:
+    (found,) = [c for c in notebook.cells if c["id"] == cell]
+    return "".join(output["text"] for output in found.outputs if output.output_type == "stream")
+
+
+def teach(network: HierarchicalVQVAE) -> None:
+    """A hundred steps on noisy discs about the size of a head: reconstructions are no longer black."""
+    rows, columns = torch.meshgrid(*(torch.arange(size) - size / 2 for size in SIZE), indexing="ij")
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(100):
+        radius, brightness = torch.rand(2, 8, 1, 1, 1)
+        discs = ((rows**2 + columns**2).sqrt() < 8 + 6 * radius) * (0.3 + 0.6 * brightness)
+        reconstruction, levels = network.train_pass(discs)
+        loss = torch.nn.functional.mse_loss(reconstruction, discs) + sum(level.loss for level in levels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> tuple[Path, HierarchicalVQVAE]:
+    """A small but complete model, conditioned on position, age and sex; its autoencoder has seen discs."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    network = HierarchicalVQVAE(channels=16, residual_channels=8, quantizers=[EMACodebook(CODES, 16) for _ in GRIDS])
+    teach(network)
+    save_weights(network, folder / "model.pt")
+    encoder = ConditionEncoder({"position_mm": (40.0, 90.0), "age": (20.0, 60.0)}, {"sex": ["F", "M"]})
+    for level, grid in enumerate(GRIDS):
+        coarser = [CODES] * level
+        prior = GatedPixelCNN(
+            CODES, channels=8, num_layers=2, attention_every=0, coarser_codes=coarser, condition_dim=encoder.dim
+        )
+        save_weights(prior, folder / f"model_prior_level{level}.pt")
+        sidecar = {"level": level, "grid": grid, "num_codes": CODES, "condition": encoder.to_dict()}
+        sidecar |= {"autoencoder_fingerprint": fingerprint(network), "image_size": SIZE}
+        sidecar |= {"plane": "axial", "pixel_mm": 7.0}
+        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
+    return folder, network.eval()
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An environment without this notebook's variables, and a folder to work in."""
+    for name in ("MODEL", "PRIORS", "OPTIONS", "SCANS", "SPLIT", "OUTPUT"):
+        monkeypatch.delenv(f"MONAI_VQGEN_{name}", raising=False)
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures belong into the notebook
+    return monkeypatch
+
+
+def test_the_notebook_is_valid_and_holds_no_outputs():
+    notebook = read()
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+            assert len(cell.source.splitlines()) <= 25, cell["id"]
+
+
+@pytest.mark.slow
+def test_it_runs_on_phantoms_and_its_scores_are_scikit_images(fresh, tmp_path, weights):
+    folder, network = weights
+    fresh.setenv("MONAI_VQGEN_MODEL", str(folder / "model.pt"))
+    fresh.setenv("MONAI_VQGEN_OPTIONS", json.dumps(OPTIONS))
+    notebook = read()
+    execute(notebook, tmp_path)
+    pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 10
+    assert "position_mm" in printed(notebook, "load")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    records = load_datalist(tmp_path / "out" / "notebook" / "slices", "test")
+    images = torch.stack([LoadSlice()(record["image"]).as_tensor() for record in records])
+    with torch.no_grad():
+        again = network(images).clamp(0, 1)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    pairs = zip(again[:, 0].numpy(), images[:, 0].numpy(), strict=True)
+    ssim = np.mean([structural_similarity(x, y, **options) for x, y in pairs])
+    scores = dict(re.findall(r"^(\w[\w ]*?) +(-?[\d.]+)", printed(notebook, "reconstruct"), flags=re.MULTILINE))
+    assert float(scores["reconstruction"]) == pytest.approx(ssim, abs=6e-4)  # three digits are printed
+    assert float(scores["reconstruction"]) > float(scores["all black"]) + 0.1
+
+    lines = printed(notebook, "likelihood").splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == ["test slices", "upside down", "noise", "uniform"]
+    assert lines[-1].split()[1:] == ["4.00", "4.00"]
+
+
+@pytest.mark.slow
+def test_without_weights_it_says_how_to_make_them(fresh, tmp_path):
+    fresh.setenv("MONAI_VQGEN_MODEL", str(tmp_path / "nowhere" / "model.pt"))
+    with pytest.raises(CellExecutionError) as error:
+        execute(read(), tmp_path)
+    message = error.value.evalue
+    assert f"There are no weights at {tmp_path / 'nowhere' / 'model.pt'}" in message
+    commands = re.findall(r"bundle/configs/(\w+)\.json", message)
+    assert commands == ["extract_slices", "train", "extract_codes", "train_prior", "train_prior"]

@@ -1,0 +1,40 @@
+"""MONAI's saver with our writer: a slice of any plane is written where it lies."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, SaveImage, SaveImaged
+
+from monai_vqgen.data import CompleteNiftiWriter, make_phantom
+from monai_vqgen.errors import ScanError
+from monai_vqgen.transforms import ExtractSliced, FitToSized
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("resample", [True, False])
+def test_monais_saver_writes_a_slice_of_any_plane_where_it_lies(tmp_path, plane, resample):
+    head = make_phantom(3, 0, voxel_mm=6.0, orientation="LIA")
+    volume = MetaTensor(torch.as_tensor(head.voxels_s[None]).float(), affine=torch.as_tensor(head.affine))
+    volume.meta["filename_or_obj"] = "head.nii.gz"
+    options = {"resample": resample, "separate_folder": False, "print_log": False}
+    save = SaveImaged("image", output_dir=tmp_path, writer=CompleteNiftiWriter, **options)
+    image = Compose([ExtractSliced("image", plane=plane), FitToSized("image", size=64), save])({"image": volume})[
+        "image"
+    ]
+    (path,) = tmp_path.iterdir()
+    written = nib.load(path)
+    assert written.shape == (64, 64, 1)
+    np.testing.assert_allclose(written.affine, image.affine, atol=1e-4)
+    np.testing.assert_allclose(written.get_fdata()[..., 0], image[0], rtol=1e-6)
+
+
+def test_several_channels_are_refused_and_no_file_is_left(tmp_path):
+    with pytest.raises(RuntimeError) as error:  # MONAI wraps what its writers raise
+        SaveImage(tmp_path, writer=CompleteNiftiWriter)(MetaTensor(torch.zeros(2, 3, 4), affine=torch.eye(4)))
+    assert "shape (2, 3, 4): one channel is due" in str(error.value)
+    assert ScanError.__name__ in str(error.value)
+    assert not list(tmp_path.rglob("*.nii*"))
