@@ -69,6 +69,7 @@ def _add_reproduce(verbs: Verbs) -> None:
     _add_seed(verb)
     verb.add_argument("--size", default="release_128", help="the preset (default: %(default)s)")
     _add_file(verb, "--results", help="write the figures between the size's marks in this document")
+    _add_path(verb, "--models", help="put the weights there as well; bundle/models ships them")
 
 
 def _add_compare(verbs: Verbs) -> None:
@@ -144,7 +145,14 @@ def _demo(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from monai_vqgen.apps.reproduce import reproduce
 
-    reproduce(options.data, options.output, size=options.size, seed=options.seed, results=options.results)
+    reproduce(
+        options.data,
+        options.output,
+        size=options.size,
+        seed=options.seed,
+        results=options.results,
+        models=options.models,
+    )
 
 
 def _compare(options: argparse.Namespace) -> None:

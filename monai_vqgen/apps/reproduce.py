@@ -13,10 +13,12 @@ from monai_vqgen.apps.report import write_report
 from monai_vqgen.apps.results import check_section, replace_section, results_section
 from monai_vqgen.apps.run_folders import claim_run, for_this_machine, usable_cores
 from monai_vqgen.apps.stages import bundle_stages, run_stages
+from monai_vqgen.data.files import write_bytes
 from monai_vqgen.data.sources import discover_volumes
 from monai_vqgen.engines.seeding import check_seed
+from monai_vqgen.errors import CheckpointError
 
-__all__ = ["reproduce"]
+__all__ = ["publish_weights", "reproduce"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ def reproduce(
     size: str = "release_128",
     seed: int = 0,
     results: str | Path | None = None,
+    models: str | Path | None = None,
 ) -> Path:
     """Run every stage of a release, going on where an earlier call was stopped, and write its figures.
 
@@ -39,6 +42,7 @@ def reproduce(
         size: a preset's name.
         seed: of the training and the samples.
         results: a document with the marks `<!-- SIZE -->` and `<!-- /SIZE -->`, between which the figures go.
+        models: a folder that gets the weights, and what goes with the priors' (`bundle/models` ships them).
 
     Returns:
         The report.
@@ -73,7 +77,31 @@ def reproduce(
     if results is not None:
         replace_section(results, size, results_section(metrics, records))
         logger.info("The figures are in %s", results)
+    if models is not None:
+        publish_weights(folder, models)
+        logger.info("The weights are in %s", models)
     return report
+
+
+def publish_weights(folder: str | Path, models: str | Path) -> list[Path]:
+    """Copy a run's autoencoder and priors to a folder, each file complete or as it was.
+
+    Raises:
+        CheckpointError: the run lacks one of them.
+    """
+    priors = sorted(Path(folder).glob("model_prior_level*.pt"))
+    wanted = [Path(folder) / "model.pt", *priors, *(path.with_suffix(".json") for path in priors)]
+    missing = [path for path in wanted if not path.is_file()]
+    if missing or not priors:
+        raise CheckpointError(
+            f"{', '.join(map(str, missing)) or folder}: no trained model with priors; run it to its end"
+        )
+    Path(models).mkdir(parents=True, exist_ok=True)
+    copies = []
+    for path in wanted:
+        copies.append(Path(models) / path.name)
+        write_bytes(copies[-1], path.read_bytes())
+    return copies
 
 
 def _threads_a_prior() -> int | None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from monai_vqgen.apps import presets
-from monai_vqgen.apps.reproduce import reproduce
+from monai_vqgen.apps.reproduce import publish_weights, reproduce
 from monai_vqgen.data import make_phantoms
+from monai_vqgen.errors import CheckpointError
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +44,21 @@ def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path, monkeypa
     assert results.read_text() == text
     weights = {level: (output / f"model_prior_level{level}.pt").read_bytes() for level in (0, 1)}
     cut_off_while_the_priors_trained(output / "timings.json")
-    reproduce(tmp_path / "scans", output, size="tiny")
+    reproduce(tmp_path / "scans", output, size="tiny", models=tmp_path / "models")
     assert {level: (output / f"model_prior_level{level}.pt").read_bytes() for level in (0, 1)} == weights
+    published = ["model.pt", *(f"model_prior_level{level}.{end}" for level in (0, 1) for end in ("json", "pt"))]
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == published
+    assert all((tmp_path / "models" / name).read_bytes() == (output / name).read_bytes() for name in published)
+
+
+def test_a_run_without_priors_publishes_nothing(tmp_path):
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(CheckpointError, match="no trained model with priors"):
+        publish_weights(tmp_path, tmp_path / "models")
+    (tmp_path / "model_prior_level0.pt").touch()
+    with pytest.raises(CheckpointError, match=r"model_prior_level0\.json"):
+        publish_weights(tmp_path, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
 
 
 def cut_off_while_the_priors_trained(timings: Path) -> None:
