@@ -64,12 +64,12 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, replace_w
     [
         ("demo --data a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
         (
-            "reproduce --data a --output b --seed 3 --size c --results d",
-            {"data": "a", "output": "b", "seed": 3, "size": "c", "results": "d"},
+            "reproduce --data a --output b --seed 3 --size c --results d --models e",
+            {"data": "a", "output": "b", "seed": 3, "size": "c", "results": "d", "models": "e"},
         ),
         (
-            "compare --data a --designs b --output c --minutes 0.5 --jobs 2 --seed 3 --size d --results e",
-            {"data": "a", "designs": "b", "output": "c", "minutes": 0.5, "jobs": 2, "seed": 3, "size": "d"}
+            "compare --data a --designs b --output c --steps 50 --jobs 2 --seed 3 --size d --results e",
+            {"data": "a", "designs": "b", "output": "c", "steps": 50, "jobs": 2, "seed": 3, "size": "d"}
             | {"results": "e"},
         ),
         ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
@@ -152,7 +152,7 @@ def complete(tmp_path_factory):
 def test_bash_completes_verbs_options_files_and_folders(complete):
     assert complete("de") == ["demo"]
     assert set(complete("")) >= set(VERBS)
-    assert complete("compare", "--min") == ["--minutes"]
+    assert complete("compare", "--st") == ["--steps"]
     assert complete("download", "--ov") == ["--overwrite"]
     assert complete("demo", "--data", "scans_") == ["scans_folder"]
     assert set(complete("compare", "--results", "scans_")) == {"scans_file.md", "scans_folder"}
