@@ -6,9 +6,16 @@ DATA ?=
 OUTPUT ?= out/demo
 DEMO_OPTIONS ?=
 BENCH_OPTIONS ?=
+REPRODUCE_OPTIONS ?=
 COMPARE_OPTIONS ?=
+LABEL_VENV := .venv-label
+LABEL_APP := out/label/app
+STUDIES ?=
+BUNDLE ?=
+HOST ?= 127.0.0.1
+PORT ?= 8000
 
-.PHONY: help setup demo test test-all lint format bench bundle reproduce compare clean
+.PHONY: help setup demo test test-all lint format bench bundle reproduce compare label test-label label-serve clean
 
 help:
 	@echo "make demo [DATA=folder] [OUTPUT=out/demo]  scans to new slices, ends with a report"
@@ -19,6 +26,9 @@ help:
 	@echo "make reproduce DATA=folder  train and evaluate the release again; goes on where it stopped"
 	@echo "make compare DATA=folder    train designs of the autoencoder side by side; goes on where it stopped"
 	@echo "make bundle    the bundle as the zip that MONAI downloads, in dist/"
+	@echo "make label     the environment of MONAI Label, in $(LABEL_VENV)"
+	@echo "make label-serve STUDIES=folder [BUNDLE=folder] [HOST=127.0.0.1] [PORT=8000]  the app behind a viewer"
+	@echo "make test-label  the tests against a real MONAI Label server"
 	@echo "make setup     the virtual environment alone"
 
 $(VENV)/.done: setup.cfg pyproject.toml constraints.txt
@@ -36,7 +46,7 @@ demo: setup
 	$(BIN)/python -m monai_vqgen demo $(if $(DATA),--data "$(DATA)") --output "$(OUTPUT)" $(DEMO_OPTIONS)
 
 reproduce: setup
-	$(BIN)/python -m monai_vqgen reproduce --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md
+	$(BIN)/python -m monai_vqgen reproduce --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md $(REPRODUCE_OPTIONS)
 
 compare: setup
 	$(BIN)/python -m monai_vqgen compare --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md $(COMPARE_OPTIONS)
@@ -62,5 +72,26 @@ bench: setup
 bundle: setup
 	$(BIN)/python -m monai_vqgen.apps.packaging --output dist
 
+# MONAI Label goes in last and alone: its own list of requirements would have pip build sam2 with a second torch.
+$(LABEL_VENV)/.done: setup.cfg pyproject.toml constraints-label.txt requirements-label.txt
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet --constraint constraints-label.txt --upgrade pip setuptools wheel
+	$(LABEL_VENV)/bin/python -m pip install --quiet --constraint constraints-label.txt --requirement requirements-label.txt
+	$(LABEL_VENV)/bin/python -m pip install --quiet --constraint constraints-label.txt --no-deps monailabel
+	$(LABEL_VENV)/bin/python -m pip install --quiet --constraint constraints-label.txt --editable .
+	touch $@
+
+label: $(LABEL_VENV)/.done
+
+test-label: label
+	OMP_NUM_THREADS=1 $(LABEL_VENV)/bin/python -m pytest tests/label
+
+# A folder of its own: MONAI Label writes logs and jobs into its app's folder, which an installed package must not hold.
+label-serve: label
+	mkdir -p $(LABEL_APP)
+	cp monai_vqgen/apps/monailabel/main.py $(LABEL_APP)/main.py
+	$(LABEL_VENV)/bin/python -m monailabel.main start_server --app $(LABEL_APP) --studies "$(or $(STUDIES),$(error STUDIES=folder with scans))" \
+		--host $(HOST) --port $(PORT) $(if $(BUNDLE),--conf bundle "$(abspath $(BUNDLE))")
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
