@@ -8,7 +8,8 @@ DEMO_OPTIONS ?=
 BENCH_OPTIONS ?=
 REPRODUCE_OPTIONS ?=
 COMPARE_OPTIONS ?=
-LABEL_VENV := .venv-label
+LABEL_VENV ?= .venv-label
+LABEL_STAMP = $(LABEL_VENV)/.done-$(shell cat constraints-label.txt requirements-label.txt | cksum | cut -d' ' -f1)
 LABEL_APP := out/label/app
 STUDIES ?=
 BUNDLE ?=
@@ -73,15 +74,16 @@ bundle: setup
 	$(BIN)/python -m monai_vqgen.apps.packaging --output dist
 
 # MONAI Label goes in last and alone: its own list of requirements would have pip build sam2 with a second torch.
-$(LABEL_VENV)/.done: setup.cfg pyproject.toml constraints-label.txt requirements-label.txt
+# The stamp goes by what the lists say, not by their dates: one environment outside can serve every fresh clone.
+$(LABEL_STAMP):
 	$(PYTHON) -m venv $(LABEL_VENV)
 	$(LABEL_VENV)/bin/python -m pip install --quiet --constraint constraints-label.txt --upgrade pip setuptools wheel
 	$(LABEL_VENV)/bin/python -m pip install --quiet --constraint constraints-label.txt --requirement requirements-label.txt
 	$(LABEL_VENV)/bin/python -m pip install --quiet --constraint constraints-label.txt --no-deps monailabel
-	$(LABEL_VENV)/bin/python -m pip install --quiet --constraint constraints-label.txt --editable .
 	touch $@
 
-label: $(LABEL_VENV)/.done
+label: $(LABEL_STAMP)
+	$(LABEL_VENV)/bin/python -m pip install --quiet --constraint constraints-label.txt --editable .
 
 test-label: label
 	OMP_NUM_THREADS=1 $(LABEL_VENV)/bin/python -m pytest tests/label
