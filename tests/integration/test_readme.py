@@ -118,18 +118,35 @@ def test_the_stages_run_in_the_order_of_the_table(tmp_path: Path) -> None:
 
 def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
     commands = fenced_commands()
-    assert len(commands) == 3
-    assert "--nproc_per_node=2" in commands[0]
-    assert "--positions_mm" in commands[1]
+    assert len(commands) == 5
+    assert ["sample.json" in commands[0], "inference.json" in commands[1]] == [True, True]
+    assert "--nproc_per_node=2" in commands[2]
+    assert "--positions_mm" in commands[3]
     # run against a local server by tests/unit/data/test_openneuro.py; here, that it is understood
-    options = build_parser().parse_args(shlex.split(commands[2])[3:])
+    options = build_parser().parse_args(shlex.split(commands[4])[3:])
     assert (options.verb, options.accession, options.output) == ("download", "ds002748", "out/ds002748")
+
+
+@pytest.mark.slow
+def test_the_weights_that_ship_need_nothing_else(tmp_path: Path) -> None:
+    make_phantoms(tmp_path / "scans", num_subjects=2, seed=1, voxel_mm=4.0, progress=False)
+    for command in fenced_commands()[:2]:
+        arguments = [sys.executable, *shlex.split(command)[1:]]
+        places = {"SCANS": str(tmp_path / "scans"), "bundle": str(ROOT / "bundle")}
+        arguments = [places.get(word, re.sub("^bundle/", f"{ROOT}/bundle/", word)) for word in arguments]
+        done = run(arguments, tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    samples = json.loads((tmp_path / "out/shipped/samples/samples.json").read_text())["samples"]
+    assert [sample["condition"] for sample in samples] == [{"age": 30, "position_mm": 65, "sex": "f"}] * 16
+    for scan in (tmp_path / "scans").rglob("*.nii.gz"):
+        (path,) = (tmp_path / "out/shipped/reconstructions").rglob(f"{scan.name.removesuffix('.nii.gz')}_recon.nii.gz")
+        assert nib.load(path).shape == nib.load(scan).shape
 
 
 @pytest.mark.slow
 def test_the_command_for_own_scans_cuts_one_coronal_slice_a_scan(tmp_path: Path) -> None:
     make_phantoms(tmp_path / "scans", num_subjects=3, seed=1, voxel_mm=4.0, progress=False)
-    arguments = prepared(fenced_commands()[1], tmp_path)
+    arguments = prepared(fenced_commands()[3], tmp_path)
     done = run(arguments, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     datalist = json.loads((tmp_path / "out/central/datalist.json").read_text())
@@ -143,7 +160,7 @@ def test_the_command_for_own_scans_cuts_one_coronal_slice_a_scan(tmp_path: Path)
 @pytest.mark.slow
 def test_the_command_for_several_processes_trains_with_two(tmp_path: Path) -> None:
     write_slices(tmp_path / "out/slices")
-    arguments = prepared(fenced_commands()[0], tmp_path)
+    arguments = prepared(fenced_commands()[2], tmp_path)
     done = run(arguments, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out/autoencoder/model.pt").stat().st_size > 0
