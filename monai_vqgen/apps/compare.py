@@ -58,7 +58,7 @@ def compare(
     output: str | Path = "out/compare",
     *,
     designs: str | Path,
-    steps: int = 1200,
+    steps: int = 1000,
     jobs: int | None = None,
     size: str = "quick_128",
     seed: int = 0,

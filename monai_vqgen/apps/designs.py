@@ -25,7 +25,6 @@ COMMON = frozenset(
     [
         "dataset_dir",
         "output_dir",
-        "seed",
         "max_epochs",
         "max_minutes",
         "budget_clock",

@@ -29,7 +29,7 @@ def test_the_committed_list_is_readable_and_starts_with_ours():
     assert designs[0] == Design("ours", "architecture")
     assert {design.overlay for design in designs} - {None} == {"configs/system_a.yaml", "configs/system_b.yaml"}
     groups = {design.group for design in designs}
-    assert groups == {"architecture", "quantiser", "loss", "coarsest level", "training", "size"}
+    assert groups == {"architecture", "noise", "quantiser", "loss", "coarsest level", "training", "size"}
 
 
 def test_the_first_line_of_the_committed_list_is_a_command():
