@@ -1,4 +1,4 @@
-"""Designs of the autoencoder side by side: each trained at the same cost on the same slices, judged on validation."""
+"""Designs of the autoencoder side by side: each trained at the same cost on the same slices, judged on other subjects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -28,6 +28,7 @@ __all__ = ["DesignFigures", "compare", "comparison_section"]
 logger = logging.getLogger(__name__)
 
 MARKER = "compare.json"
+SPLITS = ("validation", "test")
 FIGURES = "comparison.json"
 STATISTICS = ("counts_k", "sums_kd", "num_updates", "initialized")
 """Buffers of a codebook that only its training needs."""
@@ -61,6 +62,7 @@ def compare(
     steps: int = 1000,
     jobs: int | None = None,
     size: str = "quick_128",
+    split: Literal["validation", "test"] = "validation",
     seed: int = 0,
     results: str | Path | None = None,
 ) -> list[DesignFigures]:
@@ -77,6 +79,7 @@ def compare(
         steps: of the first design; every training may cost as much.
         jobs: designs trained at once; by default as many as there are cores, or one on a GPU.
         size: a preset's name: its slices, network and training are those of every design that does not change them.
+        split: whose subjects judge: those of validation to choose a design; those of test to report the chosen one's lead.
         seed: of the slices' split, where the preset names none, and of the trainings.
         results: a document with the marks `<!-- comparison_SIZE -->` and `<!-- /comparison_SIZE -->`, between which the
             table goes.
@@ -85,8 +88,8 @@ def compare(
         The figures in the order of the list; designs that failed are left out.
 
     Raises:
-        InputError: no such preset, an unreadable list of designs, no positive steps or jobs, a document without the
-            marks.
+        InputError: no such preset, an unreadable list of designs, no positive steps or jobs, no such split, a document
+            without the marks.
         DatalistError: the data folder holds no scans, or not those of the split.
         OutputExistsError: the output folder holds another run, or something else.
         StageError: a design failed; all others are complete, and in the table.
@@ -95,21 +98,30 @@ def compare(
     check_seed(seed)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps={steps}: give a whole number above 0")
+    if split not in SPLITS:
+        raise InputError(f"split={split!r}: designs are judged on {' or '.join(SPLITS)} subjects")
     scans, source, section = discover_volumes(data), Path(data).resolve(), f"comparison_{size}"
     if results is not None:
         check_section(results, section)
     preset = for_this_machine(preset, scans)
     folder = Path(output).resolve()
-    run = {"data": str(source), "scans": [str(scan.path) for scan in scans], "steps": steps, "seed": seed}
+    run = {
+        "data": str(source),
+        "scans": [str(scan.path) for scan in scans],
+        "steps": steps,
+        "split": split,
+        "seed": seed,
+    }
     claim_run(folder, MARKER, {**run, "preset": preset._asdict()})
     run_stages([slices_stage(preset, scans=source, output=folder, seed=seed)], folder, resume=True)
     costs, failures = design_costs(wanted, preset, folder=folder)
     budgets = [_Budget(design, steps, costs[design.folder]) for design in wanted if design.folder in costs]
-    figures, failed = _train_all(budgets, preset, folder=folder, seed=seed, jobs=at_once)
+    figures, failed = _train_all(budgets, preset, folder=folder, split=split, seed=seed, jobs=at_once)
     failures += failed
-    write_json(folder / FIGURES, {"steps": steps, "designs": [row._asdict() for row in figures]})
+    write_json(folder / FIGURES, {"steps": steps, "split": split, "designs": [row._asdict() for row in figures]})
     if results is not None and figures:
-        replace_section(results, section, comparison_section(figures, first=wanted[0].name, steps=steps))
+        table = comparison_section(figures, first=wanted[0].name, steps=steps, split=split)
+        replace_section(results, section, table)
         logger.info("The table is in %s", results)
     if failures:
         raise StageError(f"{len(failures)} of {len(wanted)} designs failed; the first: {failures[0]}")
@@ -131,7 +143,7 @@ class _Budget(NamedTuple):
 
 
 def _train_all(
-    budgets: Sequence[_Budget], preset: RunPreset, *, folder: Path, seed: int, jobs: int
+    budgets: Sequence[_Budget], preset: RunPreset, *, folder: Path, split: str, seed: int, jobs: int
 ) -> tuple[list[DesignFigures], list[str]]:
     """Figures of the designs that went through, and what was wrong with the others."""
     failures: list[str] = []
@@ -141,7 +153,7 @@ def _train_all(
         place = folder / design.folder
         place.mkdir(exist_ok=True)
         try:
-            stages = design_stages(design, preset, folder=folder, steps=steps, cost=cost, seed=seed)
+            stages = design_stages(design, preset, folder=folder, steps=steps, cost=cost, split=split, seed=seed)
             run_stages(stages, place, resume=True)
             return _figures(design, place, cost)
         except Exception as error:  # whatever it is, the other designs go on
@@ -168,7 +180,7 @@ def _figures(design: Design, folder: Path, cost: float) -> DesignFigures:
     return DesignFigures(design.name, design.group, steps, cost, needed, metrics)
 
 
-def comparison_section(figures: Sequence[DesignFigures], *, first: str, steps: int) -> str:
+def comparison_section(figures: Sequence[DesignFigures], *, first: str, steps: int, split: str) -> str:
     """The designs as a Markdown table; `first` names the one that the others are compared with."""
     reference = next((row.metrics["reconstruction"]["psnr"] for row in figures if row.name == first), None)
     rows = []
@@ -192,4 +204,4 @@ def comparison_section(figures: Sequence[DesignFigures], *, first: str, steps: i
         )
     header = ["design", "bits a pixel", "PSNR, dB", "to the first", "brain SSIM", "coarsest level alone, PSNR"]
     header += ["codes in use, coarse to fine", "perplexity", "steps", "cost of a step", "million weights"]
-    return f"Each at the cost of {steps:,} steps of the first; validation subjects.\n\n" + markdown_table(header, rows)
+    return f"Each at the cost of {steps:,} steps of the first; {split} subjects.\n\n" + markdown_table(header, rows)

@@ -99,9 +99,9 @@ def design_step(design: Design, preset: RunPreset, *, folder: Path) -> Callable[
 
 
 def design_stages(
-    design: Design, preset: RunPreset, *, folder: Path, steps: int, cost: float, seed: int
+    design: Design, preset: RunPreset, *, folder: Path, steps: int, cost: float, split: str, seed: int
 ) -> list[Stage]:
-    """Training on the slices of the folder, and evaluation on its validation subjects, in processes of their own.
+    """Training on the slices of the folder, and evaluation on its subjects of a split, in processes of their own.
 
     Args:
         design: which.
@@ -109,7 +109,8 @@ def design_stages(
         folder: of the comparison.
         steps: what the training may cost, in steps of the reference.
         cost: of one of its own steps, in steps of the reference.
-        seed: of the training.
+        split: whose subjects judge.
+        seed: of the training, where the design has none of its own.
     """
     place, cuda = folder / design.folder, torch.cuda.is_available()
     network, training = _options(design, preset)
@@ -120,7 +121,7 @@ def design_stages(
     }
     # a step of the reference counts as a second
     budget = {"max_epochs": MOST_EPOCHS, "max_minutes": steps / SECONDS_A_MINUTE, "budget_clock": round(cost, 4)}
-    judging = {"model": str(place / "model.pt"), "with_priors": False, "split": "validation"}
+    judging = {"model": str(place / "model.pt"), "with_priors": False, "split": split}
     return [
         bundle_stage(
             f"training of {design.name}",

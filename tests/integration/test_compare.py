@@ -38,13 +38,13 @@ def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
     designs, results, output = tmp_path / "designs.yaml", tmp_path / "RESULTS.md", tmp_path / "out"
     designs.write_text(GOOD + BAD)
     results.write_text("<!-- comparison_tiny -->\n<!-- /comparison_tiny -->\n")
-    given = {"designs": designs, "steps": 12, "jobs": 2, "size": "tiny", "results": results}
+    given = {"designs": designs, "steps": 12, "jobs": 2, "size": "tiny", "split": "test", "results": results}
     with pytest.raises(StageError, match=r"1 of 3 designs failed; the first: one code: num_codes=1"):
         compare(scans, output, **given)
     figures = json.loads((output / "comparison.json").read_text())["designs"]
     assert [row["name"] for row in figures] == ["ours", "one level"]
     assert [len(row["metrics"]["codebook"]) for row in figures] == [2, 1]
-    assert all(row["metrics"]["judged"] == "validation" for row in figures)
+    assert all(row["metrics"]["judged"] == "test" for row in figures)
     steps = [row["steps"] for row in figures]
     costs = [row["cost"] for row in figures]
     assert costs[0] == pytest.approx(1.0, abs=0.5)  # a step of the first against itself
@@ -65,6 +65,8 @@ def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
     assert (output / "design_ours/model.pt").stat().st_mtime_ns == trained
     with pytest.raises(OutputExistsError, match="steps"):
         compare(scans, output, **{**given, "steps": 24})
+    with pytest.raises(OutputExistsError, match="split"):
+        compare(scans, output, **{**given, "split": "validation"})
 
 
 def test_a_comparison_that_is_told_to_stop_leaves_no_training_behind(scans, tmp_path):

@@ -8,35 +8,38 @@ from pathlib import Path
 import pytest
 
 from monai_vqgen.__main__ import build_parser
-from monai_vqgen.apps.compare import DesignFigures, comparison_section
+from monai_vqgen.apps.compare import DesignFigures, compare, comparison_section
 from monai_vqgen.apps.designs import Design, design_stages, read_designs
 from monai_vqgen.apps.presets import PRESETS
 from monai_vqgen.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 LIST = ROOT / "configs/comparisons/autoencoder.yaml"
+COMMITTED = sorted(LIST.parent.glob("*.yaml"))
 FSQ = [{"_target_": "monai_vqgen.networks.FiniteScalarQuantizer", "levels": [8, 8, 8]}] * 2
 
 
 def options(design: Design, stage: int = 0) -> dict[str, str]:
-    stages = design_stages(design, PRESETS["quick_128"], folder=Path("out"), steps=120, cost=1.37, seed=3)
+    stages = design_stages(design, PRESETS["quick_128"], folder=Path("out"), steps=120, cost=1.37, split="test", seed=3)
     words = shlex.split(stages[stage].command)
     return {word[2:]: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
 
 
-def test_the_committed_list_is_readable_and_starts_with_ours():
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_a_committed_list_starts_with_ours_and_is_run_by_the_command_above_it(path):
+    assert read_designs(path)[0] == Design("ours", "architecture")
+    words = shlex.split(path.read_text().splitlines()[0])
+    assert words[:4] == ["#", "python", "-m", "monai_vqgen"]
+    given = build_parser().parse_args(words[4:])
+    assert (given.verb, given.designs) == ("compare", str(path.relative_to(ROOT)))
+    assert given.size in PRESETS
+
+
+def test_the_list_of_designs_varies_everything_that_was_chosen():
     designs = read_designs(LIST)
-    assert designs[0] == Design("ours", "architecture")
     assert {design.overlay for design in designs} - {None} == {"configs/system_a.yaml", "configs/system_b.yaml"}
     groups = {design.group for design in designs}
     assert groups == {"architecture", "noise", "quantiser", "loss", "coarsest level", "training", "size"}
-
-
-def test_the_first_line_of_the_committed_list_is_a_command():
-    words = shlex.split(LIST.read_text().splitlines()[0])
-    assert words[:4] == ["#", "python", "-m", "monai_vqgen"]
-    given = build_parser().parse_args(words[4:])
-    assert (given.verb, given.designs, given.size) == ("compare", "configs/comparisons/autoencoder.yaml", "quick_128")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,12 @@ def test_a_list_that_cannot_work_is_named_with_the_mend(tmp_path, text, message)
         read_designs(tmp_path / "nowhere.yaml")
 
 
+def test_subjects_that_the_design_was_trained_on_cannot_judge(tmp_path):
+    with pytest.raises(InputError, match="split='training': designs are judged on validation or test subjects"):
+        compare(tmp_path, tmp_path / "out", designs=LIST, split="training")
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_name_leaves_the_output_folder_or_meets_the_slices():
     for name in ("slices", "..", "a/../../b", "/etc"):
         folder = Design(name, "g").folder
@@ -81,9 +90,13 @@ def test_a_design_takes_the_preset_but_for_what_it_changes():
     assert (plain["seed"], plain["budget_clock"]) == ("3", "1.37")
 
 
-def test_a_design_is_judged_without_priors_on_the_validation_subjects():
+def test_a_design_may_have_a_seed_of_its_own():
+    assert options(Design("other", "noise", options={"seed": 1}))["seed"] == "1"
+
+
+def test_a_design_is_judged_without_priors_on_the_subjects_asked_for():
     given = options(Design("ours", "g"), stage=1)
-    assert (given["with_priors"], given["split"], given["model"]) == ("False", "validation", "out/design_ours/model.pt")
+    assert (given["with_priors"], given["split"], given["model"]) == ("False", "test", "out/design_ours/model.pt")
 
 
 def test_whole_quantisers_take_the_place_of_sizes_that_are_not_theirs():
@@ -116,8 +129,10 @@ def figures(name: str, psnr: float) -> DesignFigures:
 
 
 def test_the_table_compares_with_the_first():
-    lines = comparison_section([figures("ours", 30.0), figures("L1", 29.25)], first="ours", steps=1300).splitlines()
-    assert lines[0].startswith("Each at the cost of 1,300 steps")
+    lines = comparison_section(
+        [figures("ours", 30.0), figures("L1", 29.25)], first="ours", steps=1300, split="test"
+    ).splitlines()
+    assert lines[0] == "Each at the cost of 1,300 steps of the first; test subjects."
     assert lines[-2] == "| ours | 0.703 | 30.00 |  | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 0.97 | 1.50 |"
     assert (
         lines[-1] == "| loss: L1 | 0.703 | 29.25 | -0.75 | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 0.97 | 1.50 |"
@@ -125,5 +140,5 @@ def test_the_table_compares_with_the_first():
 
 
 def test_without_the_first_no_other_takes_its_place():
-    lines = comparison_section([figures("L1", 29.25)], first="ours", steps=1300).splitlines()
+    lines = comparison_section([figures("L1", 29.25)], first="ours", steps=1300, split="test").splitlines()
     assert lines[-1].startswith("| loss: L1 | 0.703 | 29.25 |  | 0.900 |")
