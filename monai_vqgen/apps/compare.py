@@ -1,4 +1,4 @@
-"""Designs of the autoencoder side by side: each trained at the same cost on the same slices, judged on other subjects."""
+"""Designs of the autoencoder side by side: each trained at the same cost on the same slices, judged on others."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def compare(
         steps: of the first design; every training may cost as much.
         jobs: designs trained at once; by default as many as there are cores, or one on a GPU.
         size: a preset's name: its slices, network and training are those of every design that does not change them.
-        split: whose subjects judge: those of validation to choose a design; those of test to report the chosen one's lead.
+        split: whose subjects judge: those of validation to choose a design, those of test to report its lead.
         seed: of the slices' split, where the preset names none, and of the trainings.
         results: a document with the marks `<!-- comparison_SIZE -->` and `<!-- /comparison_SIZE -->`, between which the
             table goes.
