@@ -28,9 +28,12 @@ class DesignCosts(NamedTuple):
 
 
 def design_costs(designs: Sequence[Design], preset: RunPreset, *, folder: Path) -> DesignCosts:
-    """Measure the designs that `step_costs.json` of the folder does not have yet, each in turns with the first."""
+    """Costs of all designs: 1 for the first, measured in turns with it for those not in `step_costs.json` yet."""
     noted = json.loads((folder / COSTS).read_text()) if (folder / COSTS).is_file() else {}
-    costs = {design.folder: noted[design.folder] for design in designs if design.folder in noted}
+    costs = {
+        designs[0].folder: 1.0,
+        **{design.folder: noted[design.folder] for design in designs[1:] if design.folder in noted},
+    }
     missing = [design for design in designs if design.folder not in costs]
     failures: list[str] = []
     if not missing:

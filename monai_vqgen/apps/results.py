@@ -129,7 +129,7 @@ def _samples(samples: Mapping[str, Any]) -> str:
     text = (
         f"{samples['num_samples']} samples against training slices; `real` are test slices, what a perfect model would "
         f"score. Classifiers tell a kind from training slices, on subjects they have not seen (0.5 is chance); "
-        f"the other columns compare {samples['compared']} of each kind. "
+        f"the other columns compare {samples['compared']} of each kind, neighbours being {samples['neighbors']}. "
         f"Features: {samples['feature_space']}."
     )
     position = samples.get("position")

@@ -142,7 +142,9 @@ def sample_metrics(
     """All figures of the samples, each with the same figure of real slices, of reconstructions, of independent codes.
 
     Frechet distance, precision, recall, density and coverage depend on how many images they are taken of: for these
-    every kind is cut to the size of the smallest (`compared`), by images spread evenly over it.
+    every kind is cut to the size of the smallest (`compared`), by images spread evenly over it. Where slices have
+    subjects, neighbours in them are slices of other subjects: beside the next slice of the same head, nobody else's is
+    near, and real slices of new subjects would score next to nothing.
 
     Args:
         samples: drawn from the priors; records carry the position each was asked for, where there was one.
@@ -171,11 +173,12 @@ def sample_metrics(
         "num_samples": len(samples.images),
         "compared": compared,
         "feature_space": str(getattr(space, "description", space)),
+        "neighbors": "any slices" if training.subjects() is None else "slices of other subjects",
     }
     bar = tqdm(kinds.items(), desc="metrics of samples", unit="kind", leave=False)
     for name, images in bar:
         result[name] = {
-            **_against_training(_evenly(features[name], compared), training_nf),
+            **_against_training(features[name], images.subjects(), training_nf, training.subjects(), compared),
             "two_sample": _two_sample(images, features[name], training, training_nf, classifier_steps, seed),
             "pairwise_ms_ssim": pairwise_ms_ssim(images.images, seed=seed)._asdict(),
             "authenticity": authenticity(features[name], training_nf, training_subjects=training.subjects()).rate,
@@ -190,16 +193,25 @@ def sample_metrics(
     return result, near["samples"]
 
 
-def _evenly(features_mf: Tensor, count: int) -> Tensor:
-    """As many of the rows, spread evenly from the first to the last."""
-    return features_mf[torch.linspace(0, len(features_mf) - 1, count, dtype=torch.float64).round().long()]
-
-
-def _against_training(features_mf: Tensor, training_nf: Tensor) -> dict[str, Any]:
+def _against_training(
+    features_mf: Tensor,
+    subjects: Sequence[Any] | None,
+    training_nf: Tensor,
+    training_subjects: Sequence[Any] | None,
+    count: int,
+) -> dict[str, Any]:
+    """Figures of as many of the images as there are of every kind, spread evenly from the first to the last."""
+    chosen = torch.linspace(0, len(features_mf) - 1, count, dtype=torch.float64).round().long()
+    features_mf = features_mf[chosen]
+    whose = None if subjects is None else [subjects[i] for i in chosen.tolist()]
+    near = precision_recall(training_nf, features_mf, real_subjects=training_subjects, generated_subjects=whose)
+    spread = density_coverage(training_nf, features_mf, real_subjects=training_subjects)
     return {
         "frechet": frechet_score(training_nf, features_mf).distance,
-        **{k: v for k, v in precision_recall(training_nf, features_mf)._asdict().items() if k != "neighbors"},
-        **{k: v for k, v in density_coverage(training_nf, features_mf)._asdict().items() if k != "neighbors"},
+        "precision": near.precision,
+        "recall": near.recall,
+        "density": spread.density,
+        "coverage": spread.coverage,
     }
 
 

@@ -9,6 +9,8 @@ the same number of two disjoint sets of real images, of the same sizes and of di
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -121,27 +123,57 @@ def gaussian_frechet_score(
     return FrechetScore(mean_part + covariance_part, mean_part, covariance_part)
 
 
-def _checked_sets(real_nf: Tensor, generated_mf: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
-    if neighbors < 1:
-        raise InputError(f"{neighbors=} must be at least 1")
-    real_nf = checked_features(real_nf, f"real features for {neighbors} neighbours", at_least=neighbors + 1)
-    generated_mf = checked_features(
-        generated_mf, f"generated features for {neighbors} neighbours", at_least=neighbors + 1
-    )
-    check_same_size(real_nf, generated_mf, "real and generated features")
-    return real_nf, generated_mf
+class _Neighborhoods:
+    """Balls around points, each as large as the distance to the k-th nearest other point of the set."""
+
+    def __init__(self, features_nf: Tensor, subjects: Sequence[Hashable] | None, neighbors: int, name: str) -> None:
+        if neighbors < 1:
+            raise InputError(f"{neighbors=} must be at least 1")
+        self.neighbors = neighbors
+        self.centers_nf = checked_features(features_nf, f"{name} for {neighbors} neighbours", at_least=neighbors + 1)
+        self.radii_n = self._radii(_subject_numbers(subjects, self.centers_nf, neighbors, name))
+
+    def _radii(self, subject_n: Tensor) -> Tensor:
+        radii = []
+        for rows, distances in distance_blocks(self.centers_nf, self.centers_nf):
+            own = subject_n[rows, None] == subject_n
+            radii.append(distances.masked_fill(own, math.inf).kthvalue(self.neighbors, dim=1).values)
+        return torch.cat(radii)
+
+    def distances_from(self, points_mf: Tensor) -> Iterator[Tensor]:
+        """Distances of points to all centres, a block of points at a time."""
+        for _, distances in distance_blocks(points_mf, self.centers_nf):
+            yield distances
+
+    def share_inside(self, points_mf: Tensor) -> float:
+        """How many of the points lie in at least one ball, its surface included."""
+        inside = [(distances <= self.radii_n).any(1) for distances in self.distances_from(points_mf)]
+        return float(torch.cat(inside).double().mean())
 
 
-def _radii(features_nf: Tensor, neighbors: int) -> Tensor:
-    """Distance of every point to its k-th nearest neighbour in its own set, itself not counted."""
-    radii = []
-    for rows, distances in distance_blocks(features_nf, features_nf):
-        distances[torch.arange(len(distances)), torch.arange(rows.start, rows.stop)] = math.inf
-        radii.append(distances.kthvalue(neighbors, dim=1).values)
-    return torch.cat(radii)
+def _subject_numbers(subjects: Sequence[Hashable] | None, features_nf: Tensor, neighbors: int, name: str) -> Tensor:
+    """A number for each subject, image by image; every image is its own where none is named."""
+    images = len(features_nf)
+    if subjects is None:
+        return torch.arange(images, device=features_nf.device)
+    counts = Counter(subjects)
+    if len(subjects) != images or images - max(counts.values(), default=0) < neighbors:
+        raise InputError(
+            f"{len(subjects)} subjects given, {len(counts)} of them different, for {images} {name}: give one for each "
+            f"image, and so many that every image has {neighbors} of other subjects"
+        )
+    numbers = {subject: number for number, subject in enumerate(counts)}
+    return torch.tensor([numbers[subject] for subject in subjects], device=features_nf.device)
 
 
-def precision_recall(real_nf: Tensor, generated_mf: Tensor, *, neighbors: int = 3) -> PrecisionRecall:
+def precision_recall(
+    real_nf: Tensor,
+    generated_mf: Tensor,
+    *,
+    neighbors: int = 3,
+    real_subjects: Sequence[Hashable] | None = None,
+    generated_subjects: Sequence[Hashable] | None = None,
+) -> PrecisionRecall:
     """Improved precision and recall of Kynkäänniemi et al. 2019, equations 1 and 2.
 
     Precision: the share of generated points inside at least one ball around a real point, whose radius is the distance
@@ -151,26 +183,33 @@ def precision_recall(real_nf: Tensor, generated_mf: Tensor, *, neighbors: int = 
         real_nf: features of real images.
         generated_mf: features of generated images.
         neighbors: k; 3 as in the paper.
+        real_subjects: the subject of every real image; a neighbour then is an image of another subject. Without it the
+            next slices of a subject set so small a radius that no other person's slice lies within.
+        generated_subjects: the same of the generated images, where they are of somebody (held-out slices in their
+            place, or their reconstructions).
 
     Raises:
-        InputError: a set of k images or fewer, features of different sizes, or not finite.
+        InputError: a set of k images or fewer, or with fewer than k of other subjects; subjects that are not one an
+            image; features of different sizes, or not finite.
 
     Example:
         >>> features = torch.rand(20, 4)
         >>> precision_recall(features, features)
         PrecisionRecall(precision=1.0, recall=1.0, neighbors=3)
     """
-    real_nf, generated_mf = _checked_sets(real_nf, generated_mf, neighbors)
-
-    def share_inside(points: Tensor, centers: Tensor) -> float:
-        radii = _radii(centers, neighbors)
-        inside = [(distances <= radii).any(1) for _, distances in distance_blocks(points, centers)]
-        return float(torch.cat(inside).double().mean())
-
-    return PrecisionRecall(share_inside(generated_mf, real_nf), share_inside(real_nf, generated_mf), neighbors)
+    real = _Neighborhoods(real_nf, real_subjects, neighbors, "real features")
+    generated = _Neighborhoods(generated_mf, generated_subjects, neighbors, "generated features")
+    check_same_size(real.centers_nf, generated.centers_nf, "real and generated features")
+    return PrecisionRecall(real.share_inside(generated.centers_nf), generated.share_inside(real.centers_nf), neighbors)
 
 
-def density_coverage(real_nf: Tensor, generated_mf: Tensor, *, neighbors: int = 5) -> DensityCoverage:
+def density_coverage(
+    real_nf: Tensor,
+    generated_mf: Tensor,
+    *,
+    neighbors: int = 5,
+    real_subjects: Sequence[Hashable] | None = None,
+) -> DensityCoverage:
     """Density and coverage of Naeem et al. 2020, with balls around the real points alone.
 
     Density: in how many real balls a generated point lies on average, over k. Coverage: the share of real balls that
@@ -180,23 +219,28 @@ def density_coverage(real_nf: Tensor, generated_mf: Tensor, *, neighbors: int = 
         real_nf: features of real images.
         generated_mf: features of generated images.
         neighbors: k; 5 as in the paper.
+        real_subjects: the subject of every real image, as for `precision_recall`.
 
     Raises:
-        InputError: a set of k images or fewer, features of different sizes, or not finite.
+        InputError: a set of k images or fewer, or real images of which one has fewer than k of other subjects; subjects
+            that are not one an image; features of different sizes, or not finite.
 
     Example:
         >>> features = torch.rand(20, 4)
         >>> density_coverage(features, features)
         DensityCoverage(density=1.0, coverage=1.0, neighbors=5)
     """
-    real_nf, generated_mf = _checked_sets(real_nf, generated_mf, neighbors)
-    radii = _radii(real_nf, neighbors)
-    balls, covered = 0, torch.zeros(len(real_nf), dtype=torch.bool, device=real_nf.device)
-    for _, distances in distance_blocks(generated_mf, real_nf):
-        inside = distances < radii
+    real = _Neighborhoods(real_nf, real_subjects, neighbors, "real features")
+    generated_mf = checked_features(
+        generated_mf, f"generated features for {neighbors} neighbours", at_least=neighbors + 1
+    )
+    check_same_size(real.centers_nf, generated_mf, "real and generated features")
+    balls, covered_n = 0, torch.zeros(len(real.centers_nf), dtype=torch.bool, device=real.centers_nf.device)
+    for distances in real.distances_from(generated_mf):
+        inside = distances < real.radii_n
         balls += int(inside.sum())
-        covered |= inside.any(0)
-    return DensityCoverage(balls / (neighbors * len(generated_mf)), float(covered.double().mean()), neighbors)
+        covered_n |= inside.any(0)
+    return DensityCoverage(balls / (neighbors * len(generated_mf)), float(covered_n.double().mean()), neighbors)
 
 
 def pairwise_ms_ssim(images_bchw: Tensor, *, pairs: int = 500, seed: int = 0) -> PairwiseSimilarity:

@@ -120,13 +120,17 @@ def test_the_threshold_is_that_of_the_test_slices(kinds, report):
 def test_every_kind_is_cut_to_the_smallest_before_its_figures_are_compared(kinds, report):
     metrics, training = report[0], space(kinds["training"].images)
     assert (metrics["num_samples"], metrics["compared"]) == (44, 36)
+    assert metrics["neighbors"] == "slices of other subjects"
     for name, kind in {
         "samples": "samples", "real": "test", "reconstructions": "reconstructions", "independent_codes": "independent"
     }.items():  # fmt: skip
-        images = kinds[kind].images
-        cut = space(images[np.linspace(0, len(images) - 1, 36).round().astype(int)])
+        images, whose = kinds[kind].images, kinds[kind].subjects()
+        chosen = np.linspace(0, len(images) - 1, 36).round().astype(int)
+        cut = space(images[chosen])
         assert metrics[name]["frechet"] == pytest.approx(frechet_score(training, cut).distance), name
-        score, spread = precision_recall(training, cut), density_coverage(training, cut)
+        real = {"real_subjects": kinds["training"].subjects()}
+        others = {"generated_subjects": None if whose is None else [whose[i] for i in chosen]}
+        score, spread = precision_recall(training, cut, **real, **others), density_coverage(training, cut, **real)
         assert (metrics[name]["precision"], metrics[name]["recall"]) == (score.precision, score.recall), name
         assert (metrics[name]["density"], metrics[name]["coverage"]) == (spread.density, spread.coverage), name
         assert len(images) == 36 or metrics[name]["frechet"] != frechet_score(training, space(images)).distance, name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -83,15 +84,24 @@ def test_a_model_of_one_mode_of_two_is_precise_and_recalls_half():
     assert density_coverage(real, generated).coverage == 0.5
 
 
-def by_hand(real: np.ndarray, generated: np.ndarray, k: int) -> tuple[float, float, float, float]:
-    def radius(index: int, points: np.ndarray) -> float:
-        return sorted(math.dist(points[index], p) for i, p in enumerate(points) if i != index)[k - 1]
+def by_hand(
+    real: np.ndarray,
+    generated: np.ndarray,
+    k: int,
+    subjects: Sequence[object] | None = None,
+    generated_subjects: Sequence[object] | None = None,
+) -> tuple[float, float, float, float]:
+    def radius(index: int, points: np.ndarray, whose: Sequence[object]) -> float:
+        return sorted(math.dist(points[index], p) for p, w in zip(points, whose, strict=True) if w != whose[index])[
+            k - 1
+        ]
 
-    def inside(point: np.ndarray, centers: np.ndarray) -> list[bool]:
-        return [math.dist(point, center) < radius(i, centers) for i, center in enumerate(centers)]
+    def inside(point: np.ndarray, centers: np.ndarray, whose: Sequence[object] | None) -> list[bool]:
+        whose = whose or range(len(centers))
+        return [math.dist(point, center) < radius(i, centers, whose) for i, center in enumerate(centers)]
 
-    balls = np.array([inside(point, real) for point in generated])
-    recall = np.mean([any(inside(point, generated)) for point in real])
+    balls = np.array([inside(point, real, subjects) for point in generated])
+    recall = np.mean([any(inside(point, generated, generated_subjects)) for point in real])
     return balls.any(1).mean(), recall, balls.sum() / (k * len(generated)), balls.any(0).mean()
 
 
@@ -105,6 +115,26 @@ def test_neighbourhoods_equal_a_count_by_hand_in_blocks_of_any_size(k, monkeypat
         monkeypatch.setattr("monai_vqgen.metrics.features.DISTANCE_CHUNK", chunk)
         got = precision_recall(real, generated, neighbors=k)[:2] + density_coverage(real, generated, neighbors=k)[:2]
         assert got == pytest.approx(expected)
+
+
+def test_neighbourhoods_of_other_subjects_equal_a_count_by_hand(monkeypatch):
+    monkeypatch.setattr("monai_vqgen.metrics.features.DISTANCE_CHUNK", 7)
+    real, generated = gaussian(25), gaussian(18, seed=1) * 1.5 + 0.5
+    whose, others = [f"sub-{i // 4}" for i in range(25)], [i % 3 for i in range(18)]
+    expected = by_hand(real.numpy(), generated.numpy(), 2, whose, others)
+    assert expected != by_hand(real.numpy(), generated.numpy(), 2)
+    pair = precision_recall(real, generated, neighbors=2, real_subjects=whose, generated_subjects=others)
+    assert pair[:2] + density_coverage(real, generated, neighbors=2, real_subjects=whose)[:2] == pytest.approx(expected)
+
+
+def test_slices_of_a_new_subject_lie_among_the_real_only_where_neighbours_are_other_subjects():
+    centers = 3 * gaussian(9)
+    subjects = (centers[:, None] + 0.01 * gaussian(9 * 6, seed=1).view(9, 6, 3)).flatten(0, 1)  # six slices each
+    training, held_out, whose = subjects[:48], subjects[48:], [i // 6 for i in range(48)]
+    assert precision_recall(training, held_out).precision == 0
+    assert density_coverage(training, held_out).density == 0
+    assert precision_recall(training, held_out, real_subjects=whose).precision == 1
+    assert density_coverage(training, held_out, real_subjects=whose).density > 0.5
 
 
 def test_points_on_the_surface_of_a_ball_count_for_precision_but_not_for_density():
@@ -154,6 +184,12 @@ def test_copies_of_one_image_are_entirely_alike_and_different_ones_less():
         (lambda: density_coverage(gaussian(9), gaussian(5)), "5 generated features for 5 neighbours are too few"),
         (lambda: density_coverage(gaussian(9), gaussian(9), neighbors=0), "neighbors=0"),
         (lambda: precision_recall(gaussian(9), gaussian(9, 4)), "sizes"),
+        (lambda: density_coverage(gaussian(9), gaussian(9, 4)), "sizes"),
+        (lambda: precision_recall(gaussian(9), gaussian(9), real_subjects=[1]), "1 subjects given, 1 of them"),
+        (
+            lambda: precision_recall(gaussian(9), gaussian(9), generated_subjects=[1] * 7 + [2, 3]),
+            "every image has 3 of other subjects",
+        ),
         (lambda: frechet_score(gaussian(9), gaussian(9, 4)), "sizes"),
         (lambda: frechet_score(gaussian(1), gaussian(9)), "too few"),
         (lambda: frechet_score(gaussian(9), gaussian(9) * math.nan), "not finite"),
