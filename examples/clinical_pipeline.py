@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MedianSmoothd, SaveImaged
+from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, MedianSmoothd, SaveImaged
 
 from monai_vqgen.apps.pictures import PictureRow, save_rows
 from monai_vqgen.data import CompleteNiftiWriter
@@ -26,6 +26,7 @@ def pipeline(plane: str, output: Path) -> Compose:
             ScaleForegroundd("image"),
             ExtractSliced("image", plane=plane, pixel_mm=1.736),
             FitToSized("image", size=(128, 128), on_trim="warn"),
+            CopyItemsd("image", names="before"),
             MedianSmoothd("image", radius=1),
             SaveImaged(  # MONAI's own writer takes every slice for an axial one
                 "image",
@@ -48,11 +49,14 @@ def main() -> None:
     options = parser.parse_args()
     planes = ("axial", "coronal", "sagittal")
     output = Path(options.output_dir)
-    slices = [pipeline(plane, output)({"image": options.scan})["image"] for plane in planes]
-    for plane, image in zip(planes, slices, strict=True):
+    items = [pipeline(plane, output)({"image": options.scan}) for plane in planes]
+    for plane, image in zip(planes, [item["image"] for item in items], strict=True):
         print(f"{plane}: {image.meta['position_mm']:+.1f} mm from the brain's middle, affine\n{image.affine.numpy()}")
-    pictures = np.stack([image[0].numpy() for image in slices])
-    save_rows([PictureRow("axial, coronal,\nsagittal", pictures)], output / "planes.png")
+    rows = [
+        PictureRow(label, np.stack([item[key][0].numpy() for item in items]))
+        for label, key in {"cut": "before", "denoised,\nas written": "image"}.items()
+    ]
+    save_rows(rows, output / "planes.png", titles=planes, pixels=256)
 
 
 if __name__ == "__main__":

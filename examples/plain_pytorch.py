@@ -8,20 +8,35 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from monai_vqgen.apps.pictures import PictureRow, save_rows
 from monai_vqgen.data import load_datalist
+from monai_vqgen.metrics import mean_image
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
 from monai_vqgen.transforms import LoadSlice
 
 
-def read(folder: str, split: str) -> torch.Tensor:
-    """All slices of a split, `(n, 1, H, W)` in [0, 1]."""
-    load = LoadSlice()
-    return torch.stack([load(record["image"]).as_tensor() for record in load_datalist(folder, split)])
+class Slices(NamedTuple):
+    """Attributes: `images`: `(n, 1, H, W)` in [0, 1]; `names`: whose and where, one a slice."""
+
+    images: torch.Tensor
+    names: list[str]
+
+
+def read(folder: str, split: str) -> Slices:
+    """All slices of a split."""
+    load, records = LoadSlice(), load_datalist(folder, split)
+    names = [f"{record['subject']}, {record['position_mm']:.0f} mm" for record in records]
+    return Slices(torch.stack([load(record["image"]).as_tensor() for record in records]), names)
+
+
+def decibels(images: torch.Tensor, originals: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio over all pixels."""
+    return -10 * float(F.mse_loss(images, originals).log10())
 
 
 def main() -> None:
@@ -33,25 +48,29 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     training, test = read(options.slices, "training"), read(options.slices, "test")
-    network = HierarchicalVQVAE(strides=(8, 4), channels=32, quantizers=[EMACodebook(128, 8), EMACodebook(128, 8)])
+    network = HierarchicalVQVAE(strides=(4, 2), channels=32, quantizers=[EMACodebook(128, 8), EMACodebook(128, 8)])
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for step in range(options.steps):
-        images = training[torch.randint(len(training), (8,))]
+        images = training.images[torch.randint(len(training.images), (8,))]
         reconstruction, levels = network.train_pass(images)
         loss = F.mse_loss(reconstruction, images) + sum(level.loss for level in levels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 50 == 0 or step == options.steps - 1:
-            print(f"step {step}: loss {float(loss):.5f}")
+            print(f"step {step}: loss {loss.item():.5f}")
     network.eval()
-    shown = test[:: max(1, len(test) // 8)][:8]
     with torch.no_grad():
-        again = network(shown).clamp(0, 1)
-    print(f"PSNR on other subjects: {-10 * float(F.mse_loss(again, shown).log10()):.1f} dB")
-    rows = [PictureRow("test slices", shown[:, 0].numpy()), PictureRow("reconstructed", again[:, 0].numpy())]
+        again = network(test.images).clamp(0, 1)
+    mean = mean_image([training.images]).expand_as(test.images)
+    scores = decibels(again, test.images), decibels(mean, test.images)
+    print(f"PSNR on other subjects: {scores[0]:.1f} dB (mean training image: {scores[1]:.1f} dB)")
+    shown = torch.linspace(0, len(again) - 1, min(8, len(again))).long().tolist()
+    drawn = {"test slices": test.images, "reconstructed": again}
+    rows = [PictureRow(name, images[shown, 0].numpy()) for name, images in drawn.items()]
     Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-    save_rows(rows, Path(options.output_dir) / "reconstructions.png")
+    titles = [test.names[i] for i in shown]
+    save_rows(rows, Path(options.output_dir) / "reconstructions.png", titles=titles)
 
 
 if __name__ == "__main__":

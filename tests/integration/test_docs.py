@@ -1,0 +1,92 @@
+"""Commands of the pages that have no test of their own: the bundle's README, RESULTS.md; and no page without one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+
+from monai_vqgen.data import make_phantoms
+
+ROOT = Path(__file__).parents[2]
+CARD = "bundle/docs/README.md"
+# Where the commands of each page are run: as they stand there, or with tiny sizes.
+HELD_BY = {
+    "README.md": "tests/integration/test_readme.py",
+    "bundle/docs/README.md": "tests/integration/test_docs.py",
+    "docs/EXAMPLES.md": "tests/integration/test_examples.py",
+    "docs/MONAI_LABEL.md": "tests/label/test_docs.py",
+    "docs/RESULTS.md": "tests/integration/test_docs.py",
+    "docs/SCALING.md": "tests/integration/test_scaling_docs.py",
+}
+
+
+def test_every_page_with_commands_has_a_test_that_runs_them(documented):
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bundle" / "docs").rglob("*.md")]
+    with_commands = {path.relative_to(ROOT).as_posix() for path in pages if documented(path)}
+    assert with_commands == HELD_BY.keys()
+    for page, test in HELD_BY.items():
+        assert Path(page).name in (ROOT / test).read_text(encoding="utf-8")
+
+
+def test_links_and_pictures_of_the_pages_exist():
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / CARD]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.slow
+def test_the_cards_commands_run_one_after_another_in_the_bundles_folder(tiny_clone, documented):
+    place = tiny_clone._replace(folder=tiny_clone.folder / "bundle")
+    make_phantoms(place.folder / "SCANS", 8, seed=1, voxel_mm=4.0, progress=False)
+    shipped, commands = documented(CARD)[:2], documented(CARD)[2:]
+    assert all("--model" not in command for command in shipped)
+    assert len(commands) == 11
+    for command in commands:
+        output = place.folder / command.split()[-1]
+        if "configs/train.json" in command or "sample.json" in command:  # one way of several to the same folder
+            shutil.rmtree(output, ignore_errors=True)
+        place.run(command)
+        assert any(output.iterdir())
+    written = {path.name for path in (place.folder / "RUN").iterdir()}
+    assert {"model.pt", "model_prior_level0.pt", "model_prior_level1.pt"} <= written
+    assert len(json.loads((place.folder / "SAMPLES/samples.json").read_text())["samples"]) == 64
+    assert len(list((place.folder / "RECONSTRUCTIONS").rglob("*.nii.gz"))) == 8
+    assert {path.suffix for path in (place.folder / "EXPORT").iterdir()} >= {".ts", ".onnx"}
+    metrics = json.loads((place.folder / "EVALUATION/metrics.json").read_text())
+    assert {"reconstruction", "prior", "sampling"} <= metrics.keys()
+
+
+@pytest.mark.slow
+def test_the_cards_commands_for_the_weights_that_ship_need_nothing_else(clone, documented):
+    place = clone._replace(folder=clone.folder / "unpacked")
+    place.folder.mkdir()
+    for name in ("configs", "models"):
+        (place.folder / name).symlink_to(ROOT / "bundle" / name)
+    make_phantoms(place.folder / "SCANS", 1, seed=1, voxel_mm=4.0, progress=False)
+    for command in documented(CARD)[:2]:
+        place.run(command)
+    samples = json.loads((place.folder / "SAMPLES/samples.json").read_text())["samples"]
+    assert [sample["condition"] for sample in samples] == [{"age": 30, "position_mm": 65, "sex": "f"}] * 16
+    (scan,) = (place.folder / "SCANS").rglob("*.nii.gz")
+    (again,) = (place.folder / "RECONSTRUCTIONS").rglob("*_recon.nii.gz")
+    assert nib.load(again).shape == nib.load(scan).shape
+
+
+@pytest.mark.slow
+def test_the_trainings_of_the_results_run_with_the_options_that_stand_there(tiny_clone, documented):
+    make_phantoms(tiny_clone.folder / "SCANS", 8, seed=1, voxel_mm=4.0, progress=False)
+    cut = "python -m monai.bundle run --config_file bundle/configs/extract_slices.json"
+    tiny_clone.run(f"{cut} --dataset_dir SCANS --output_dir SLICES")
+    commands = documented("docs/RESULTS.md")
+    assert [re.search(r"--batch_size (\d+)", command)[1] for command in commands] == ["4", "16"]
+    for command in commands:  # epochs and channels apart, which make them long
+        short = re.sub(r"--max_epochs \d+", "--max_epochs 1", command)
+        tiny_clone.run(re.sub(r"--network_def::channels \d+", "--network_def::channels 16", short))
+        history = json.loads((tiny_clone.folder / "RUN/history.json").read_text())
+        assert history["train"]["epoch"] == [1]
+        shutil.rmtree(tiny_clone.folder / "RUN")
