@@ -56,6 +56,9 @@ def start_distributed(device: torch.device | str) -> None:
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if "SLURM_JOB_ID" in os.environ and "LOCAL_RANK" in os.environ:
+        # in a SLURM job ignite takes SLURM's word for the local rank, and SLURM counts torchruns, not their processes
+        os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 

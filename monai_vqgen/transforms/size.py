@@ -39,7 +39,8 @@ class FitToSize(InvertibleTransform):
     """Pad or crop a slice to a size, centred on the brain's box.
 
     The box is the *volume's* where `ExtractSlice` left it in the meta (so the slices of one volume stay aligned), else
-    the extent of the slice's own foreground (above 2 % of its 99.5th percentile).
+    the extent of the slice's own foreground (above 2 % of its 99.5th percentile). Without the volume's box, a slice
+    that has the size already stays where it is: moved by a box of its own, it would no longer lie as its neighbours.
 
     Args:
         size: rows and columns, or one number for both.
@@ -73,10 +74,13 @@ class FitToSize(InvertibleTransform):
             raise InputError(f"{name_of(img)}: shape {tuple(pixels.shape)}; a slice [C, H, W] is due.")
         threshold = self._threshold(pixels, img)
         box = self._box(pixels, img, threshold)
-        frame = place_frame(box, self.size)
+        frame = Frame((0, 0), self.size) if self._keeps(pixels, img) else place_frame(box, self.size)
         if frame_loses(frame, box) and trimmed(pixels, frame, threshold):
             self._report_trim(img, box)
         return self._framed(img, pixels, frame, box)
+
+    def _keeps(self, pixels: NDArray, img: NdarrayOrTensor) -> bool:
+        return pixels.shape[1:] == self.size and not (isinstance(img, MetaTensor) and META_BOX in img.meta)
 
     def _threshold(self, pixels: NDArray, img: NdarrayOrTensor) -> float:
         stored = img.meta.get("foreground_threshold") if isinstance(img, MetaTensor) else None

@@ -11,6 +11,7 @@ from nibabel.affines import apply_affine
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.transforms import FitToSize, FitToSized
+from monai_vqgen.transforms.size import META_BOX
 
 AFFINE = np.array([[0, -1.5, 0, 20], [-1.2, 0, 0.3, 5], [0.1, 0, -2, 9], [0, 0, 0, 1.0]])
 
@@ -61,6 +62,16 @@ def test_the_volumes_box_centres_all_slices_alike_and_moves_along():
     rows, columns = np.nonzero(full[0].numpy())
     assert (r0, r1, c0, c1) == (rows.min(), rows.max(), columns.min(), columns.max())
     assert fit.inverse(fitted).meta["foreground_box"] == ((3.0, 12.0), (8.0, 21.0))
+
+
+def test_a_slice_of_the_size_stays_where_it_is_unless_its_volume_was_measured():
+    pixels = torch.zeros(1, 12, 12)
+    pixels[:, 1:4, 7:11] = 1
+    assert torch.equal(FitToSize(12)(MetaTensor(pixels)), pixels)
+    measured = MetaTensor(pixels, meta={META_BOX: ((1.0, 3.0), (7.0, 10.0))})
+    moved = FitToSize(12)(measured)
+    assert torch.nonzero(moved[0]).float().mean(0).tolist() == [5, 5.5]  # the middle is 5.5, the box is 3 x 4 pixels
+    assert torch.equal(FitToSize(12).inverse(moved), pixels)
 
 
 def test_monais_invertd_undoes_it():
