@@ -10,7 +10,7 @@ from monai_vqgen.apps.priors import TrainedPriors, condition_dim, load_autoencod
 from monai_vqgen.apps.reconstruction_files import ReconstructionLayout, reconstruction_names
 from monai_vqgen.apps.requests import PrepareRequests, draw_conditions, join_conditions, sampling_requests
 from monai_vqgen.apps.sample_files import SampleFiles
-from monai_vqgen.apps.sampling import draw_samples
+from monai_vqgen.apps.sampling import SamplingOptions, draw_samples
 from monai_vqgen.apps.scans import LoadScand, UsableScans, model_pixel_mm, reconstruction_records
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "PrepareRequests",
     "ReconstructionLayout",
     "SampleFiles",
+    "SamplingOptions",
     "SaveSecondaryCapturesd",
     "TrainedPriors",
     "UsableScans",

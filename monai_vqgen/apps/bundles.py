@@ -87,10 +87,10 @@ def run_stage_apart(
     """Run one config of the bundle in a process of its own, as `run_stage` does in this one.
 
     Args:
-        config: its name, without folder and suffix.
-        training: whether to run its `training` rather than its `run`.
-        options: by name, as on the command line without the dashes.
-        overlays: config files that change it.
+        config: this and the next three as for `run_stage`, so that either can stand for the other.
+        training: likewise.
+        options: likewise.
+        overlays: likewise.
         log: everything that it prints.
         environment: variables to set for it.
 

@@ -30,7 +30,7 @@ from monai_vqgen.apps.figures import (
 from monai_vqgen.apps.priors import TrainedPriors
 from monai_vqgen.apps.rate_distortion import rated_system
 from monai_vqgen.apps.sample_metrics import check_sample_report
-from monai_vqgen.apps.sampling import SampleBatch, draw_samples
+from monai_vqgen.apps.sampling import SampleBatch, SamplingOptions, draw_samples
 from monai_vqgen.data import load_datalist
 from monai_vqgen.data.files import write_json
 from monai_vqgen.errors import DatalistError, InputError
@@ -97,11 +97,7 @@ class ModelEvaluation:
         split_records: the records of each split, for the counts of subjects and slices.
         split: which of them `test` is; goes into the results.
         inferer: reconstructs a batch; by default one pass of the network.
-        num_samples: how many samples to draw.
-        seed: of the samples.
-        temperature: of the samples, for all levels or one a level.
-        top_k: of the samples.
-        top_p: of the samples.
+        sampling: how many samples to draw, and how.
         batch_size: slices or samples at once.
         codecs: whether to compress the test slices with JPEG, JPEG 2000 and WebP too (under a second a slice).
         sample_report: whether to set the samples against real slices too (minutes; ask for 512 samples or more). The
@@ -125,11 +121,7 @@ class ModelEvaluation:
         split_records: Mapping[str, Sequence[Mapping[str, Any]]],
         split: str = "test",
         inferer: Inferer | None = None,
-        num_samples: int = 16,
-        seed: int = 0,
-        temperature: float | Sequence[float] = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (it cannot be changed)
         batch_size: int = 16,
         codecs: bool = False,
         sample_report: bool = False,
@@ -139,14 +131,13 @@ class ModelEvaluation:
         self.priors = None if priors is None else _of_slices(priors, network, test)
         self.folder, self.split_records, self.split = Path(output_dir), split_records, split
         self.inferer = inferer or SimpleInferer()
-        self.num_samples, self.seed, self.temperature = num_samples, seed, temperature
-        self.top_k, self.top_p = top_k, top_p
+        self.sampling = sampling
         self.codecs, self.sample_report, self.val_handlers = codecs, sample_report, val_handlers
         if sample_report and self.priors is None:
             raise InputError("sample_report asks for samples, and there are no priors: leave with_priors on")
         if sample_report and self.priors is not None:
             sets = {"training slices": training.data, "test slices": test.data}
-            check_sample_report(num_samples, sets, image_size=self.priors.image_size)
+            check_sample_report(sampling.num_samples, sets, image_size=self.priors.image_size)
 
     def run(self) -> dict[str, Any]:
         """Measure, write, and return the content of `metrics.json`."""
@@ -172,7 +163,7 @@ class ModelEvaluation:
         if samples is not None:
             mixed = MIXED if self.sample_report else SHOWN
             save_sample_pictures(
-                self.folder, result, samples, judged.test, split=self.split, mixed=mixed, seed=self.seed
+                self.folder, result, samples, judged.test, split=self.split, mixed=mixed, seed=self.sampling.seed
             )
         _log(metrics)
         engine.state.metrics = flat_numbers(metrics)
@@ -184,11 +175,7 @@ class ModelEvaluation:
         return draw_samples(
             self.judged.network,
             self.priors,
-            num_samples=self.num_samples,
-            seed=self.seed,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
+            **self.sampling._asdict(),
             like=self.judged.training.data if self.sample_report else None,
             batch_size=self.judged.batch_size,
         )
@@ -201,7 +188,7 @@ class ModelEvaluation:
         )
         sections = prior_sections(judged, self.priors, result, codes, samples)
         if self.sample_report:
-            sections["samples"] = sample_section(judged, samples, result, codes, self.folder, seed=self.seed)
+            sections["samples"] = sample_section(judged, samples, result, codes, self.folder, seed=self.sampling.seed)
         return sections
 
 

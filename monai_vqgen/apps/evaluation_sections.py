@@ -23,13 +23,8 @@ from monai_vqgen.apps.figures import (
 )
 from monai_vqgen.apps.priors import TrainedPriors
 from monai_vqgen.apps.rate_distortion import RatedSystem, codec_figures, save_rate_distortion
-from monai_vqgen.apps.sample_metrics import (
-    ImageSet,
-    independent_codes,
-    sample_metrics,
-    save_closest_pairs,
-    save_positions,
-)
+from monai_vqgen.apps.sample_metrics import ImageSet, independent_codes, sample_metrics
+from monai_vqgen.apps.sample_pictures import save_closest_pairs, save_positions
 from monai_vqgen.apps.sampling import SampleBatch, decode_in_batches
 from monai_vqgen.inferers import crop
 from monai_vqgen.metrics import CodebookCounter, baseline_scores, codec_curves, mean_image

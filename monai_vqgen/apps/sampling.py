@@ -17,7 +17,7 @@ from monai_vqgen.apps.requests import PrepareRequests, draw_conditions, sampling
 from monai_vqgen.inferers import SliceSampler
 from monai_vqgen.networks import HierarchicalVQVAE
 
-__all__ = ["SampleBatch", "decode_in_batches", "draw_samples"]
+__all__ = ["SampleBatch", "SamplingOptions", "decode_in_batches", "draw_samples"]
 
 
 class SampleBatch(NamedTuple):
@@ -28,6 +28,21 @@ class SampleBatch(NamedTuple):
     conditions: list[dict[str, Any]]
     seconds: float
     """Time of drawing the codes, decoding left out."""
+
+
+class SamplingOptions(NamedTuple):
+    """How many samples are drawn and how; arguments of `draw_samples`, which says what they mean.
+
+    Example:
+        >>> SamplingOptions(num_samples=4)._asdict()
+        {'num_samples': 4, 'seed': 0, 'temperature': 1.0, 'top_k': None, 'top_p': None}
+    """
+
+    num_samples: int = 16
+    seed: int = 0
+    temperature: float | Sequence[float] = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
 
 
 def draw_samples(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from monai_vqgen.data.code_store import CodesDataset, CodeStore, save_codes
+from monai_vqgen.data.code_store import CodeStore, save_codes
+from monai_vqgen.data.codes_dataset import CodesDataset
 from monai_vqgen.data.datalists import load_datalist
 from monai_vqgen.data.extraction import ExtractionReport, extract_slices, position_range
 from monai_vqgen.data.nifti_writer import CompleteNiftiWriter

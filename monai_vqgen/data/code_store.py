@@ -4,7 +4,7 @@
                                "codebook/level<i>": float32 (k, d), the codes' vectors
     CODES/codes.json           fingerprint, codebook sizes, grids, the slices' records, size and sha256 of the above
 
-Shape suffixes: b batch, n slices, s spatial axes (2 or 3), f condition features, k codebook size, d code dimension.
+Shape suffixes: n slices, s spatial axes (2 or 3), k codebook size, d code dimension.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from monai_vqgen.data.files import replace_path, write_json
 from monai_vqgen.data.slice_geometry import SliceGeometry
 from monai_vqgen.errors import CodesMismatchError, InputError
 
-__all__ = ["CodeStore", "CodesDataset", "code_type", "save_codes"]
+__all__ = ["CodeStore", "code_type", "save_codes"]
 
 _TENSORS, _DESCRIPTION = "codes.safetensors", "codes.json"
 _FORMAT_VERSION = 1
@@ -262,41 +261,3 @@ class CodeStore:
 
     def _damaged(self, what: str) -> InputError:
         return InputError(f"The code store in {self.folder} is damaged: {what}. Run extract_codes.json again.")
-
-
-class CodesDataset(Dataset[dict[str, Tensor]]):
-    """One split of a code store as training items.
-
-    Items are ``{"codes_0": int64 (*s), "codes_1": ..., "condition": float32 (f,)}``; ``condition`` only where an
-    encoder is given.
-
-    Args:
-        store: the code store.
-        split: name of the split.
-        encode_condition: makes (n, f) features from the slices' records, as `ConditionEncoder.encode` does, or None.
-
-    Raises:
-        InputError: the split is not in the store, or is empty.
-    """
-
-    def __init__(
-        self,
-        store: CodeStore,
-        split: str,
-        *,
-        encode_condition: Callable[[Sequence[Mapping[str, Any]]], Tensor] | None = None,
-    ) -> None:
-        records = store.records(split)
-        if not records:
-            raise InputError(f"Split {split!r} of {store.folder} is empty.")
-        self.store, self.split, self.num_items = store, split, len(records)
-        self.condition_nf = encode_condition(records) if encode_condition is not None else None
-
-    def __len__(self) -> int:
-        return self.num_items
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item = {f"codes_{level}": codes_s for level, codes_s in enumerate(self.store.read(self.split, index))}
-        if self.condition_nf is not None:
-            item["condition"] = self.condition_nf[index]
-        return item

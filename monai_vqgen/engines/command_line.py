@@ -26,13 +26,16 @@ _RUN_OPTIONS = frozenset(
 )
 # Options that `--tracking` adds to any configuration.
 _TRACKING_OPTIONS = frozenset(["tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"])
+# What a switch may be set to; a name without a value switches it on.
+_SWITCHED = frozenset(["", "True", "true", "1", "False", "0"])
 
 
 def check_command_line(arguments: Sequence[str] | None = None) -> None:
-    """Refuse options that change nothing because no configuration file has them.
+    """Refuse options that no configuration file has, and switches that would do the opposite of what they say.
 
     MONAI adds an unknown `--option` to the configuration without a word, so a misspelt `--max_epoch 5` trains for the
-    default number of epochs. Does nothing when the program is not `python -m monai.bundle run`.
+    default number of epochs. It reads `--overwrite false` as the text "false", which counts as true: only `False` is
+    Python's. Does nothing when the program is not `python -m monai.bundle run`.
 
     From here on the program also ends with the one line of an error of ours, where MONAI's parser would wrap it into
     pages of traceback; set the environment variable MONAI_VQGEN_TRACEBACK=1 to see them.
@@ -41,7 +44,8 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
         arguments: program and arguments; `sys.argv` by default.
 
     Raises:
-        InputError: An option is in none of the configuration files that the command names.
+        InputError: An option is in none of the configuration files that the command names, or a switch is set to
+            another word than True or False.
 
     Example:
         >>> check_command_line(["a_program_of_yours.py", "--anything", "1"])
@@ -57,8 +61,10 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     parser = ConfigParser()
     parser.read_config(files)
     allowed = _RUN_OPTIONS | (_TRACKING_OPTIONS if "tracking" in given else frozenset())
-    for name in given:
+    for name, text in given.items():
         path = name.replace("#", "::").lstrip("+")
+        if _is_switch(parser, path) and text not in _SWITCHED:
+            raise InputError(f"--{name} {text} would count as true, as any text does: write --{name} False or True")
         if path in allowed or path.startswith("_meta_") or _is_known(parser, path):
             continue
         raise InputError(_message(name, path, parser, files))
@@ -116,6 +122,12 @@ def _is_known(parser: ConfigParser, path: str) -> bool:
         return False
     target = locate(value["_target_"]) if isinstance(value, dict) and "." in value.get("_target_", "") else None
     return callable(target) and leaf in inspect.signature(target).parameters
+
+
+def _is_switch(parser: ConfigParser, path: str) -> bool:
+    """Whether the configuration has true or false there."""
+    value = _walk(parser.get(), path.split("::"))
+    return value is not None and isinstance(value[0], bool)
 
 
 def _walk(config: Any, keys: Iterable[str]) -> tuple[Any] | None:

@@ -10,6 +10,7 @@ from monai_vqgen.handlers.images import ReconstructionImages, SampleImages, imag
 from monai_vqgen.handlers.output import claim_output, log_to_file
 from monai_vqgen.handlers.progress import TrainingProgress
 from monai_vqgen.handlers.statistics import CodebookHealth, EpochLog, ObjectiveMean
+from monai_vqgen.handlers.tracking import name_tracked
 
 __all__ = [
     "BestCheckpoint",
@@ -29,6 +30,7 @@ __all__ = [
     "image_rows",
     "load_weights",
     "log_to_file",
+    "name_tracked",
     "plain_state",
     "save_weights",
 ]

@@ -13,6 +13,14 @@ from torch import Tensor
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.inferers.noise import GumbelNoise
+from monai_vqgen.inferers.sampling_inputs import (
+    check_codes,
+    check_grids,
+    check_masks,
+    check_priors,
+    checked_condition,
+    device_of,
+)
 from monai_vqgen.inferers.truncation import Truncation
 from monai_vqgen.networks.priors import IncrementalPass, PlainIncremental, Prior
 
@@ -62,19 +70,9 @@ class AncestralSampler:
         cached: bool = True,
         batch_size: int = 16,
     ) -> None:
-        if not priors:
-            raise InputError("no priors given; give one a level, coarsest first.")
+        check_priors(priors)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give at least 1.")
-        sizes: list[int] = []
-        for level, prior in enumerate(priors):
-            coarser = list(prior.coarser_codes)
-            if coarser != sizes:
-                raise InputError(
-                    f"the prior of level {level} is for coarser codebooks of sizes {coarser}, but the priors before it "
-                    f"have {sizes}. Give all levels' priors, coarsest first."
-                )
-            sizes.append(prior.num_codes)
         self.priors = list(priors)
         if isinstance(temperature, Sequence) and not isinstance(temperature, str):
             temperatures = list(temperature)
@@ -114,8 +112,8 @@ class AncestralSampler:
         """
         if num_samples < 1:
             raise InputError(f"num_samples is {num_samples}; give at least 1.")
-        self._check_grids(grids)
-        device = _device(self.priors[0])
+        check_grids(grids, self.priors)
+        device = device_of(self.priors[0])
         codes = [torch.zeros(num_samples, *grid, dtype=torch.long, device=device) for grid in grids]
         masks = [torch.ones(num_samples, *grid, dtype=torch.bool) for grid in grids]
         self._fill(codes, masks, seed=seed, first_sample=first_sample, condition=condition, progress=progress)
@@ -148,21 +146,14 @@ class AncestralSampler:
         Returns:
             New tensors of the shapes of `codes`.
         """
-        if len(masks) != len(codes):
-            raise InputError(f"{len(masks)} masks and {len(codes)} levels of codes given; give one mask a level.")
-        for level, (codes_bs, mask) in enumerate(zip(codes, masks, strict=True)):
-            if mask.dtype != torch.bool or tuple(mask.shape) not in (tuple(codes_bs.shape), tuple(codes_bs.shape[1:])):
-                raise InputError(
-                    f"the mask of level {level} has shape {tuple(mask.shape)} and type {mask.dtype}; give booleans of "
-                    f"the codes' shape {tuple(codes_bs.shape)}, with or without the batch."
-                )
+        check_masks(masks, codes)
         drawn = [mask.expand(codes_bs.shape).cpu() for codes_bs, mask in zip(codes, masks, strict=True)]
-        device = _device(self.priors[0])
+        device = device_of(self.priors[0])
         # A code under the mask is a placeholder and may be anything; 0 is always in range.
         filled = [
             c.to(device).long().masked_fill(m.to(device), 0).contiguous() for c, m in zip(codes, drawn, strict=True)
         ]
-        self._check_codes(filled)
+        check_codes(filled, self.priors)
         self._fill(filled, drawn, seed=seed, first_sample=first_sample, condition=condition, progress=progress)
         return tuple(filled)
 
@@ -176,11 +167,11 @@ class AncestralSampler:
         Returns:
             float32 `(b,)` in nats a level; their sum is the log-probability of the whole hierarchy.
         """
-        device = _device(self.priors[0])
+        device = device_of(self.priors[0])
         codes = [codes_bs.to(device).long() for codes_bs in codes]
-        self._check_codes(codes)
+        check_codes(codes, self.priors)
         count = codes[0].shape[0]
-        condition_bf = self._condition(condition, count=count)
+        condition_bf = checked_condition(condition, self.priors, count=count)
         result = [torch.zeros(count, dtype=torch.float32, device=device) for _ in self.priors]
         with _evaluating(self.priors), torch.inference_mode():
             for start in range(0, count, self.batch_size):
@@ -206,7 +197,7 @@ class AncestralSampler:
         if first_sample < 0:
             raise InputError(f"first_sample is {first_sample}; give at least 0.")
         count = codes[0].shape[0]
-        condition_bf = self._condition(condition, count=count)
+        condition_bf = checked_condition(condition, self.priors, count=count)
         noises = [GumbelNoise(seed, level=level, num_codes=prior.num_codes) for level, prior in enumerate(self.priors)]
         total, done = sum(mask.numel() for mask in masks), 0
         with _evaluating(self.priors), torch.inference_mode():
@@ -265,51 +256,6 @@ class AncestralSampler:
                     steps.push(columns[i])
             yield row
 
-    def _check_grids(self, grids: Sequence[Sequence[int]]) -> None:
-        if len(grids) != len(self.priors):
-            raise InputError(f"{len(grids)} grids given for {len(self.priors)} priors; give one grid a level.")
-        for level, (grid, prior) in enumerate(zip(grids, self.priors, strict=True)):
-            if len(grid) != prior.spatial_dims or any(size < 1 for size in grid):
-                raise InputError(
-                    f"the grid of level {level} is {tuple(grid)}; give {prior.spatial_dims} sizes of at least 1."
-                )
-            coarser = grids[level - 1] if level else grid
-            if any(m > n for m, n in zip(coarser, grid, strict=True)):
-                raise InputError(
-                    f"the grid of level {level}, {tuple(grid)}, is smaller than that of the coarser level {level - 1}, "
-                    f"{tuple(coarser)}; give the grids coarsest first."
-                )
-
-    def _check_codes(self, codes: Sequence[Tensor]) -> None:
-        if len(codes) != len(self.priors):
-            raise InputError(f"{len(codes)} levels of codes given for {len(self.priors)} priors; give one a level.")
-        self._check_grids([tuple(codes_bs.shape[1:]) for codes_bs in codes])
-        counts = [codes_bs.shape[0] for codes_bs in codes]
-        if len(set(counts)) > 1 or counts[0] < 1:
-            raise InputError(f"the levels hold {counts} samples; give the same number at each, at least 1.")
-        for level, (codes_bs, prior) in enumerate(zip(codes, self.priors, strict=True)):
-            low, high = int(codes_bs.min()), int(codes_bs.max())
-            if low < 0 or high >= prior.num_codes:
-                raise InputError(
-                    f"codes of level {level} reach from {low} to {high}; its prior knows 0 to {prior.num_codes - 1}. "
-                    "Were they made by another autoencoder?"
-                )
-
-    def _condition(self, condition: Tensor | None, *, count: int) -> Tensor | None:
-        """The condition on the priors' device, one row a sample."""
-        dims = sorted({prior.condition_dim for prior in self.priors} - {0})
-        if not dims:
-            if condition is not None and condition.shape[-1]:
-                raise InputError("a condition is given, but no prior was trained with one; leave it out.")
-            return None
-        if condition is None:
-            raise InputError(f"the priors need a condition of {dims} features; make it with their ConditionEncoder.")
-        if condition.ndim != 2 or condition.shape[0] not in (1, count) or dims != [condition.shape[1]]:
-            raise InputError(
-                f"the condition has shape {tuple(condition.shape)}; give ({count}, {dims[0]}) or (1, {dims[0]})."
-            )
-        return condition.to(_device(self.priors[0])).expand(count, -1)
-
 
 def _given(prior: Prior, condition_bf: Tensor | None, part: slice) -> Tensor | None:
     return condition_bf[part] if condition_bf is not None and prior.condition_dim else None
@@ -322,10 +268,6 @@ def _plain(prior: Prior) -> Callable[..., IncrementalPass]:
         return PlainIncremental(prior, grid, batch_size=batch_size, coarser=coarser, condition=condition)
 
     return make
-
-
-def _device(prior: Prior) -> torch.device:
-    return next(prior.parameters()).device
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from monai_vqgen.metrics.classifier import (
 )
 from monai_vqgen.metrics.codebook import CodebookCounter, CodebookUse, codebook_use
 from monai_vqgen.metrics.codecs import CODECS, Codec, CodecCurves, CodecPoint, at_rate, codec_curves
-from monai_vqgen.metrics.features import FeatureSpace, FilterBankFeatures, NetworkFeatures, WhitenedFeatures
+from monai_vqgen.metrics.features import FeatureSpace, NetworkFeatures, WhitenedFeatures
 from monai_vqgen.metrics.fidelity import (
     DensityCoverage,
     FrechetScore,
@@ -24,18 +24,16 @@ from monai_vqgen.metrics.fidelity import (
     pairwise_ms_ssim,
     precision_recall,
 )
+from monai_vqgen.metrics.filter_bank import FilterBankFeatures
 from monai_vqgen.metrics.likelihood import PositionHistogram, bits_per_code, uniform_bits_per_code
 from monai_vqgen.metrics.memorization import (
-    AlignedNeighbors,
     Authenticity,
     ClosestPair,
-    FeatureNeighbors,
     MemorizationAudit,
-    aligned_neighbors,
     authenticity,
-    feature_neighbors,
     memorization_audit,
 )
+from monai_vqgen.metrics.neighbors import AlignedNeighbors, FeatureNeighbors, aligned_neighbors, feature_neighbors
 from monai_vqgen.metrics.position import PositionConsistency, RidgeModel, fit_ridge, position_consistency
 from monai_vqgen.metrics.reconstruction import (
     ForegroundPSNRMetric,

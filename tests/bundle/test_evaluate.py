@@ -256,6 +256,16 @@ def test_an_autoencoder_is_judged_without_priors_on_the_split_that_is_asked_for(
         evaluate(run, tmp_path / "none", with_priors=False, sample_report=True)
 
 
+def test_without_priors_none_is_built_nor_looked_for(run, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("a prior was built")
+
+    monkeypatch.setattr(GatedPixelCNN, "__init__", fail)
+    options = {"priors_dir": str(tmp_path / "nowhere"), "prior_defs::0::num_heads": 7}
+    evaluate(run, tmp_path / "out", with_priors=False, **options)
+    assert "prior" not in json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+
 def test_figures_are_written_before_the_pictures(run, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no space left for pictures")

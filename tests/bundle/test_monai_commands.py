@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.bundle import create_workflow, load
+from monai.bundle import create_workflow, load, run_workflow
 from monai.data import load_net_with_metadata
 
 from monai_vqgen.apps.packaging import BUNDLE_NAME
@@ -74,10 +74,43 @@ def test_create_workflow_gives_the_parts_of_a_local_folder(local_bundle, tiny_ru
 
 
 @pytest.mark.filterwarnings(TRUSTED)
+def test_run_workflow_trains_on_a_folder_of_slices(tiny_run, tmp_path):
+    options = {**tiny_run.options("train", tmp_path), "max_epochs": 1, "bundle_root": str(BUNDLE)}
+    run_workflow(config_file=str(CONFIGS / "train.json"), workflow_type="train", logging_file=False, **options)
+    assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == tiny_run.network.state_dict().keys()
+
+
+@pytest.mark.filterwarnings(TRUSTED)
+@pytest.mark.parametrize("options", [{}, {"workflow_type": "inference"}], ids=["by default", "for inference"])
+def test_load_gives_the_shipped_network_straight_after_the_clone(options, images, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where there is neither a slice nor a scan
+    network = load(BUNDLE.name, bundle_dir=BUNDLE.parent, source="monaihosting", device="cpu", **options)
+    assert isinstance(network, HierarchicalVQVAE)
+    shipped = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+    assert network.state_dict().keys() == shipped.keys()
+    assert all(torch.equal(tensor, shipped[name]) for name, tensor in network.state_dict().items())
+    with torch.no_grad():
+        assert network.eval()(images).shape == images.shape
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings(TRUSTED)
+def test_load_gives_the_weights_alone_for_a_workflow_that_the_bundle_does_not_have():
+    with pytest.warns(UserWarning, match=r"Cannot find the config file.*infer\.json, return state dict"):
+        weights = load(
+            BUNDLE.name, bundle_dir=BUNDLE.parent, source="monaihosting", device="cpu", workflow_type="infer"
+        )
+    assert weights.keys() == torch.load(BUNDLE / "models" / "model.pt", weights_only=True).keys()
+
+
+@pytest.mark.filterwarnings(TRUSTED)
+@pytest.mark.parametrize("workflow_type", ["train", "inference"])
 @pytest.mark.parametrize("given", ["its own network", "a network of ours"])
-def test_load_gives_the_trained_network_of_a_local_folder(given, local_bundle, tiny_run, images, monkeypatch, tmp_path):
+def test_load_gives_the_trained_network_of_a_local_folder(
+    given, workflow_type, local_bundle, tiny_run, images, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)  # where there are no scans
-    options: dict = {"model": None, "workflow_type": "inference", "device": "cpu"}
+    options: dict = {"model": None, "workflow_type": workflow_type, "device": "cpu"}
     if given == "its own network":
         sizes = {f"quantizers#{level}#num_codes": 8 for level in (0, 1)}
         options["net_override"] = {"channels": 8, "residual_channels": 4, **sizes}

@@ -37,8 +37,8 @@ class Tracked:
         self.experiment = self.client.get_experiment_by_name(experiment)
         self.runs = self.client.search_runs(self.experiment.experiment_id)
 
-    def history(self, metric: str) -> list[float]:
-        return [point.value for point in self.client.get_metric_history(self.runs[0].info.run_id, metric)]
+    def points(self, metric: str) -> list[mlflow.entities.Metric]:
+        return sorted(self.client.get_metric_history(self.runs[0].info.run_id, metric), key=lambda point: point.step)
 
 
 @pytest.fixture
@@ -74,9 +74,13 @@ def test_a_training_is_followed_step_by_step(config, history, metric, track, tmp
     written = json.loads((tmp_path / history).read_text())
     assert [run.info.status for run in tracked.runs] == ["FINISHED"]
     assert tracked.runs[0].data.params["max_epochs"] == "2"
-    assert len(tracked.history("train_loss")) == 2 * 2  # four slices in batches of two
-    epochs = sorted(written["train"][metric] + written["validation"][metric])
-    assert sorted(tracked.history(metric)) == pytest.approx(epochs, rel=1e-6)
+    assert [point.step for point in tracked.points("train_loss")] == [1, 2, 3, 4]  # four slices in batches of two
+    for part in ("train", "validation"):
+        for name in ("loss", metric):
+            points = tracked.points(f"{part}/{name}")
+            assert [point.step for point in points] == [1, 2]
+            assert [point.value for point in points] == pytest.approx(written[part][name], rel=1e-6)
+    assert {"loss", metric}.isdisjoint(tracked.runs[0].data.metrics)  # which would mix the two
 
 
 def test_an_evaluation_is_tracked_with_the_numbers_of_its_file(track, tmp_path):

@@ -84,6 +84,15 @@ def run(name: str, **options) -> ConfigWorkflow:
     return flow
 
 
+def start(name: str, **options) -> None:
+    """All that a training does before its first step."""
+    steps = ConfigParser.load_config_file(CONFIGS / f"{name}.json")["run"]
+    assert steps[-1] == "$@train::trainer.run()"
+    flow = workflow(name, run=steps[:-1], **options)
+    flow.initialize()
+    flow.run()
+
+
 def own_error(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, VQGenError):
         error = error.__cause__
@@ -211,7 +220,7 @@ def test_what_cannot_work_is_refused_before_training(codes, tmp_path, options, e
     assert isinstance(own, error)
     with pytest.raises(error, match=message):
         raise own
-    assert not list(tmp_path.glob("*.pt"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_codes_of_another_autoencoder_are_refused(codes, trained, tmp_path):
@@ -221,6 +230,30 @@ def test_codes_of_another_autoencoder_are_refused(codes, trained, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         run("train_prior", dataset_dir=codes, output_dir=tmp_path / "out", model=tmp_path / "other.pt")
     assert isinstance(own_error(caught.value), CodesMismatchError)
+
+
+@pytest.mark.parametrize("name", ["train", "train_prior"])
+def test_a_training_that_is_refused_leaves_earlier_results_as_they_were(name, codes, trained, priors, tmp_path):
+    shutil.copytree(trained if name == "train" else priors, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    options: dict = {"output_dir": tmp_path / "run", "overwrite": True}
+    if name == "train":
+        options["dataset_dir"] = tmp_path / "nowhere"
+    else:
+        options |= {"dataset_dir": codes, "prior_defs": [{**PRIOR, "num_codes": 9}]}
+    with pytest.raises(RuntimeError) as caught:
+        run(name, **options)
+    assert own_error(caught.value) is not None
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["train", "train_prior"])
+def test_a_workflow_gives_its_network_where_there_is_no_data(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flow = workflow(name)
+    flow.initialize()
+    assert isinstance(flow.network_def, HierarchicalVQVAE)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("knob", ["mirror_probability", "affine_probability", "gamma_probability"])
@@ -331,9 +364,7 @@ def test_sagittal_slices_are_never_mirrored_by_training(slices, tmp_path):
     datalist = json.loads((slices / "datalist.json").read_text())
     (tmp_path / "slices" / "datalist.json").write_text(json.dumps({**datalist, "plane": "sagittal"}))
     with pytest.raises(RuntimeError) as caught:
-        workflow(
-            "train", dataset_dir=tmp_path / "slices", output_dir=tmp_path / "run", mirror_probability=0.5
-        ).initialize()
+        run("train", dataset_dir=tmp_path / "slices", output_dir=tmp_path / "run", mirror_probability=0.5)
     assert "front to back" in str(own_error(caught.value))
 
 
@@ -345,10 +376,11 @@ def test_slices_of_different_sizes_are_refused_before_training_with_the_mend(tmp
         for i, size in enumerate(sizes):
             Image.fromarray(np.full((size, size), 200, np.uint8)).save(tmp_path / split / f"{i}.png")
     with pytest.raises(RuntimeError) as caught:
-        workflow("train", dataset_dir=tmp_path, output_dir=tmp_path / "run").initialize()
+        run("train", dataset_dir=tmp_path, output_dir=tmp_path / "run")
     assert isinstance(own_error(caught.value), InputError)
     assert "--image_size" in str(own_error(caught.value))
-    workflow("train", dataset_dir=tmp_path, output_dir=tmp_path / "run", image_size=[24, 24]).initialize()
+    assert not (tmp_path / "run").exists()
+    start("train", dataset_dir=tmp_path, output_dir=tmp_path / "run", image_size=[24, 24])
 
 
 @pytest.mark.parametrize("name", ["train", "train_prior"])
@@ -358,7 +390,7 @@ def test_a_training_that_overwrites_leaves_nothing_of_the_earlier_one(name, slic
     before = {path for path in (tmp_path / "run").rglob("*") if path.is_file()}
     data = slices if name == "train" else codes
     options = {"dataset_dir": data, "output_dir": tmp_path / "run", "overwrite": True}
-    workflow(name, **options, **({} if name == "train" else {"level": 0})).initialize()  # and there it is killed
+    start(name, **options, **({} if name == "train" else {"level": 0}))  # and there it is killed
     after = {path for path in before if path.is_file() and path.suffix != ".log"}
     assert all("level1" in path.as_posix() for path in after) if kept else after == set()
     assert len(after) >= 3 * len(kept)  # the other level's results stay
@@ -369,7 +401,7 @@ def test_earlier_results_stop_a_stage_at_its_start(name, slices, trained, codes,
     output = {"train": trained, "extract_codes": codes, "train_prior": priors}[name]
     data = codes if name == "train_prior" else slices
     with pytest.raises(RuntimeError) as caught:
-        workflow(name, dataset_dir=data, output_dir=output, kind=None).initialize()
+        run(name, dataset_dir=data, output_dir=output, kind=None)
     assert isinstance(own_error(caught.value), OutputExistsError)
 
 
@@ -465,6 +497,9 @@ def test_metadata_has_what_monai_asks_for_and_knows_its_version():
 
 def test_shared_blocks_are_equal_in_every_configuration():
     files = [json.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.json"))]
+    for content in files:
+        for prior in content.get("prior_defs", []):
+            prior.pop("_disabled_", None)  # what is the same may not be needed everywhere
     for block in ("network_def", "prior_defs", "load_transforms"):
         copies = [json.dumps(content[block], sort_keys=True) for content in files if block in content]
         assert len(set(copies)) == 1, block

@@ -20,8 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from monai_vqgen.apps.monailabel.answers import answer_nifti
-from monai_vqgen.apps.monailabel.parts import InferTask, InferType
-from monai_vqgen.apps.monailabel.sample import Drawing, drawing_of
+from monai_vqgen.apps.monailabel.drawing import Drawing, DrawingTask, drawing_of
 from monai_vqgen.apps.monailabel.served_bundle import ServedBundle
 from monai_vqgen.apps.priors import TrainedPriors
 from monai_vqgen.apps.requests import draw_conditions
@@ -53,7 +52,7 @@ def code_masks(mask_hw: Tensor, grids: Sequence[Sequence[int]], *, image_size: S
     return masks
 
 
-class CompleteTask(InferTask):
+class CompleteTask(DrawingTask):
     """Fill a masked region of a slice from the priors; completions are stacked along the third axis of one NIfTI.
 
     The image is a slice as the model knows them (PNG, or NIfTI `[H, W, 1]` in [0, 1], of the size the priors were
@@ -65,14 +64,8 @@ class CompleteTask(InferTask):
     """
 
     def __init__(self, bundle: ServedBundle) -> None:
-        config = {"num_samples": 1, "seed": 0, "temperature": 1.0, "box": "", "position_mm": "", "age": "", "sex": ""}
         description = "A masked region of a slice, drawn anew from the priors (synthetic inside the region)"
-        super().__init__(InferType.OTHERS, {}, 2, description, config)
-        self.bundle = bundle
-
-    def is_valid(self) -> bool:
-        """Whether the bundle has priors."""
-        return self.bundle.has_priors()
+        super().__init__(bundle, description, {"box": ""})
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Complete the slice; return the file's path and what it holds.

@@ -103,17 +103,8 @@ class GatedPixelCNN(Prior):
             heads=(num_heads, width) if attention_every else (1, 1),
         )
         self.channels, self.kernel_size, self.attention_every = channels, kernel_size, attention_every
-        num_coordinates = 2 * COORDINATE_OCTAVES * spatial_dims
         use_context = bool(self.coarser_codes or condition_dim)
-
-        self.embedding = nn.Embedding(num_codes, channels)
-        self.inputs = nn.ModuleList(
-            CroppedConv(
-                spatial_dims, channels, out_channels=channels, axis=axis, kernel_size=first_kernel_size, strict=True
-            )
-            for axis in range(spatial_dims)
-        )
-        self.position = pointwise(spatial_dims, num_coordinates, spatial_dims * channels, bias=False)
+        self._make_inputs(first_kernel_size)
         self.context = (
             ContextNetwork(spatial_dims, channels, coarser_codes=self.coarser_codes, condition_dim=self.condition_dim)
             if use_context
@@ -126,18 +117,35 @@ class GatedPixelCNN(Prior):
         self.attentions = nn.ModuleDict(
             {
                 str(index): CausalAttention(
-                    channels, num_heads=num_heads, width=width, num_coordinates=num_coordinates, dropout=dropout
+                    channels, num_heads=num_heads, width=width, num_coordinates=self.num_coordinates, dropout=dropout
                 )
                 for index in range(num_layers)
                 if attention_every and (index + 1) % attention_every == 0
             }
         )
-        self.output_blocks = nn.ModuleList(OutputBlock(spatial_dims, channels) for _ in range(num_output_blocks))
+        self._make_outputs(num_output_blocks)
+
+    @property
+    def num_coordinates(self) -> int:
+        """Number of position features."""
+        return 2 * COORDINATE_OCTAVES * self.spatial_dims
+
+    def _make_inputs(self, kernel_size: int) -> None:
+        """What turns codes and coordinates into the first stacks."""
+        dims, channels = self.spatial_dims, self.channels
+        self.embedding = nn.Embedding(self.num_codes, channels)
+        self.inputs = nn.ModuleList(
+            CroppedConv(dims, channels, out_channels=channels, axis=axis, kernel_size=kernel_size, strict=True)
+            for axis in range(dims)
+        )
+        self.position = pointwise(dims, self.num_coordinates, dims * channels, bias=False)
+
+    def _make_outputs(self, num_blocks: int) -> None:
+        """What turns the last stack into logits."""
+        dims, channels = self.spatial_dims, self.channels
+        self.output_blocks = nn.ModuleList(OutputBlock(dims, channels) for _ in range(num_blocks))
         self.head = nn.Sequential(
-            nn.ReLU(),
-            pointwise(spatial_dims, channels, channels),
-            nn.ReLU(),
-            pointwise(spatial_dims, channels, num_codes),
+            nn.ReLU(), pointwise(dims, channels, channels), nn.ReLU(), pointwise(dims, channels, self.num_codes)
         )
 
     def forward(self, codes_bs: Tensor, coarser: Sequence[Tensor] = (), condition: Tensor | None = None) -> Tensor:

@@ -17,9 +17,8 @@ from monai_vqgen.apps.sample_metrics import (
     check_sample_report,
     independent_codes,
     sample_metrics,
-    save_closest_pairs,
-    save_positions,
 )
+from monai_vqgen.apps.sample_pictures import save_closest_pairs, save_positions
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics import (
     FilterBankFeatures,

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from monai_vqgen.data.code_store import CodesDataset, CodeStore, save_codes
+from monai_vqgen.data.code_store import CodeStore, save_codes
+from monai_vqgen.data.codes_dataset import CodesDataset
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks import GatedPixelCNN
 

@@ -16,7 +16,9 @@ PROGRAM = "/usr/lib/python3/site-packages/monai/bundle/__main__.py"
 def config(tmp_path):
     path = tmp_path / "train.json"
     network = {"_target_": "monai_vqgen.networks.GatedPixelCNN", "num_codes": 8}
-    path.write_text(json.dumps({"max_epochs": 3, "model": None, "prior_defs": [network], "free": {"a": 1}}))
+    path.write_text(
+        json.dumps({"max_epochs": 3, "model": None, "prior_defs": [network], "free": {"a": 1, "on": False}})
+    )
     return str(path)
 
 
@@ -34,6 +36,9 @@ def check(config: str, *arguments: str) -> None:
         ["--prior_defs#0#num_codes", "16"],
         ["--prior_defs::0::num_layers", "2"],  # not in the file, but an argument of the class
         ["--free::a", "-1"],
+        ["--free::a", "false"],  # not a switch: whatever it means, it is not taken for true
+        *[["--free::on", text] for text in ("True", "true", "False", "0", "1")],
+        ["--free::on"],
         ["--meta_file", "metadata.json", "--logging_file", "logging.conf"],
         ["--tracking", "mlflow", "--experiment_name", "first"],
         ["--_meta_::version", "1"],
@@ -57,6 +62,12 @@ def test_known_options_pass(config, arguments):
 def test_unknown_options_are_refused_with_what_is_near(config, arguments, hint):
     with pytest.raises(InputError, match=hint):
         check(config, *arguments)
+
+
+@pytest.mark.parametrize("text", ["false", "no", "off", "none"])
+def test_a_switch_that_would_count_as_true_is_refused_with_the_word_that_works(config, text):
+    with pytest.raises(InputError, match="write --free::on False"):
+        check(config, "--free::on", text)
 
 
 def test_several_files_and_an_args_file_are_read(config, tmp_path):

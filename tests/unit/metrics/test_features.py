@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.metrics.features import FilterBankFeatures, NetworkFeatures, WhitenedFeatures, distance_blocks
+from monai_vqgen.metrics.features import NetworkFeatures, WhitenedFeatures, distance_blocks
+from monai_vqgen.metrics.filter_bank import FilterBankFeatures
 
 
 def random_images(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
