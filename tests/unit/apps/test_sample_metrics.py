@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_vqgen.apps import sample_metrics as module
+from monai_vqgen.apps import sample_pictures as module
 from monai_vqgen.apps.sample_metrics import (
     SMALLEST_SIDE,
     ImageSet,

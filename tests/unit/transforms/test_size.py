@@ -66,12 +66,13 @@ def test_the_volumes_box_centres_all_slices_alike_and_moves_along():
 
 def test_a_slice_of_the_size_stays_where_it_is_unless_its_volume_was_measured():
     pixels = torch.zeros(1, 12, 12)
-    pixels[:, 1:4, 7:11] = 1
+    pixels[:, 1:5, 7:11] = 1
     assert torch.equal(FitToSize(12)(MetaTensor(pixels)), pixels)
-    measured = MetaTensor(pixels, meta={META_BOX: ((1.0, 3.0), (7.0, 10.0))})
-    moved = FitToSize(12)(measured)
-    assert torch.nonzero(moved[0]).float().mean(0).tolist() == [5, 5.5]  # the middle is 5.5, the box is 3 x 4 pixels
-    assert torch.equal(FitToSize(12).inverse(moved), pixels)
+    measured = MetaTensor(pixels, meta={META_BOX: ((1.0, 4.0), (7.0, 10.0))})
+    fit = FitToSize(12)
+    moved = fit(measured)
+    assert torch.nonzero(moved[0]).float().mean(0).tolist() == [5.5, 5.5]
+    assert torch.equal(fit.inverse(moved), pixels)
 
 
 def test_monais_invertd_undoes_it():
