@@ -68,9 +68,9 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, replace_w
             {"data": "a", "output": "b", "seed": 3, "size": "c", "results": "d", "models": "e"},
         ),
         (
-            "compare --data a --designs b --output c --steps 50 --jobs 2 --seed 3 --size d --results e",
+            "compare --data a --designs b --output c --steps 50 --jobs 2 --seed 3 --size d --split test --results e",
             {"data": "a", "designs": "b", "output": "c", "steps": 50, "jobs": 2, "seed": 3, "size": "d"}
-            | {"results": "e"},
+            | {"split": "test", "results": "e"},
         ),
         ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
         (
