@@ -128,7 +128,8 @@ def _samples(samples: Mapping[str, Any]) -> str:
         rows.append([name.replace("_", " "), *accuracies, *scores, similarity])
     text = (
         f"{samples['num_samples']} samples against training slices; `real` are test slices, what a perfect model would "
-        f"score. Classifiers tell a kind from training slices, on subjects they have not seen (0.5 is chance); "
+        f"score. Classifiers tell a kind from training slices, on subjects they have not seen (0.5 is chance); the CNN "
+        "is the mean of three networks; "
         f"the other columns compare {samples['compared']} of each kind, neighbours being {samples['neighbors']}. "
         f"Features: {samples['feature_space']}."
     )

@@ -125,6 +125,22 @@ def test_a_network_follows_from_its_seed_and_leaves_the_callers_random_state():
     assert first == cnn_two_sample(x, y, split, steps=3)
 
 
+def test_several_networks_score_the_mean_of_each_and_their_spread_counts():
+    split, x, y = (
+        split_two_samples(60, 60),
+        noise_images(60, 0),
+        blurred(noise_images(60, 1)) * 0.3 + noise_images(60, 1) * 0.7,
+    )
+    single = [cnn_two_sample(x, y, split, steps=4, networks=1, seed=seed) for seed in (7, 8, 9)]
+    accuracies = np.array([score.accuracy for score in single])
+    assert accuracies.std() > 0
+    both = cnn_two_sample(x, y, split, steps=4, networks=3, seed=7)
+    assert both.accuracy == pytest.approx(accuracies.mean())
+    errors = np.square([score.standard_error for score in single]).mean() + accuracies.var(ddof=1) / 3
+    assert both.standard_error == pytest.approx(np.sqrt(errors))
+    assert both.held_out == single[0].held_out
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
