@@ -26,7 +26,7 @@ export OMP_NUM_THREADS=$((CORES > PROCESSES ? CORES / PROCESSES : 1))
 stage() {
     local name=$1
     shift
-    srun --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="$PROCESSES" \
+    srun --kill-on-bad-exit=1 --cpus-per-task="$CORES" torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="$PROCESSES" \
         --rdzv_backend=c10d --rdzv_id="$SLURM_JOB_ID" --rdzv_endpoint="$FIRST:${PORT:-29500}" \
         -m monai.bundle run --config_file "['$CONFIGS/$name.json','$CONFIGS/multi_gpu_$name.json']" "$@"
 }

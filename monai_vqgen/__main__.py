@@ -83,7 +83,9 @@ def _add_compare(verbs: Verbs) -> None:
     verb.add_argument("--jobs", type=int, help="how many train at once (default: one a core, or one on a GPU)")
     _add_seed(verb)
     verb.add_argument("--size", default="quick_128", help="the preset (default: %(default)s)")
-    verb.add_argument("--split", default="validation", help="whose subjects judge, or test (default: %(default)s)")
+    verb.add_argument(
+        "--split", default="validation", help="whose subjects judge: validation or test (default: %(default)s)"
+    )
     _add_file(verb, "--results", help="write the table between the size's marks in this document")
 
 

@@ -87,10 +87,10 @@ def run_stage_apart(
     """Run one config of the bundle in a process of its own, as `run_stage` does in this one.
 
     Args:
-        config: this and the next three as for `run_stage`, so that either can stand for the other.
-        training: likewise.
-        options: likewise.
-        overlays: likewise.
+        config: its name, as for `run_stage`; either function can stand for the other.
+        training: whether to run its `training` rather than its `run`.
+        options: by name, as on the command line without the dashes.
+        overlays: config files that change it.
         log: everything that it prints.
         environment: variables to set for it.
 

@@ -127,9 +127,10 @@ def _samples(samples: Mapping[str, Any]) -> str:
         similarity = rounded(kind["pairwise_ms_ssim"]["mean"], 3)
         rows.append([name.replace("_", " "), *accuracies, *scores, similarity])
     text = (
-        f"{samples['num_samples']} samples against training slices; `real` are test slices, what a perfect model would "
-        f"score. Classifiers tell a kind from training slices, on subjects they have not seen (0.5 is chance); the CNN "
-        "is the mean of three networks; "
+        f"{samples['num_samples']} samples against training slices; `real` are test slices: few heads with many slices "
+        "each, so that Frechet, recall and coverage, which ask for variety, leave room for better. "
+        f"Classifiers tell a kind from training slices, on subjects they have not seen (0.5 is chance; the CNN "
+        "is the mean of three networks; errors count slices as independent, which those of one head are not); "
         f"the other columns compare {samples['compared']} of each kind, neighbours being {samples['neighbors']}. "
         f"Features: {samples['feature_space']}."
     )

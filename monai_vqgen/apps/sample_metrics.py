@@ -140,7 +140,8 @@ def sample_metrics(
     Args:
         samples: drawn from the priors; records carry the position each was asked for, where there was one.
         training: real slices that the model learned from: what samples are compared with.
-        test: real slices of other subjects: what a perfect model would score.
+        test: real slices of other subjects: the baseline; of few heads, so that a perfect model
+            would do better in Frechet distance, recall and coverage.
         reconstructions: of the test slices.
         independent: decoded from `independent_codes`: what the autoencoder alone gives.
         feature_space: images -> features `(m, f)`; by default the whitened filter bank, fitted on `training`.

@@ -26,8 +26,8 @@ _RUN_OPTIONS = frozenset(
 )
 # Options that `--tracking` adds to any configuration.
 _TRACKING_OPTIONS = frozenset(["tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"])
-# What a switch may be set to; a name without a value switches it on.
-_SWITCHED = frozenset(["", "True", "true", "1", "False", "0"])
+# What a switch may be set to; a name without a value switches it on, and MONAI evaluates what starts with $, @ or %.
+_SWITCHED = re.compile(r"(|True|true|1|False|0|[$@%].*)")
 
 
 def check_command_line(arguments: Sequence[str] | None = None) -> None:
@@ -63,8 +63,8 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     allowed = _RUN_OPTIONS | (_TRACKING_OPTIONS if "tracking" in given else frozenset())
     for name, text in given.items():
         path = name.replace("#", "::").lstrip("+")
-        if _is_switch(parser, path) and text not in _SWITCHED:
-            raise InputError(f"--{name} {text} would count as true, as any text does: write --{name} False or True")
+        if _is_switch(parser, path) and not _SWITCHED.fullmatch(text):
+            raise InputError(f"--{name} {text} says neither yes nor no to MONAI: write --{name} True or --{name} False")
         if path in allowed or path.startswith("_meta_") or _is_known(parser, path):
             continue
         raise InputError(_message(name, path, parser, files))

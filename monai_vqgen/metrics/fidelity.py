@@ -60,7 +60,7 @@ class PrecisionRecall(NamedTuple):
 
 
 class DensityCoverage(NamedTuple):
-    """Density, 0 up and about 1 for a perfect model, and coverage, 0 to 1."""
+    """Density, 0 up, about 1 for a perfect model of independent images, and coverage, 0 to 1."""
 
     density: float
     coverage: float
@@ -219,7 +219,9 @@ def density_coverage(
         real_nf: features of real images.
         generated_mf: features of generated images.
         neighbors: k; 5 as in the paper.
-        real_subjects: the subject of every real image, as for `precision_recall`.
+        real_subjects: the subject of every real image, as for `precision_recall`. Slices of one head are alike, so
+            that a ball that reaches one of another subject reaches many: density then has no scale of its own, read it
+            beside that of held-out slices.
 
     Raises:
         InputError: a set of k images or fewer, or real images of which one has fewer than k of other subjects; subjects

@@ -72,6 +72,20 @@ def test_a_compiled_training_learns_alike_and_its_model_is_one_like_any_other(tm
     assert len(list((tmp_path / "reconstructions").rglob("*.nii.gz"))) == 12
 
 
+@pytest.mark.slow
+def test_autocast_asked_for_in_lower_case_is_autocast(tmp_path):
+    """MONAI's command line makes a text of it, which torch would not take."""
+    write_slices(tmp_path / "slices")
+    training = {"dataset_dir": tmp_path / "slices", "max_epochs": "1", "batch_size": "4"}
+    for text in ("true", "True", "False"):
+        run("train", output_dir=tmp_path / text, amp=text, **training)
+    lower, upper, off = (
+        json.loads((tmp_path / text / "history.json").read_text())["train"]["loss"]
+        for text in ("true", "True", "False")
+    )
+    assert lower == upper != off
+
+
 @pytest.mark.parametrize("stage", ["train", "train_prior"])
 def test_both_trainings_have_the_same_knobs_of_a_step(stage):
     config = json.loads((CONFIGS / f"{stage}.json").read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
+from monai_vqgen.__main__ import build_parser
 from monai_vqgen.data import make_phantoms
 
 ROOT = Path(__file__).parents[2]
@@ -77,14 +78,21 @@ def test_the_cards_commands_for_the_weights_that_ship_need_nothing_else(clone, d
     assert nib.load(again).shape == nib.load(scan).shape
 
 
+def test_the_other_command_of_the_results_is_that_of_its_list(documented):
+    (command,) = [command for command in documented("docs/RESULTS.md") if "train.json" not in command]
+    given = build_parser().parse_args(command.split()[3:])
+    assert (given.verb, given.split) == ("compare", "test")
+    assert command == (ROOT / given.designs).read_text().splitlines()[0].removeprefix("# ")
+
+
 @pytest.mark.slow
 def test_the_trainings_of_the_results_run_with_the_options_that_stand_there(tiny_clone, documented):
     make_phantoms(tiny_clone.folder / "SCANS", 8, seed=1, voxel_mm=4.0, progress=False)
     cut = "python -m monai.bundle run --config_file bundle/configs/extract_slices.json"
     tiny_clone.run(f"{cut} --dataset_dir SCANS --output_dir SLICES")
-    commands = documented("docs/RESULTS.md")
-    assert [re.search(r"--batch_size (\d+)", command)[1] for command in commands] == ["4", "16"]
-    for command in commands:  # epochs and channels apart, which make them long
+    trainings = [command for command in documented("docs/RESULTS.md") if "train.json" in command]
+    assert [re.search(r"--batch_size (\d+)", command)[1] for command in trainings] == ["4", "16"]
+    for command in trainings:  # epochs and channels apart, which make them long
         short = re.sub(r"--max_epochs \d+", "--max_epochs 1", command)
         tiny_clone.run(re.sub(r"--network_def::channels \d+", "--network_def::channels 16", short))
         history = json.loads((tiny_clone.folder / "RUN/history.json").read_text())

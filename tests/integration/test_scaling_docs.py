@@ -23,7 +23,7 @@ TOOLS = {
 export SLURM_NNODES=$nodes SLURM_JOB_ID=5 SLURM_JOB_NODELIST=node[1-$nodes] SLURM_CPUS_PER_TASK=1
 exec bash "$@" """,
     "scontrol": "echo localhost; echo localhost",
-    "srun": """shift; echo "$*" >> calls
+    "srun": """while [[ $1 == --* ]]; do shift; done; echo "$*" >> calls
 jobs=(); for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_PROCID=$i SLURM_LOCALID=0 "$@" & jobs+=($!); done
 status=0; for job in "${jobs[@]}"; do wait "$job" || status=$?; done; exit $status""",
 }

@@ -57,7 +57,7 @@ def test_every_stage_runs_once_on_all_machines_with_its_file_for_several_process
     assert status == 0
     for call, stage in zip(calls, STAGES, strict=True):
         assert f"'bundle/configs/{stage}.json','bundle/configs/multi_gpu_{stage}.json'" in call
-        assert "--kill-on-bad-exit=1 torchrun --nnodes=2 --nproc_per_node=4" in call
+        assert "--kill-on-bad-exit=1 --cpus-per-task=32 torchrun --nnodes=2 --nproc_per_node=4" in call
         assert "--rdzv_endpoint=node7:29500" in call
         assert all((ROOT / path).is_file() for path in re.findall(r"'([^']+\.json)'", call))
     assert ["--level 0" in call for call in calls] == [False, False, False, True, False]
