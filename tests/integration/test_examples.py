@@ -167,5 +167,5 @@ def test_a_loop_of_ones_own_learns_real_slices(clone, documented, few):
     assert len(printed) == 2
     reconstruction, mean = numbers(printed[1], "dB")
     assert reconstruction > mean + 2
-    drawn = Image.open(clone.folder / "out/examples/plain/reconstructions.png")
-    assert drawn.height == Image.open(IMAGES / "example_plain_pytorch.png").height
+    drawn = np.asarray(Image.open(clone.folder / "out/examples/plain/reconstructions.png"))
+    assert len(drawn) == len(np.asarray(Image.open(IMAGES / "example_plain_pytorch.png")))
