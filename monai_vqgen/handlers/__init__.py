@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monai_vqgen.handlers.budget import TimeBudget
+from monai_vqgen.handlers.budget import TimeBudget, check_time_budget
 from monai_vqgen.handlers.checkpoints import BestCheckpoint, TrainingState, load_weights, plain_state, save_weights
 from monai_vqgen.handlers.guards import FiniteLoss, GradientClipping, Patience
 from monai_vqgen.handlers.history import History
@@ -26,6 +26,7 @@ __all__ = [
     "TimeBudget",
     "TrainingProgress",
     "TrainingState",
+    "check_time_budget",
     "claim_output",
     "image_rows",
     "load_weights",

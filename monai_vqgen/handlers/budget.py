@@ -14,11 +14,31 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monai_vqgen.errors import InputError
 
-__all__ = ["TimeBudget"]
+__all__ = ["TimeBudget", "check_time_budget"]
 
 logger = logging.getLogger(__name__)
 
 SECONDS_A_MINUTE = 60.0
+
+
+def check_time_budget(minutes: object, clock: object = "wall") -> None:
+    """Refuse a budget of time that `TimeBudget` could not hold a training to, before anything is removed for it.
+
+    Args:
+        minutes: the budget; None for no limit.
+        clock: "wall", the seconds that a step counts for, or a function that gives seconds.
+
+    Raises:
+        InputError: a budget that is not positive, or no such clock.
+    """
+    if minutes is not None and not _is_positive(minutes):
+        raise InputError(f"max_minutes is {minutes!r}; give a number above 0, or leave it out for no limit")
+    if not (clock == "wall" or callable(clock) or _is_positive(clock)):
+        raise InputError(f"the budget's clock is {clock!r}; give 'wall', or the seconds that a step counts for")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 class TimeBudget:
@@ -56,23 +76,20 @@ class TimeBudget:
         interval: int = 1,
         clock: Literal["wall"] | float | Callable[[], float] = "wall",
     ) -> None:
-        if minutes is not None and not minutes > 0:
-            raise InputError(f"max_minutes is {minutes}; give a number above 0, or leave it out for no limit")
+        check_time_budget(minutes, clock)
         self.budget_s = None if minutes is None else minutes * SECONDS_A_MINUTE
         self.lr_scheduler, self.total_steps = lr_scheduler, total_steps
         self.clock = self._clock(clock)
         self.evaluator, self.interval = evaluator, interval
         self._spent_before_s, self._start_s, self._counted_s = 0.0, 0.0, 0.0
 
-    def _clock(self, clock: object) -> Callable[[], float]:
+    def _clock(self, clock: Literal["wall"] | float | Callable[[], float]) -> Callable[[], float]:
         """The function that gives seconds."""
         self.seconds_a_step = 0.0
         if callable(clock):
             return clock
-        if clock == "wall":
+        if isinstance(clock, str):
             return time.monotonic
-        if isinstance(clock, bool) or not isinstance(clock, (int, float)) or not 0 < clock < math.inf:
-            raise InputError(f"the budget's clock is {clock!r}; give 'wall', or the seconds that a step counts for")
         self.seconds_a_step = float(clock)
         return lambda: self._counted_s
 

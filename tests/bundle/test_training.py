@@ -248,6 +248,19 @@ def test_a_training_that_is_refused_leaves_earlier_results_as_they_were(name, co
 
 
 @pytest.mark.parametrize("name", ["train", "train_prior"])
+@pytest.mark.parametrize("wrong", [{"learning_rate": -1.0}, {"max_minutes": -1.0}, {"budget_clock": "sun"}])
+def test_options_that_no_training_can_follow_leave_earlier_results_as_they_were(
+    name, slices, codes, trained, priors, tmp_path, wrong
+):
+    source, data = (trained, slices) if name == "train" else (priors, codes)
+    shutil.copytree(source, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(RuntimeError):
+        run(name, dataset_dir=data, output_dir=tmp_path / "run", overwrite=True, **wrong)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["train", "train_prior"])
 def test_a_workflow_gives_its_network_where_there_is_no_data(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flow = workflow(name)
