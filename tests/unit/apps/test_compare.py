@@ -39,7 +39,7 @@ def test_the_list_of_designs_varies_everything_that_was_chosen():
     designs = read_designs(LIST)
     assert {design.overlay for design in designs} - {None} == {"configs/system_a.yaml", "configs/system_b.yaml"}
     groups = {design.group for design in designs}
-    assert groups == {"architecture", "noise", "quantiser", "loss", "coarsest level", "training", "size"}
+    assert groups == {"architecture", "noise", "quantiser", "loss", "coarsest level", "training"}
 
 
 @pytest.mark.parametrize(
