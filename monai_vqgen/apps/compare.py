@@ -96,10 +96,7 @@ def compare(
     """
     preset, wanted, at_once = pick_preset(size, own_data=True), read_designs(designs), _jobs(jobs)
     check_seed(seed)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps={steps}: give a whole number above 0")
-    if split not in SPLITS:
-        raise InputError(f"split={split!r}: designs are judged on {' or '.join(SPLITS)} subjects")
+    _check_call(steps, split)
     scans, source, section = discover_volumes(data), Path(data).resolve(), f"comparison_{size}"
     if results is not None:
         check_section(results, section)
@@ -126,6 +123,13 @@ def compare(
     if failures:
         raise StageError(f"{len(failures)} of {len(wanted)} designs failed; the first: {failures[0]}")
     return figures
+
+
+def _check_call(steps: object, split: object) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps={steps}: give a whole number above 0")
+    if split not in SPLITS:
+        raise InputError(f"split={split!r}: designs are judged on {' or '.join(SPLITS)} subjects")
 
 
 def _jobs(jobs: int | None) -> int:

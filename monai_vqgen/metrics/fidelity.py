@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -131,12 +132,14 @@ class _Neighborhoods:
             raise InputError(f"{neighbors=} must be at least 1")
         self.neighbors = neighbors
         self.centers_nf = checked_features(features_nf, f"{name} for {neighbors} neighbours", at_least=neighbors + 1)
-        self.radii_n = self._radii(_subject_numbers(subjects, self.centers_nf, neighbors, name))
+        self._subject_n = _subject_numbers(subjects, self.centers_nf, neighbors, name)
 
-    def _radii(self, subject_n: Tensor) -> Tensor:
+    @cached_property
+    def radii_n(self) -> Tensor:
+        """Of the balls; computed when first asked for, once both sets are known to fit."""
         radii = []
         for rows, distances in distance_blocks(self.centers_nf, self.centers_nf):
-            own = subject_n[rows, None] == subject_n
+            own = self._subject_n[rows, None] == self._subject_n
             radii.append(distances.masked_fill(own, math.inf).kthvalue(self.neighbors, dim=1).values)
         return torch.cat(radii)
 

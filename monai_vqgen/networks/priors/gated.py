@@ -110,19 +110,7 @@ class GatedPixelCNN(Prior):
             if use_context
             else None
         )
-        self.layers = nn.ModuleList(
-            GatedLayer(spatial_dims, channels, kernel_size=kernel_size, use_context=use_context, dropout=dropout)
-            for _ in range(num_layers)
-        )
-        self.attentions = nn.ModuleDict(
-            {
-                str(index): CausalAttention(
-                    channels, num_heads=num_heads, width=width, num_coordinates=self.num_coordinates, dropout=dropout
-                )
-                for index in range(num_layers)
-                if attention_every and (index + 1) % attention_every == 0
-            }
-        )
+        self._make_layers(num_layers, use_context=use_context, num_heads=num_heads, width=width, dropout=dropout)
         self._make_outputs(num_output_blocks)
 
     @property
@@ -139,6 +127,23 @@ class GatedPixelCNN(Prior):
             for axis in range(dims)
         )
         self.position = pointwise(dims, self.num_coordinates, dims * channels, bias=False)
+
+    def _make_layers(self, num_layers: int, *, use_context: bool, num_heads: int, width: int, dropout: float) -> None:
+        """The gated layers, and the self-attention that follows some of them, by the layer's number."""
+        dims, channels = self.spatial_dims, self.channels
+        self.layers = nn.ModuleList(
+            GatedLayer(dims, channels, kernel_size=self.kernel_size, use_context=use_context, dropout=dropout)
+            for _ in range(num_layers)
+        )
+        followed = [i for i in range(num_layers) if self.attention_every and (i + 1) % self.attention_every == 0]
+        self.attentions = nn.ModuleDict(
+            {
+                str(index): CausalAttention(
+                    channels, num_heads=num_heads, width=width, num_coordinates=self.num_coordinates, dropout=dropout
+                )
+                for index in followed
+            }
+        )
 
     def _make_outputs(self, num_blocks: int) -> None:
         """What turns the last stack into logits."""
