@@ -59,7 +59,7 @@ def compare(
     output: str | Path = "out/compare",
     *,
     designs: str | Path,
-    steps: int = 4000,
+    steps: int = 2000,
     jobs: int | None = None,
     size: str = "quick_128",
     split: Literal["validation", "test"] = "validation",
