@@ -78,7 +78,7 @@ def _add_compare(verbs: Verbs) -> None:
     _add_file(verb, "--designs", default="configs/comparisons/autoencoder.yaml", help="a YAML list")
     _add_path(verb, "--output", default="out/compare", help="where everything goes")
     verb.add_argument(
-        "--steps", type=int, default=4000, help="of the first design; each may cost as much (default: %(default)s)"
+        "--steps", type=int, default=2000, help="of the first design; each may cost as much (default: %(default)s)"
     )
     verb.add_argument("--jobs", type=int, help="how many train at once (default: one a core, or one on a GPU)")
     _add_seed(verb)
