@@ -78,8 +78,27 @@ def test_the_cards_commands_for_the_weights_that_ship_need_nothing_else(clone, d
     assert nib.load(again).shape == nib.load(scan).shape
 
 
-def test_the_other_command_of_the_results_is_that_of_its_list(documented):
-    (command,) = [command for command in documented("docs/RESULTS.md") if "train.json" not in command]
+@pytest.mark.slow
+def test_the_temperatures_of_the_results_are_scored_by_the_command_that_stands_there(tiny_clone, documented):
+    make_phantoms(tiny_clone.folder / "SCANS", 24, seed=1, voxel_mm=4.0, progress=False)
+    (command,) = [command for command in documented("docs/RESULTS.md") if "evaluate.json" in command]
+    run = "out/reproduce"
+    for stage in (
+        f"extract_slices.json --dataset_dir SCANS --output_dir {run}/slices --position_step_mm 5",
+        f"train.json --dataset_dir {run}/slices --output_dir {run}",
+        f"extract_codes.json --dataset_dir {run}/slices --model {run}/model.pt --output_dir {run}/codes",
+        *(f"train_prior.json --level {level} --dataset_dir {run}/codes --output_dir {run}" for level in (0, 1)),
+    ):
+        tiny_clone.run(f"python -m monai.bundle run --config_file bundle/configs/{stage}")
+    tiny_clone.run(command)
+    metrics = json.loads((tiny_clone.folder / command.split()[-1] / "metrics.json").read_text())
+    assert metrics["judged"] == "validation"
+    assert metrics["samples"]["num_samples"] == 512
+    assert {"frechet", "precision", "recall", "density", "coverage"} <= metrics["samples"]["real"].keys()
+
+
+def test_the_comparison_of_the_results_is_that_of_its_list(documented):
+    (command,) = [command for command in documented("docs/RESULTS.md") if " compare " in command]
     given = build_parser().parse_args(command.split()[3:])
     assert (given.verb, given.split) == ("compare", "test")
     assert command == (ROOT / given.designs).read_text().splitlines()[0].removeprefix("# ")
