@@ -24,7 +24,7 @@ from monai_vqgen.metrics import mean_scores, reconstruction_scores
 from monai_vqgen.networks import HierarchicalVQVAE
 from monai_vqgen.transforms import ExtractSlicesd, FitToSized, ScaleForegroundd
 
-SAMPLING: dict[str, Any] = {"num_samples": 1, "seed": 7, "temperature": 0.8, "progress": False}
+SAMPLING: dict[str, Any] = {"num_samples": 1, "seed": 7, "temperature": (0.8, 1.0), "progress": False}
 POSITIONS = (45.0, 55.0, 65.0, 75.0, 85.0, 95.0)  # mm below the top of the brain; the priors know 40 to 99
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import nibabel as nib
@@ -14,12 +15,14 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
+from monai_vqgen.apps.designs import read_designs
 from monai_vqgen.data import CodeStore
 from monai_vqgen.errors import CodesMismatchError, InputError, OutputExistsError, VQGenError
 from monai_vqgen.networks import HierarchicalVQVAE, fingerprint
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "bundle" / "configs"
+DESIGNS = REPOSITORY / "configs" / "comparisons" / "autoencoder.yaml"
 CODES = 8
 QUANTIZER = {"_target_": "monai_vqgen.networks.EMACodebook", "num_codes": CODES, "dim": 4}
 PRIOR = {
@@ -248,15 +251,23 @@ def test_a_training_that_is_refused_leaves_earlier_results_as_they_were(name, co
 
 
 @pytest.mark.parametrize("name", ["train", "train_prior"])
-@pytest.mark.parametrize("wrong", [{"learning_rate": -1.0}, {"max_minutes": -1.0}, {"budget_clock": "sun"}])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"learning_rate": -1.0}, "Invalid learning rate"),
+        ({"max_minutes": -1.0}, "max_minutes is -1.0"),
+        ({"budget_clock": "sun"}, "the budget's clock is 'sun'"),
+    ],
+)
 def test_options_that_no_training_can_follow_leave_earlier_results_as_they_were(
-    name, slices, codes, trained, priors, tmp_path, wrong
+    name, slices, codes, trained, priors, tmp_path, wrong, message
 ):
     source, data = (trained, slices) if name == "train" else (priors, codes)
     shutil.copytree(source, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError) as caught:
         run(name, dataset_dir=data, output_dir=tmp_path / "run", overwrite=True, **wrong)
+    assert message in "".join(traceback.format_exception(caught.value))
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
@@ -267,6 +278,25 @@ def test_a_workflow_gives_its_network_where_there_is_no_data(name, tmp_path, mon
     flow.initialize()
     assert isinstance(flow.network_def, HierarchicalVQVAE)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_design_with_a_moving_average_keeps_and_judges_the_averaged_weights(slices, tmp_path):
+    handlers = ConfigParser.load_config_file(CONFIGS / "train.json")["train"]["handlers"]
+    (design,) = [row for row in read_designs(DESIGNS) if row.name.startswith("moving average")]
+    parts = design.options["train::handlers::13::parts"]
+    assert handlers[8]["_target_"].endswith("ReconstructionImages")
+    assert parts.items() > handlers[13]["parts"].items()
+
+    flow = workflow("train", dataset_dir=slices, output_dir=tmp_path, batch_size=8, max_epochs=1, **design.options)
+    flow.initialize()
+    objective = flow.parser.get_parsed_content("objective")
+    first = {name: value.clone() for name, value in objective.autoencoder.named_parameters()}
+    flow.run()
+    kept, state = torch.load(tmp_path / "model.pt"), torch.load(tmp_path / "training_state.pt")
+    for name, value in objective.autoencoder.named_parameters():  # after the one step of eight slices
+        assert not torch.equal(value, first[name])
+        torch.testing.assert_close(kept[name], 0.995 * first[name] + 0.005 * value.detach())
+        assert torch.equal(state["parts"]["moving_average"][f"autoencoder.{name}"], kept[name])
 
 
 @pytest.mark.parametrize("knob", ["mirror_probability", "affine_probability", "gamma_probability"])

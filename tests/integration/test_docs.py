@@ -90,11 +90,18 @@ def test_the_temperatures_of_the_results_are_scored_by_the_command_that_stands_t
         *(f"train_prior.json --level {level} --dataset_dir {run}/codes --output_dir {run}" for level in (0, 1)),
     ):
         tiny_clone.run(f"python -m monai.bundle run --config_file bundle/configs/{stage}")
-    tiny_clone.run(command)
-    metrics = json.loads((tiny_clone.folder / command.split()[-1] / "metrics.json").read_text())
-    assert metrics["judged"] == "validation"
-    assert metrics["samples"]["num_samples"] == 512
-    assert {"frechet", "precision", "recall", "density", "coverage"} <= metrics["samples"]["real"].keys()
+    cold, hot = command.replace("--num_samples 512", "--num_samples 64"), command.replace("[0.8,1.0]", "[9.0,9.0]")
+    assert "--num_samples 512" in command
+    assert "[0.8,1.0]" in command
+    samples = []
+    for line in (cold, hot.replace("--num_samples 512", "--num_samples 64").replace("EVALUATION", "HOT")):
+        tiny_clone.run(line)
+        metrics = json.loads((tiny_clone.folder / line.split()[-1] / "metrics.json").read_text())
+        assert metrics["judged"] == "validation"
+        samples.append(metrics["samples"])
+    assert samples[0]["real"] == samples[1]["real"]
+    assert samples[0]["samples"]["frechet"] != samples[1]["samples"]["frechet"]
+    assert {"precision", "recall", "density", "coverage", "two_sample"} <= samples[0]["samples"].keys()
 
 
 def test_the_comparison_of_the_results_is_that_of_its_list(documented):
