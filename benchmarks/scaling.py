@@ -203,7 +203,13 @@ def _now(device: str) -> float:
 def _peak_mb(device: str) -> float:
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, KiB on Linux
+    status = Path("/proc/self/status")
+    if (
+        status.is_file()
+    ):  # proc(5); getrusage(2) would count the parent's peak as well, as the process starts as its copy
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
@@ -250,7 +256,7 @@ def _rows(rates: Rates) -> list[Estimate]:
 
 def _table(head: str, columns: Sequence[str], rows: Sequence[Sequence[Estimate]]) -> str:
     """Markdown: a line for each thing, a column for each model; what a model has not is left empty."""
-    names = list(dict.fromkeys(row.what for column in rows for row in column))
+    names = list(dict.fromkeys(row.what for column in sorted(rows, key=len, reverse=True) for row in column))
     found = [{row.what: f"{row.value:,.3g} {row.unit}" for row in column} for column in rows]
     lines = [f"| {' | '.join([head, *columns])} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {' | '.join([name, *(column.get(name, '') for column in found)])} |" for name in names]

@@ -53,6 +53,11 @@ def test_the_models_have_the_grids_that_the_networks_make(scaling):
         assert tuple(model.grid(level) for level in levels) == grids
 
 
+def test_the_peak_of_a_process_apart_is_its_own_not_its_parents(scaling):
+    ballast = torch.ones(100_000_000)  # 400 MB of this process
+    assert scaling._alone(scaling._peak_mb, "cpu") < scaling._peak_mb("cpu") - 0.7 * ballast.nbytes / 1e6
+
+
 @pytest.mark.slow
 def test_a_quick_run_prints_both_tables_and_keeps_the_rates(scaling, tmp_path, capsys):
     assert scaling.main(["--quick", "--output", str(tmp_path / "bench" / "scaling.json")]) == 0
