@@ -203,10 +203,9 @@ def _now(device: str) -> float:
 def _peak_mb(device: str) -> float:
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 1e6
+    # proc(5); getrusage(2) would count the parent's peak as well, as the process starts as its copy
     status = Path("/proc/self/status")
-    if (
-        status.is_file()
-    ):  # proc(5); getrusage(2) would count the parent's peak as well, as the process starts as its copy
+    if status.is_file():
         (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
