@@ -287,13 +287,14 @@ def test_the_design_with_a_moving_average_keeps_and_judges_the_averaged_weights(
     assert handlers[8]["_target_"].endswith("ReconstructionImages")
     assert parts.items() > handlers[13]["parts"].items()
 
-    flow = workflow("train", dataset_dir=slices, output_dir=tmp_path, batch_size=8, max_epochs=1, **design.options)
+    one_large_step = {"batch_size": 8, "max_epochs": 1, "learning_rate": 1.0}
+    flow = workflow("train", dataset_dir=slices, output_dir=tmp_path, **one_large_step, **design.options)
     flow.initialize()
     objective = flow.parser.get_parsed_content("objective")
     first = {name: value.clone() for name, value in objective.autoencoder.named_parameters()}
     flow.run()
     kept, state = torch.load(tmp_path / "model.pt"), torch.load(tmp_path / "training_state.pt")
-    for name, value in objective.autoencoder.named_parameters():  # after the one step of eight slices
+    for name, value in objective.autoencoder.named_parameters():
         assert not torch.equal(value, first[name])
         torch.testing.assert_close(kept[name], 0.995 * first[name] + 0.005 * value.detach())
         assert torch.equal(state["parts"]["moving_average"][f"autoencoder.{name}"], kept[name])
