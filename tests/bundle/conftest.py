@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tiny_training import run, workflow, write_slices
 
 from monai_vqgen.apps import run_stage
 from monai_vqgen.handlers import save_weights
@@ -95,3 +96,48 @@ def _write_priors(folder: Path, autoencoder_fingerprint: str) -> None:
             "image_size": SIZE,
         }
         (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
+
+
+@pytest.fixture(scope="session")
+def slices(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("slices")
+    write_slices(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(slices, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    flow = workflow("train", dataset_dir=slices, output_dir=folder, image_interval=2)
+    flow.initialize()
+    assert flow.check_properties() == []
+    flow.run()
+    flow.finalize()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def codes(slices, trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("codes")
+    run(
+        "extract_codes",
+        dataset_dir=slices,
+        model=trained / "model.pt",
+        output_dir=folder,
+        mirror_training=True,
+        kind=None,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def priors(codes, trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("priors")
+    for level in (0, 1):
+        options = {"dataset_dir": codes, "output_dir": folder, "model": trained / "model.pt", "image_interval": 2}
+        flow = workflow("train_prior", level=level, **options)
+        flow.initialize()
+        assert flow.check_properties() == []
+        flow.run()
+        flow.finalize()
+    return folder

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import ConfigWorkflow, verify_metadata
+from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
 
@@ -207,3 +207,19 @@ def test_every_workflow_has_the_properties_that_monai_asks_for(name, tiny_run, t
 @pytest.mark.parametrize("overlay", ["train", "train_prior"])
 def test_overlays_for_many_processes_take_no_property_away(overlay):
     assert missing_ids(workflow(overlay, f"multi_gpu_{overlay}", kind="train"), "train") == []
+
+
+def test_metadata_describes_the_network_that_the_configuration_makes():
+    options = {"network_def::channels": 8, "network_def::residual_channels": 4}
+    files = {"config_file": str(CONFIGS / "train.json"), "meta_file": str(CONFIGS / "metadata.json")}
+    verify_net_in_out(net_id="network_def", device="cpu", **files, **options)
+
+
+def test_shared_blocks_are_equal_in_every_configuration():
+    files = [json.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.json"))]
+    for content in files:
+        for prior in content.get("prior_defs", []):
+            prior.pop("_disabled_", None)  # what is the same may not be needed everywhere
+    for block in ("network_def", "prior_defs", "load_transforms"):
+        copies = [json.dumps(content[block], sort_keys=True) for content in files if block in content]
+        assert len(set(copies)) == 1, block
