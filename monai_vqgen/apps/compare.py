@@ -81,8 +81,8 @@ def compare(
         size: a preset's name: its slices, network and training are those of every design that does not change them.
         split: whose subjects judge: those of validation to choose a design, those of test to report its lead.
         seed: of the slices' split, where the preset names none, and of the trainings.
-        results: a document with the marks `<!-- comparison_SIZE -->` and `<!-- /comparison_SIZE -->`, between which the
-            table goes.
+        results: a document with the marks `<!-- comparison_LIST -->` and `<!-- /comparison_LIST -->`, between which the
+            table goes; `LIST` is the name of the list of designs without its ending.
 
     Returns:
         The figures in the order of the list; designs that failed are left out.
@@ -97,7 +97,7 @@ def compare(
     preset, wanted, at_once = pick_preset(size, own_data=True), read_designs(designs), _jobs(jobs)
     check_seed(seed)
     _check_call(steps, split)
-    scans, source, section = discover_volumes(data), Path(data).resolve(), f"comparison_{size}"
+    scans, source, section = discover_volumes(data), Path(data).resolve(), f"comparison_{Path(designs).stem}"
     if results is not None:
         check_section(results, section)
     preset = for_this_machine(preset, scans)

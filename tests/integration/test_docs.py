@@ -104,10 +104,11 @@ def test_the_temperatures_of_the_results_are_scored_by_the_command_that_stands_t
     assert {"precision", "recall", "density", "coverage", "two_sample"} <= samples[0]["samples"].keys()
 
 
-def test_the_comparison_of_the_results_is_that_of_its_list(documented):
-    (command,) = [command for command in documented("docs/RESULTS.md") if " compare " in command]
+@pytest.mark.parametrize(("designs", "split"), [("references", "test"), ("finalists", "validation")])
+def test_each_comparison_of_the_results_is_that_of_its_list(documented, designs, split):
+    (command,) = [command for command in documented("docs/RESULTS.md") if f"comparisons/{designs}.yaml" in command]
     given = build_parser().parse_args(command.split()[3:])
-    assert (given.verb, given.split) == ("compare", "test")
+    assert (given.verb, given.split) == ("compare", split)
     assert command == (ROOT / given.designs).read_text().splitlines()[0].removeprefix("# ")
 
 

@@ -23,6 +23,8 @@ from monai_vqgen.data import make_phantoms
 from monai_vqgen.engines import check_command_line
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 
+DESIGN_LISTS = sorted((bundle_root().parent / "configs" / "comparisons").glob("*.yaml"))
+
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_command_of_the_demo_is_one_that_its_config_understands(name, tmp_path, monkeypatch):
@@ -170,6 +172,8 @@ def test_a_release_keeps_its_hands_off_other_folders(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["release_128", "comparison_quick_128"])
-def test_the_published_results_have_a_place_for_the_release_and_the_comparison(name):
+@pytest.mark.parametrize(
+    "name", ["release_128", "comparison_autoencoder", "comparison_references", "comparison_finalists"]
+)
+def test_the_published_results_have_a_place_for_the_release_and_each_comparison(name):
     check_section(bundle_root().parent / "docs" / "RESULTS.md", name)
