@@ -38,6 +38,7 @@ class RunPreset(NamedTuple):
     prior_learning_rate: float
     prior_amp: bool
     num_samples: int
+    prior_dropout: tuple[float, float] = (0.1, 0.1)
     max_minutes: tuple[float | None, float | None, float | None] = (None, None, None)
     """Of the autoencoder and of each prior: a slow machine then trains less rather than longer."""
     temperature: tuple[float, float] = (1.0, 1.0)
@@ -106,6 +107,7 @@ class RunPreset(NamedTuple):
             options[f"prior_defs::{level}::num_layers"] = self.prior_layers[level]
             options[f"prior_defs::{level}::attention_every"] = self.prior_attention_every[level]
             options[f"prior_defs::{level}::num_codes"] = self.num_codes
+            options[f"prior_defs::{level}::dropout"] = self.prior_dropout[level]
         options["prior_defs::1::coarser_codes"] = [self.num_codes]
         return options
 

@@ -50,6 +50,16 @@ def test_the_last_epoch_of_every_training_is_validated(tmp_path):
             assert int(options["--max_epochs"]) % interval == 0, stage.name
 
 
+def test_each_prior_trains_with_the_dropout_of_its_level(tmp_path):
+    preset = PRESETS["tiny"]._replace(prior_dropout=(0.3, 0.0))
+    stages = bundle_stages(preset, scans=tmp_path, output=tmp_path / "out", seed=1)
+    trainings = [stage.command for stage in stages if "train_prior.json" in stage.command]
+    assert len(trainings) == 2
+    for command in trainings:
+        assert "--prior_defs::0::dropout 0.3 " in command
+        assert "--prior_defs::1::dropout 0.0 " in command
+
+
 def test_presets_are_chosen_by_the_data_and_unknown_ones_refused():
     assert pick_preset(None, own_data=False) is PRESETS["small"]
     assert pick_preset(None, own_data=True) is PRESETS["standard"]
