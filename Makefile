@@ -47,7 +47,7 @@ demo: setup
 	$(BIN)/python -m monai_vqgen demo $(if $(DATA),--data "$(DATA)") --output "$(OUTPUT)" $(DEMO_OPTIONS)
 
 reproduce: setup
-	$(BIN)/python -m monai_vqgen reproduce --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md $(REPRODUCE_OPTIONS)
+	$(BIN)/python -m monai_vqgen reproduce --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md --pictures docs/images $(REPRODUCE_OPTIONS)
 
 compare: setup
 	$(BIN)/python -m monai_vqgen compare --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md $(COMPARE_OPTIONS)

@@ -68,7 +68,8 @@ def _add_reproduce(verbs: Verbs) -> None:
     _add_path(verb, "--output", default="out/reproduce", help="where everything goes")
     _add_seed(verb)
     verb.add_argument("--size", default="release_128", help="the preset (default: %(default)s)")
-    _add_file(verb, "--results", help="write the figures between the size's marks in this document")
+    _add_file(verb, "--results", help="write the figures between the marks of size and device in this document")
+    _add_path(verb, "--pictures", help="put the pictures there, in a folder of size and device, and into the results")
     _add_path(verb, "--models", help="put the weights there as well; bundle/models ships them")
 
 
@@ -86,7 +87,7 @@ def _add_compare(verbs: Verbs) -> None:
     verb.add_argument(
         "--split", default="validation", help="whose subjects judge: validation or test (default: %(default)s)"
     )
-    _add_file(verb, "--results", help="write the table between the size's marks in this document")
+    _add_file(verb, "--results", help="write the table between the marks of the designs' list in this document")
 
 
 def _add_phantoms(verbs: Verbs) -> None:
@@ -154,6 +155,7 @@ def _reproduce(options: argparse.Namespace) -> None:
         size=options.size,
         seed=options.seed,
         results=options.results,
+        pictures=options.pictures,
         models=options.models,
     )
 

@@ -108,8 +108,10 @@ def compare(
         "steps": steps,
         "split": split,
         "seed": seed,
+        "slices": preset.slice_options(),
+        "training": {**preset.network_options(), **preset.autoencoder_options()},
     }
-    claim_run(folder, MARKER, {**run, "preset": preset._asdict()})
+    claim_run(folder, MARKER, run)
     run_stages([slices_stage(preset, scans=source, output=folder, seed=seed)], folder, resume=True)
     costs, failures = design_costs(wanted, preset, folder=folder)
     budgets = [_Budget(design, steps, costs[design.folder]) for design in wanted if design.folder in costs]
@@ -208,4 +210,9 @@ def comparison_section(figures: Sequence[DesignFigures], *, first: str, steps: i
         )
     header = ["design", "bits a pixel", "PSNR, dB", "to the first", "brain SSIM", "coarsest level alone, PSNR"]
     header += ["codes in use, coarse to fine", "perplexity", "steps", "cost of a step", "million weights"]
-    return f"Each at the cost of {steps:,} steps of the first; {split} subjects.\n\n" + markdown_table(header, rows)
+    slices, subjects = (figures[0].metrics["data"][name] for name in ("slices", "subjects"))
+    caption = (
+        f"Each at the cost of {steps:,} steps of the first, on {slices['training']:,} slices of {subjects['training']} "
+        f"training subjects; judged on {slices[split]:,} slices of {subjects[split]} {split} subjects."
+    )
+    return caption + "\n\n" + markdown_table(header, rows)

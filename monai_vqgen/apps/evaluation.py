@@ -34,7 +34,7 @@ from monai_vqgen.apps.sampling import SampleBatch, SamplingOptions, draw_samples
 from monai_vqgen.data import load_datalist
 from monai_vqgen.data.files import write_json
 from monai_vqgen.errors import DatalistError, InputError
-from monai_vqgen.metrics import CodebookCounter
+from monai_vqgen.metrics import CodebookCounter, FeatureSpace
 from monai_vqgen.networks import HierarchicalVQVAE
 
 __all__ = ["ModelEvaluation", "flat_numbers", "pick_split", "split_records"]
@@ -102,6 +102,8 @@ class ModelEvaluation:
         codecs: whether to compress the test slices with JPEG, JPEG 2000 and WebP too (under a second a slice).
         sample_report: whether to set the samples against real slices too (minutes; ask for 512 samples or more). The
             samples' conditions are then those of training slices drawn at random, so that they ask for the same mix.
+        feature_space: that the samples are judged in, for example `NetworkFeatures`; by default a whitened filter bank,
+            which needs no weights.
         val_handlers: are attached to the one step of an engine that the evaluation is; at its end `state.metrics` holds
             every number of `metrics.json` (see `flat_numbers`). `--tracking` adds its own.
 
@@ -125,6 +127,7 @@ class ModelEvaluation:
         batch_size: int = 16,
         codecs: bool = False,
         sample_report: bool = False,
+        feature_space: FeatureSpace | None = None,
         val_handlers: Sequence[Attachable] = (),
     ) -> None:
         self.judged = Judged(network, training, test, batch_size)
@@ -133,6 +136,7 @@ class ModelEvaluation:
         self.inferer = inferer or SimpleInferer()
         self.sampling = sampling
         self.codecs, self.sample_report, self.val_handlers = codecs, sample_report, val_handlers
+        self.feature_space = feature_space
         if sample_report and self.priors is None:
             raise InputError("sample_report asks for samples, and there are no priors: leave with_priors on")
         if sample_report and self.priors is not None:
@@ -188,7 +192,15 @@ class ModelEvaluation:
         )
         sections = prior_sections(judged, self.priors, result, codes, samples)
         if self.sample_report:
-            sections["samples"] = sample_section(judged, samples, result, codes, self.folder, seed=self.sampling.seed)
+            sections["samples"] = sample_section(
+                judged,
+                samples,
+                result,
+                codes,
+                self.folder,
+                feature_space=self.feature_space,
+                seed=self.sampling.seed,
+            )
         return sections
 
 

@@ -27,7 +27,7 @@ from monai_vqgen.apps.sample_metrics import ImageSet, independent_codes, sample_
 from monai_vqgen.apps.sample_pictures import save_closest_pairs, save_positions
 from monai_vqgen.apps.sampling import SampleBatch, decode_in_batches
 from monai_vqgen.inferers import crop
-from monai_vqgen.metrics import CodebookCounter, baseline_scores, codec_curves, mean_image
+from monai_vqgen.metrics import CodebookCounter, FeatureSpace, baseline_scores, codec_curves, mean_image
 from monai_vqgen.networks import HierarchicalVQVAE
 
 __all__ = ["Judged", "autoencoder_sections", "codec_section", "prior_sections", "sample_section"]
@@ -116,6 +116,7 @@ def sample_section(
     training_codes: tuple[Tensor, ...],
     folder: Path,
     *,
+    feature_space: FeatureSpace | None,
     seed: int,
 ) -> dict[str, Any]:
     """`samples`: sampled against real slices; draws `closest_pairs.png` and, where it can, `positions.png`."""
@@ -132,6 +133,7 @@ def sample_section(
         test=real,
         reconstructions=ImageSet(crop(decode_in_batches(network, result.codes), size), test.data),
         independent=ImageSet(crop(decode_in_batches(network, context_free), size)),
+        feature_space=feature_space,
         mirror=test.data[0].get("plane") != "sagittal",  # whose left-right mirror is its front turned back
         seed=seed,
     )

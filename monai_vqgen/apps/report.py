@@ -112,7 +112,8 @@ def _save_learning_curves(folder: Path, levels: int) -> None:
         save_curves(panels, folder / "learning.png", y=labels)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The device and the versions that results depend on, in a line."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     return (
         f"{device}, Python {platform.python_version()}, PyTorch {torch.__version__}, MONAI {monai.__version__}, "
@@ -163,7 +164,7 @@ def write_report(folder: str | Path, *, stages: Sequence[StageRecord], phantoms:
         stages=stages,
         total_seconds=total,
         phantoms=phantoms,
-        machine=_machine(),
+        machine=machine(),
     )
     report = folder / "report.html"
     with replace_file(report) as file:

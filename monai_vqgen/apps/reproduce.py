@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import torch
 
 from monai_vqgen.apps.presets import pick_preset
-from monai_vqgen.apps.report import write_report
+from monai_vqgen.apps.report import machine, write_report
 from monai_vqgen.apps.results import check_section, replace_section, results_section
 from monai_vqgen.apps.run_folders import claim_run, for_this_machine, usable_cores
 from monai_vqgen.apps.stages import bundle_stages, run_stages
@@ -18,11 +19,20 @@ from monai_vqgen.data.sources import discover_volumes
 from monai_vqgen.engines.seeding import check_seed
 from monai_vqgen.errors import CheckpointError
 
-__all__ = ["publish_weights", "reproduce"]
+__all__ = ["pictures_section", "publish_pictures", "publish_weights", "reproduce"]
 
 logger = logging.getLogger(__name__)
 
 MARKER = "reproduce.json"  # written first: what the folder is of
+PICTURES = {
+    "overview.png": "Test slices, their reconstructions, and samples",
+    "rate_distortion.png": "Rate and distortion",
+    "learning.png": "Learning curves",
+    "real_and_sampled.png": "Real and sampled slices, mixed",
+    "positions.png": "Samples by the position asked for",
+    "closest_pairs.png": "The samples closest to a training slice, each beside that slice",
+}
+KEY = "real_and_sampled.json"
 
 
 def reproduce(
@@ -32,6 +42,7 @@ def reproduce(
     size: str = "release_128",
     seed: int = 0,
     results: str | Path | None = None,
+    pictures: str | Path | None = None,
     models: str | Path | None = None,
 ) -> Path:
     """Run every stage of a release, going on where an earlier call was stopped, and write its figures.
@@ -41,7 +52,9 @@ def reproduce(
         output: where everything goes; complete stages found there are not run again.
         size: a preset's name.
         seed: of the training and the samples.
-        results: a document with the marks `<!-- SIZE -->` and `<!-- /SIZE -->`, between which the figures go.
+        results: a document with the marks `<!-- SIZE_DEVICE -->` and `<!-- /SIZE_DEVICE -->`, between which the figures
+            go, so that those of other devices stay; `DEVICE` is `gpu` where there is a CUDA device, else `cpu`.
+        pictures: a folder that gets the pictures, in a folder `SIZE_DEVICE` of its own; the results then show them.
         models: a folder that gets the weights, and what goes with the priors' (`bundle/models` ships them).
 
     Returns:
@@ -55,8 +68,9 @@ def reproduce(
     preset = pick_preset(size, own_data=True)
     check_seed(seed)
     scans = discover_volumes(data)  # a folder without scans is an error before anything else
+    mark = f"{size}_{'gpu' if torch.cuda.is_available() else 'cpu'}"
     if results is not None:
-        check_section(results, size)
+        check_section(results, mark)
     preset = for_this_machine(preset, scans)
     folder = Path(output).resolve()
     claim_run(
@@ -73,9 +87,12 @@ def reproduce(
     stages = bundle_stages(preset, scans=Path(data).resolve(), output=folder, seed=seed, threads_a_prior=threads)
     records = run_stages(stages, folder, resume=True)
     report = write_report(folder, stages=records)
-    metrics = json.loads((folder / "metrics.json").read_text())
+    shown = None if pictures is None else publish_pictures(folder, Path(pictures) / mark)
     if results is not None:
-        replace_section(results, size, results_section(metrics, records))
+        parts = [results_section(json.loads((folder / "metrics.json").read_text()), records, machine=machine())]
+        if shown is not None:
+            parts.append(pictures_section(shown, document=results))
+        replace_section(results, mark, "\n\n".join(parts))
         logger.info("The figures are in %s", results)
     if models is not None:
         publish_weights(folder, models)
@@ -102,6 +119,28 @@ def publish_weights(folder: str | Path, models: str | Path) -> list[Path]:
         copies.append(Path(models) / path.name)
         write_bytes(copies[-1], path.read_bytes())
     return copies
+
+
+def publish_pictures(folder: str | Path, pictures: str | Path) -> Path:
+    """Copy the pictures of a run, and the key of the mixed one, to a folder, each complete or as it was; returns it."""
+    Path(pictures).mkdir(parents=True, exist_ok=True)
+    for name in (*PICTURES, KEY):
+        if (Path(folder) / name).is_file():
+            write_bytes(Path(pictures) / name, (Path(folder) / name).read_bytes())
+    return Path(pictures)
+
+
+def pictures_section(pictures: str | Path, *, document: str | Path) -> str:
+    """Markdown that shows the pictures of `publish_pictures` in a document, the key of the mixed one below it."""
+    where = Path(os.path.relpath(Path(pictures).resolve(), Path(document).resolve().parent)).as_posix()
+    parts = []
+    for name, caption in PICTURES.items():
+        if (Path(pictures) / name).is_file():
+            parts.append(f"![{caption}]({where}/{name})")
+        if name.removesuffix(".png") == KEY.removesuffix(".json") and (Path(pictures) / KEY).is_file():
+            numbers = [str(number) for number in json.loads((Path(pictures) / KEY).read_text())["sampled"]]
+            parts.append(f"Sampled are {', '.join(numbers)}; the others are real.")
+    return "\n\n".join(parts)
 
 
 def _threads_a_prior() -> int | None:

@@ -14,7 +14,14 @@ from monai_vqgen.errors import InputError
 
 __all__ = ["check_section", "markdown_table", "replace_section", "results_section", "rounded"]
 
-SCORES = {"ssim": "SSIM", "ssim_brain": "brain SSIM", "psnr": "PSNR, dB", "psnr_brain": "brain PSNR, dB"}
+SCORES = {
+    "ssim": "SSIM",
+    "ssim_brain": "brain SSIM",
+    "ms_ssim": "MS-SSIM",
+    "ms_ssim_brain": "brain MS-SSIM",
+    "psnr": "PSNR, dB",
+    "psnr_brain": "brain PSNR, dB",
+}
 
 
 def check_section(path: str | Path, name: str) -> str:
@@ -47,17 +54,18 @@ def _place(name: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", flags=re.DOTALL)
 
 
-def results_section(metrics: Mapping[str, Any], stages: Sequence[StageRecord]) -> str:
-    """Tables of a run: reconstructions and codecs, codebooks and priors, samples, time.
+def results_section(metrics: Mapping[str, Any], stages: Sequence[StageRecord], *, machine: str) -> str:
+    """Tables of a run: reconstructions and codecs, codebooks and priors, samples, time and memory.
 
     Args:
         metrics: the content of its `metrics.json`.
         stages: what was run.
+        machine: what it ran on, in a line.
     """
     parts = [_data(metrics), _reconstruction(metrics), _priors(metrics)]
     if "samples" in metrics:
         parts += [_samples(metrics["samples"]), _memorization(metrics["samples"])]
-    return "\n\n".join([*parts, _time(metrics, stages)])
+    return "\n\n".join([*parts, _cost(metrics, stages, machine)])
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -162,11 +170,13 @@ def _memorization(samples: Mapping[str, Any]) -> str:
     return markdown_table([*header, "median of samples", "of held-out slices"], rows) + "\n\n" + rates
 
 
-def _time(metrics: Mapping[str, Any], stages: Sequence[StageRecord]) -> str:
+def _cost(metrics: Mapping[str, Any], stages: Sequence[StageRecord], machine: str) -> str:
     sampling = metrics["sampling"]
     seconds = sampling["seconds"] / sampling["num_samples"]
     minutes = ", ".join(f"{stage.name} {stage.seconds / 60:.1f}" for stage in stages)
+    peaks = [stage.peak_bytes for stage in stages if stage.peak_bytes is not None]
+    memory = f" The largest process took {max(peaks) / 1e9:.1f} GB of memory." if peaks else ""
     return (
         f"Minutes, of each stage's last start: {minutes}. Sampling: {rounded(seconds, 2)} s a sample, "
-        f"{rounded(sampling['ratio_to_whole_grid'], 0)} times as fast as whole-grid passes."
+        f"{rounded(sampling['ratio_to_whole_grid'], 0)} times as fast as whole-grid passes.{memory} On {machine}."
     )

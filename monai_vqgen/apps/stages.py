@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,6 +16,11 @@ from typing import Any, NamedTuple
 from monai_vqgen.apps.bundles import run_stage, run_stage_apart, stage_command, stop_stages
 from monai_vqgen.apps.presets import RunPreset
 from monai_vqgen.data.files import write_json
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 __all__ = [
     "Leftovers",
@@ -62,11 +68,20 @@ class Stage(NamedTuple):
 
 
 class StageRecord(NamedTuple):
-    """One stage that was run: its name, how long it took, and the command that does the same."""
+    """One stage that was run.
+
+    Attributes:
+        name: of the stage.
+        seconds: that it took.
+        command: that does the same.
+        peak_bytes: the largest resident memory that a process of this run had had by its end; None where the system
+            does not tell.
+    """
 
     name: str
     seconds: float
     command: str
+    peak_bytes: int | None = None
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, *, resume: bool = False) -> list[StageRecord]:
@@ -95,12 +110,20 @@ def run_stages(stages: Sequence[Stage], folder: Path, *, resume: bool = False) -
         _note(folder, records, running=stage.command)
         start = time.perf_counter()
         stage.run(leftovers)
-        records.append(StageRecord(stage.name, time.perf_counter() - start, stage.command))
+        records.append(StageRecord(stage.name, time.perf_counter() - start, stage.command, _peak_bytes()))
         logger.info("%s took %.0f s", title, records[-1].seconds)
         _note(folder, records, running=None)
         if resume:  # whatever lies there of later stages was made from other results
             complete, leftovers = {}, Leftovers.REPLACE
     return records
+
+
+def _peak_bytes() -> int | None:
+    """Of this process and the children it has waited for."""
+    if resource is None:
+        return None
+    largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return largest if sys.platform == "darwin" else 1024 * largest  # getrusage(2): bytes there, kibibytes on Linux
 
 
 class _Notes(NamedTuple):

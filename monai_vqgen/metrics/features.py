@@ -9,6 +9,7 @@ one without weights; those of a network, such as Inception's or RadImageNet's, e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -147,7 +148,7 @@ class NetworkFeatures:
 
     The grey image is resized (bilinear, antialiased), repeated over the network's channels, normalised by (x - mean) /
     std, and given to the network without gradients and in evaluation mode. An output with spatial axes is averaged over
-    them. Nothing is read here: give `torch.jit.load(path)`, or any callable from images to features.
+    them. `from_file` reads a TorchScript file; any other callable from images to features will do as well.
 
     Args:
         network: from (b, channels, h, w) to (b, f) or (b, f, *spatial).
@@ -179,6 +180,30 @@ class NetworkFeatures:
     ) -> None:
         self.network, self.name, self.image_size = network, name, image_size
         self.channels, self.mean, self.std, self.batch_size = channels, mean, std, batch_size
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        image_size: Sequence[int] | None = None,
+        channels: int = 3,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+    ) -> NetworkFeatures:
+        """The features of a TorchScript file's network, on the CPU; its name is the file's.
+
+        Raises:
+            InputError: no such file, or it is not TorchScript.
+        """
+        try:
+            network = torch.jit.load(Path(path), map_location="cpu")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read as TorchScript ({error}): give a file that torch.jit.save wrote"
+            ) from error
+        size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        return cls(network, name=Path(path).stem, image_size=size, channels=channels, mean=mean, std=std)
 
     @property
     def description(self) -> str:

@@ -296,3 +296,25 @@ def test_a_report_of_samples_that_cannot_be_made_is_refused_before_the_work(run,
     with pytest.raises(InputError, match=r"\(20, 30\) pixels.*extract larger slices"):
         evaluate(run, tmp_path / "out", sample_report=True)
     assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_samples_are_judged_in_the_features_of_a_network_that_is_given(tiny_run, tmp_path, monkeypatch):
+    network = torch.nn.Conv2d(1, 2, 3)
+    torch.jit.save(torch.jit.script(network), tmp_path / "features.pt")
+    spaces = []
+
+    def capture(*images, feature_space, **options):
+        spaces.append(feature_space)
+        raise InputError("seen enough")
+
+    monkeypatch.setattr("monai_vqgen.apps.evaluation.check_sample_report", lambda *given, **options: None)
+    monkeypatch.setattr("monai_vqgen.apps.evaluation_sections.sample_metrics", capture)
+    given = {"num_samples": 2, "sample_report": True, "feature_channels": 1, "feature_mean": 0.5, "feature_std": 0.25}
+    for number, file in enumerate((str(tmp_path / "features.pt"), None)):
+        options = {**tiny_run.options("evaluate", tmp_path / f"out{number}"), **given, "feature_network": file}
+        with pytest.raises(InputError, match="seen enough"):
+            run_stage("evaluate", options=options)
+    images = torch.rand(3, 1, 20, 30)
+    expected = network((images - 0.5) / 0.25).detach().mean((2, 3)).double()
+    torch.testing.assert_close(spaces[0](images), expected, rtol=1e-5, atol=1e-6)
+    assert spaces[1] is None

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from monai_vqgen.apps import presets
-from monai_vqgen.apps.reproduce import publish_weights, reproduce
+from monai_vqgen.apps.reproduce import PICTURES, publish_weights, reproduce
 from monai_vqgen.data import make_phantoms
 from monai_vqgen.errors import CheckpointError
 
@@ -22,9 +23,12 @@ def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path, monkeypa
     monkeypatch.setitem(presets.PRESETS, "tiny", small)
     make_phantoms(tmp_path / "scans", 16, seed=1)
     results = tmp_path / "RESULTS.md"
-    results.write_text("# Results\n<!-- tiny -->\n<!-- /tiny -->\n")
-    output = tmp_path / "out"
-    report = reproduce(tmp_path / "scans", output, size="tiny", results=results)
+    mark = f"tiny_{'gpu' if torch.cuda.is_available() else 'cpu'}"
+    another = "<!-- tiny_another -->\nof another device\n<!-- /tiny_another -->\n"
+    results.write_text(f"# Results\n<!-- {mark} -->\n<!-- /{mark} -->\n{another}")
+    output, pictures = tmp_path / "out", tmp_path / "docs" / mark
+    given = {"size": "tiny", "results": results, "pictures": tmp_path / "docs"}
+    report = reproduce(tmp_path / "scans", output, **given)
     metrics = json.loads((output / "metrics.json").read_text())
     assert {"samples", "codecs"} <= set(metrics)
     assert {"samples", "real", "reconstructions", "independent_codes"} <= set(metrics["samples"])
@@ -32,6 +36,13 @@ def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path, monkeypa
     for name in ("rate_distortion.png", "closest_pairs.png", "positions.png"):
         assert (output / name).stat().st_size > 1000
     text = results.read_text()
+    assert text.endswith(another)
+    for name in PICTURES:
+        assert (pictures / name).read_bytes() == (output / name).read_bytes()
+        assert f"](docs/{mark}/{name})" in text
+    sampled = json.loads((output / "real_and_sampled.json").read_text())["sampled"]
+    assert f"real_and_sampled.png)\n\nSampled are {', '.join(map(str, sampled))}; the others are real.\n" in text
+    assert "The largest process took" in text
     assert "samples below the held-out slices' first percentile" in text
     made_again = {report.name, "learning.png"}
     times = {
@@ -39,7 +50,7 @@ def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path, monkeypa
         for path in output.rglob("*")
         if path.is_file() and path.name not in made_again and path.suffix != ".log"
     }
-    reproduce(tmp_path / "scans", output, size="tiny", results=results)
+    reproduce(tmp_path / "scans", output, **given)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert results.read_text() == text
     weights = {level: (output / f"model_prior_level{level}.pt").read_bytes() for level in (0, 1)}

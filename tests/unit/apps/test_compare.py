@@ -127,6 +127,7 @@ def figures(name: str, psnr: float) -> DesignFigures:
         "top_only": {"psnr": 22.0},
         "codebook": [{"usage": 0.5, "perplexity": 100.0}, {"usage": 1.0, "perplexity": 300.0}],
         "rate": {"raw_bits_per_pixel": 0.703},
+        "data": {"slices": {"training": 2880, "test": 480}, "subjects": {"training": 48, "test": 8}},
     }
     return DesignFigures(name, "loss", 1234, 0.97, 1_500_000, metrics)
 
@@ -135,7 +136,10 @@ def test_the_table_compares_with_the_first():
     lines = comparison_section(
         [figures("ours", 30.0), figures("L1", 29.25)], first="ours", steps=1300, split="test"
     ).splitlines()
-    assert lines[0] == "Each at the cost of 1,300 steps of the first; test subjects."
+    assert lines[0] == (
+        "Each at the cost of 1,300 steps of the first, on 2,880 slices of 48 training subjects; judged on 480 "
+        "slices of 8 test subjects."
+    )
     assert lines[-2] == "| ours | 0.703 | 30.00 |  | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 0.97 | 1.50 |"
     assert (
         lines[-1] == "| loss: L1 | 0.703 | 29.25 | -0.75 | 0.900 | 22.00 | 50%, 100% | 100, 300 | 1,234 | 0.97 | 1.50 |"

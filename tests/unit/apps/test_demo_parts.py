@@ -182,6 +182,8 @@ def test_a_release_keeps_its_hands_off_other_folders(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["release_128", *(f"comparison_{path.stem}" for path in DESIGN_LISTS)])
+@pytest.mark.parametrize(
+    "name", ["release_128_cpu", "release_128_gpu", *(f"comparison_{path.stem}" for path in DESIGN_LISTS)]
+)
 def test_the_published_results_have_a_place_for_the_release_and_each_comparison(name):
     check_section(bundle_root().parent / "docs" / "RESULTS.md", name)

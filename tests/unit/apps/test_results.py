@@ -10,7 +10,8 @@ from monai_vqgen.apps.results import replace_section, results_section
 from monai_vqgen.apps.stages import StageRecord
 from monai_vqgen.errors import InputError
 
-SCORES = {"ssim": 0.9512, "ssim_brain": 0.9021, "psnr": 31.234, "psnr_brain": 26.111, "mae": 0.01}
+SIMILARITY = {"ssim": 0.9512, "ssim_brain": 0.9021, "ms_ssim": 0.9814, "ms_ssim_brain": 0.9715}
+SCORES = {**SIMILARITY, "psnr": 31.234, "psnr_brain": 26.111, "mae": 0.01}
 
 
 def kind(hundreds: int) -> dict:
@@ -79,14 +80,16 @@ METRICS = {
 
 
 def test_every_figure_stands_in_its_cell():
-    text = results_section(METRICS, [StageRecord("autoencoder", 90.0, "...")])
+    stages = [StageRecord("autoencoder", 90.0, "...", 1_260_000_000), StageRecord("older", 60.0, "...")]
+    text = results_section(METRICS, stages, machine="a machine")
     assert "16x24 pixels: training 3 subjects with 30 slices, test 1 subjects with 10 slices" in text
-    assert "| ours | 0.703 raw, 0.250 after the priors | 0.951 | 0.902 | 31.23 | 26.11 |" in text
+    assert "| ours | 0.703 raw, 0.250 after the priors | 0.951 | 0.902 | 0.981 | 0.972 | 31.23 | 26.11 |" in text
     assert "| ours, coarsest level alone |  | 0.951 | n/a |" in text
-    assert "| WebP at 0.703 | 0.703 | 0.951 | 0.902 | 40.00 |" in text
-    assert "| WebP at 0.250 | 0.250 | 0.951 | 0.902 | n/a |" in text
+    assert "| WebP at 0.703 | 0.703 | 0.951 | 0.902 | 0.981 | 0.972 | 40.00 |" in text
+    assert "| WebP at 0.250 | 0.250 | 0.951 | 0.902 | 0.981 | 0.972 | n/a |" in text
     assert "| 0 | 95% of 512 | 302 | 3.000 | 2.500 | 4.000 | 25% | 9.00 |" in text
-    assert "autoencoder 1.5" in text
+    assert "autoencoder 1.5, older 1.0" in text
+    assert "largest process took 1.3 GB of memory. On a machine." in text
     assert "1.50 s a sample, 1,234 times" in text
 
 
@@ -100,7 +103,7 @@ def cells(text: str, first: str) -> dict[str, dict[str, str]]:
 
 
 def test_every_figure_of_the_samples_stands_in_its_cell():
-    text = results_section({**METRICS, "samples": SAMPLES}, [])
+    text = results_section({**METRICS, "samples": SAMPLES}, [], machine="a machine")
     table = cells(text, "")
     assert list(table) == ["samples", "real", "reconstructions", "independent codes"]
     for digit, row in enumerate(table.values(), start=1):
@@ -121,7 +124,7 @@ def test_every_figure_of_the_samples_stands_in_its_cell():
 
 
 def test_every_figure_of_the_audits_stands_in_its_cell():
-    text = results_section({**METRICS, "samples": SAMPLES}, [])
+    text = results_section({**METRICS, "samples": SAMPLES}, [], machine="a machine")
     assert cells(text, "distance to the nearest training slice") == {
         "pixels": {
             "samples below the held-out slices' first percentile": "2.5%",
@@ -138,7 +141,7 @@ def test_every_figure_of_the_audits_stands_in_its_cell():
 
 
 def test_without_a_report_of_samples_there_are_no_tables_of_them():
-    text = results_section(METRICS, [])
+    text = results_section(METRICS, [], machine="a machine")
     assert "classifier" not in text
     assert "Authenticity" not in text
 

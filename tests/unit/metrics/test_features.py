@@ -113,11 +113,23 @@ def test_a_torchscript_file_is_a_feature_space_in_evaluation_mode(tmp_path):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.5))
     torch.jit.save(torch.jit.script(network), tmp_path / "features.pt")
-    space = NetworkFeatures(torch.jit.load(tmp_path / "features.pt"), name="random convolution", channels=1)
+    space = NetworkFeatures.from_file(tmp_path / "features.pt", channels=1)
     images = random_images(3)
     expected = network.eval()(images).detach().mean((2, 3)).double()
     torch.testing.assert_close(space(images), expected, rtol=1e-5, atol=1e-6)
-    assert "random convolution" in space.description
+    assert space.description == "features of features at the images' own size"
+    smaller = NetworkFeatures.from_file(tmp_path / "features.pt", image_size=[16, 12], channels=1, mean=0.5, std=0.25)
+    assert smaller.description == "features of features at 16 x 12"
+    half = torch.full((2, 1, 32, 32), 0.5)
+    expected = network(torch.zeros(2, 1, 16, 12)).detach().mean((2, 3)).double()
+    torch.testing.assert_close(smaller(half), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_file_that_holds_no_network_is_named(tmp_path):
+    (tmp_path / "notes.pt").write_text("not a network")
+    for name in ("notes.pt", "nowhere.pt"):
+        with pytest.raises(InputError, match=rf"{name} cannot be read as TorchScript"):
+            NetworkFeatures.from_file(tmp_path / name)
 
 
 def test_distances_by_blocks_equal_a_double_loop_and_a_copy_is_at_zero(monkeypatch):
