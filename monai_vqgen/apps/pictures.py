@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -185,5 +186,7 @@ def save_curves(
             axes.set_yscale("log")
         axes.set_title(title, color=INK, fontsize=10)
         axes.legend(frameon=False, fontsize=8)
+        if x == "epoch":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _style(axes, x=x, y=y[title])
     _save_figure(figure, path)

@@ -11,6 +11,7 @@ the same size costs. Codes of a network are counted without any container: compa
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -86,6 +87,8 @@ class CodecPoint(NamedTuple):
         psnr_brain: the same over the brain.
         ssim: over the slice; at low quality JPEG turns black into dark grey, which this score punishes and no eye sees.
         ssim_brain: the same over the brain.
+        ms_ssim: over the slice.
+        ms_ssim_brain: the same over the brain.
     """
 
     setting: float
@@ -95,6 +98,8 @@ class CodecPoint(NamedTuple):
     psnr_brain: float
     ssim: float
     ssim_brain: float
+    ms_ssim: float = math.nan
+    ms_ssim_brain: float = math.nan
 
 
 class CodecCurves(NamedTuple):
@@ -133,7 +138,7 @@ class _Rung:
             setting=self.setting,
             bits_per_pixel=float(np.mean(self.bits)),
             header_bits_per_pixel=float(np.mean(self.header_bits)),
-            **{name: means[name] for name in ("psnr", "psnr_brain", "ssim", "ssim_brain")},
+            **{name: means[name] for name in ("psnr", "psnr_brain", "ssim", "ssim_brain", "ms_ssim", "ms_ssim_brain")},
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from monai_vqgen.apps import run_stage
+from monai_vqgen.apps import pick_split, run_stage
 from monai_vqgen.data.writing import write_slice_nifti
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 from monai_vqgen.handlers import save_weights
@@ -254,6 +254,11 @@ def test_an_autoencoder_is_judged_without_priors_on_the_split_that_is_asked_for(
         evaluate(run, tmp_path / "none", with_priors=False, split="vali")
     with pytest.raises(InputError, match="with_priors"):
         evaluate(run, tmp_path / "none", with_priors=False, sample_report=True)
+
+
+def test_an_empty_split_is_not_judged():
+    with pytest.raises(DatalistError, match="'test' holds no slices; choose one of training, validation, or give"):
+        pick_split({"training": [1], "validation": [2], "test": []}, "test")
 
 
 def test_without_priors_none_is_built_nor_looked_for(run, tmp_path, monkeypatch):

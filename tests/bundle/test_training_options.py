@@ -8,34 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tiny_training import CONFIGS, write_slices
 
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE, fingerprint
 
-CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
-SIZE = 16
 NETWORK = {
     "network_def::channels": "8",
     "network_def::residual_channels": "4",
     "network_def::quantizers::0::num_codes": "8",
     "network_def::quantizers::1::num_codes": "8",
 }
-
-
-def write_slices(folder: Path) -> None:
-    random = np.random.default_rng(0)
-    datalist: dict = {"plane": "axial", "image_size": [SIZE, SIZE], "pixel_mm": 3.0}
-    (folder / "images").mkdir(parents=True)
-    for split, count in {"training": 8, "validation": 4}.items():
-        datalist[split] = []
-        for i in range(count):
-            name = f"images/{split}{i}.nii.gz"
-            nib.save(nib.Nifti1Image(random.random((SIZE, SIZE, 1), dtype=np.float32), np.eye(4)), folder / name)
-            datalist[split].append({"image": name, "subject": f"{split}{i}", "position_mm": 40.0 + i})
-    (folder / "datalist.json").write_text(json.dumps(datalist))
 
 
 def run(config: str, **options: str | Path) -> None:
@@ -69,7 +54,7 @@ def test_a_compiled_training_learns_alike_and_its_model_is_one_like_any_other(tm
         "inference", dataset_dir=tmp_path / "slices" / "images", model=tmp_path / "compiled" / "model.pt",
         output_dir=tmp_path / "reconstructions",
     )  # fmt: skip
-    assert len(list((tmp_path / "reconstructions").rglob("*.nii.gz"))) == 12
+    assert len(list((tmp_path / "reconstructions").rglob("*.nii.gz"))) == 14
 
 
 @pytest.mark.slow

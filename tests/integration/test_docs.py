@@ -11,6 +11,7 @@ import nibabel as nib
 import pytest
 
 from monai_vqgen.__main__ import build_parser
+from monai_vqgen.apps.designs import read_designs
 from monai_vqgen.data import make_phantoms
 
 ROOT = Path(__file__).parents[2]
@@ -105,11 +106,53 @@ def test_the_temperatures_of_the_results_are_scored_by_the_command_that_stands_t
 
 
 @pytest.mark.parametrize(("designs", "split"), [("references", "test"), ("finalists", "validation")])
-def test_each_comparison_of_the_results_is_that_of_its_list(documented, designs, split):
+def test_each_comparison_at_full_length_has_the_command_of_its_list(documented, designs, split):
     (command,) = [command for command in documented("docs/RESULTS.md") if f"comparisons/{designs}.yaml" in command]
     given = build_parser().parse_args(command.split()[3:])
     assert (given.verb, given.split) == ("compare", split)
     assert command == (ROOT / given.designs).read_text().splitlines()[0].removeprefix("# ")
+
+
+def section(name: str) -> str:
+    """What stands between two marks of the results."""
+    return (ROOT / "docs/RESULTS.md").read_text().split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/comparisons").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_comparison_of_the_results_has_the_designs_of_its_list(path):
+    first, *others = read_designs(path)
+    names = [cells(line)[0] for line in section(f"comparison_{path.stem}").splitlines() if line.startswith("|")][2:]
+    assert names == [first.name, *(f"{design.group}: {design.name}" for design in others)]
+
+
+def test_the_model_card_gives_the_figures_of_the_results():
+    rows = [cells(line) for line in section("release_128_cpu").splitlines() if line.startswith("|")]
+    header = next(row for row in rows if row[0] == "reconstruction")
+    columns = [header.index(name) for name in ("bits a pixel", "SSIM", "brain SSIM", "PSNR, dB")]
+    results = {row[0]: [row[i] for i in columns] for row in rows if len(row) == len(header)}
+    card = (ROOT / CARD).read_text()
+    table = {row[0]: row[1:] for row in map(cells, card.splitlines()) if len(row) == 5}
+    assert table["reconstruction"] == results["ours"]
+    assert table["coarsest level alone"][1:] == results["ours, coarsest level alone"][1:]
+    assert table["mean training image"] == results["mean image"]
+    assert table["all-black image"] == results["all black"]
+    (webp,) = [name for name in table if name.startswith("WebP at ")]
+    assert table[webp] == results[webp]
+    raw = zip(*(results[f"{codec} at 0.703"][1:] for codec in ("JPEG", "JPEG 2000", "WebP")), strict=True)
+    assert table["JPEG, JPEG 2000, WebP at 0.703"] == ["0.703", *(", ".join(column) for column in raw)]
+    coarse, fine = [row for row in rows if row[0] in ("0", "1")]
+    for i in (3, 4, 5):  # bits a code of the prior, on training slices, of the histogram
+        assert f"{coarse[i]} and {fine[i]}" in card
+    two_sample = next(row for row in rows if row[:2] == ["", "linear classifier"])
+    samples = next(row for row in rows if row[0] == "samples")
+    for name in ("precision", "recall", "density", "coverage"):
+        assert f"{name} {float(samples[two_sample.index(name)]):.2f}" in card
+    accuracy = float(samples[two_sample.index("CNN classifier")].split(" ")[0])
+    assert f"with {accuracy:.0%} accuracy".replace("%", " %") in card
 
 
 @pytest.mark.slow

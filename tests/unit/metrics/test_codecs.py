@@ -14,7 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics import CODECS, Codec, CodecPoint, at_rate, codec_curves
-from monai_vqgen.metrics.reconstruction import PSNR_CEILING
+from monai_vqgen.metrics.reconstruction import PSNR_CEILING, reconstruction_scores
 
 JPEG, JPEG2000, WEBP = CODECS
 LOSSLESS = Codec("WebP lossless", "WEBP", "webp", (100,), lambda quality: {"lossless": True, "quality": int(quality)})
@@ -42,7 +42,7 @@ def to_stream(image: np.ndarray, format: str, **options) -> bytes:
 def test_a_point_is_what_pillow_does_by_hand():
     originals = brain_like(3)
     (point,) = codec_curves([originals[:2], originals[2:]], codecs=[JPEG._replace(settings=(30,))]).points["JPEG"]
-    rates, psnr, ssim, ssim_brain = [], [], [], []
+    rates, psnr, ssim, ssim_brain, all_decoded = [], [], [], [], []
     for original in originals[:, 0].double().numpy():
         stream = to_stream(np.round(original * 255).astype(np.uint8), "JPEG", quality=30, optimize=True)
         decoded = np.asarray(Image.open(io.BytesIO(stream))) / 255
@@ -53,11 +53,16 @@ def test_a_point_is_what_pillow_does_by_hand():
         psnr.append(peak_signal_noise_ratio(original, decoded, data_range=1))
         ssim.append(mean)
         ssim_brain.append(full[original > 0.02].mean())
+        all_decoded.append(decoded)
     assert point.setting == 30
     assert point.bits_per_pixel == pytest.approx(np.mean(rates), rel=1e-12)
     assert point.psnr == pytest.approx(np.mean(psnr), abs=1e-3)
     assert point.ssim == pytest.approx(np.mean(ssim), abs=1e-4)
     assert point.ssim_brain == pytest.approx(np.mean(ssim_brain), abs=1e-4)
+    scores = reconstruction_scores(torch.tensor(np.stack(all_decoded)[:, None], dtype=torch.float32), originals)
+    assert point.ms_ssim == pytest.approx(float(scores.ms_ssim.mean()), abs=1e-5)
+    assert point.ms_ssim_brain == pytest.approx(float(scores.ms_ssim_brain.mean()), abs=1e-5)
+    assert 0.9 < min(point.ms_ssim, point.ms_ssim_brain) < max(point.ms_ssim, point.ms_ssim_brain) < 1
 
 
 def test_a_lossless_codec_loses_the_rounding_to_8_bits_and_nothing_else():
@@ -109,13 +114,13 @@ def test_a_codec_that_pillow_was_built_without_is_skipped_and_named(monkeypatch)
 
 
 def made_up(bits: float, psnr: float) -> CodecPoint:
-    return CodecPoint(10 * bits, bits, 0.1, psnr, psnr - 2, psnr / 50, psnr / 60)
+    return CodecPoint(10 * bits, bits, 0.1, psnr, psnr - 2, psnr / 50, psnr / 60, psnr / 45, psnr / 55)
 
 
 def test_a_rate_between_two_points_is_interpolated_linearly():
     points = [made_up(1.0, 40.0), made_up(0.25, 30.0), made_up(0.5, 36.0)]  # the order does not matter
     between = at_rate(points, 0.75)
-    assert between == pytest.approx(CodecPoint(7.5, 0.75, 0.1, 38, 36, 38 / 50, 38 / 60))
+    assert between == pytest.approx(CodecPoint(7.5, 0.75, 0.1, 38, 36, 38 / 50, 38 / 60, 38 / 45, 38 / 55))
     assert at_rate(points, 0.25) == pytest.approx(points[1])
     assert at_rate(points, 1.0) == pytest.approx(points[0])
 
