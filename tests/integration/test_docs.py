@@ -104,6 +104,10 @@ def test_the_temperatures_of_the_results_are_scored_by_the_command_that_stands_t
     assert samples[0]["samples"]["frechet"] != samples[1]["samples"]["frechet"]
     assert {"precision", "recall", "density", "coverage", "two_sample"} <= samples[0]["samples"].keys()
 
+    (prior,) = [command for command in documented("docs/RESULTS.md") if "train_prior.json" in command]
+    tiny_clone.run(prior.replace("['position_mm','sex','age']", "['position_mm']"))
+    assert (tiny_clone.folder / "PRIOR/model_prior_level1.pt").is_file()
+
 
 @pytest.mark.parametrize(("designs", "split"), [("references", "test"), ("finalists", "validation")])
 def test_each_comparison_at_full_length_has_the_command_of_its_list(documented, designs, split):
