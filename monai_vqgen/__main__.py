@@ -87,7 +87,7 @@ def _add_compare(verbs: Verbs) -> None:
     verb.add_argument(
         "--split", default="validation", help="whose subjects judge: validation or test (default: %(default)s)"
     )
-    _add_file(verb, "--results", help="write the table between the marks of the designs' list in this document")
+    _add_file(verb, "--results", help="write the table between the marks of the list, size and split in this document")
 
 
 def _add_phantoms(verbs: Verbs) -> None:

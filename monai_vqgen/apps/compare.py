@@ -81,8 +81,8 @@ def compare(
         size: a preset's name: its slices, network and training are those of every design that does not change them.
         split: whose subjects judge: those of validation to choose a design, those of test to report its lead.
         seed: of the slices' split, where the preset names none, and of the trainings.
-        results: a document with the marks `<!-- comparison_LIST -->` and `<!-- /comparison_LIST -->`, between which the
-            table goes; `LIST` is the name of the list of designs without its ending.
+        results: a document with the mark `<!-- comparison_LIST_SIZE_SPLIT -->` and the same with a slash, between which
+            the table goes; `LIST` is the name of the list of designs without its ending.
 
     Returns:
         The figures in the order of the list; designs that failed are left out.
@@ -97,7 +97,11 @@ def compare(
     preset, wanted, at_once = pick_preset(size, own_data=True), read_designs(designs), _jobs(jobs)
     check_seed(seed)
     _check_call(steps, split)
-    scans, source, section = discover_volumes(data), Path(data).resolve(), f"comparison_{Path(designs).stem}"
+    scans, source, section = (
+        discover_volumes(data),
+        Path(data).resolve(),
+        f"comparison_{Path(designs).stem}_{size}_{split}",
+    )
     if results is not None:
         check_section(results, section)
     preset = for_this_machine(preset, scans)
@@ -109,7 +113,7 @@ def compare(
         "split": split,
         "seed": seed,
         "slices": preset.slice_options(),
-        "training": {**preset.network_options(), **preset.autoencoder_options()},
+        "autoencoder": {**preset.network_options(), **preset.autoencoder_options()},
     }
     claim_run(folder, MARKER, run)
     run_stages([slices_stage(preset, scans=source, output=folder, seed=seed)], folder, resume=True)

@@ -137,6 +137,8 @@ class ModelEvaluation:
         self.sampling = sampling
         self.codecs, self.sample_report, self.val_handlers = codecs, sample_report, val_handlers
         self.feature_space = feature_space
+        if feature_space is not None and not sample_report:
+            raise InputError("a feature network judges the report of samples: ask for it with sample_report true")
         if sample_report and self.priors is None:
             raise InputError("sample_report asks for samples, and there are no priors: leave with_priors on")
         if sample_report and self.priors is not None:
@@ -153,7 +155,9 @@ class ModelEvaluation:
 
     def _measure(self, engine: Engine, _: None) -> dict[str, Any]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        judged, samples = self.judged, self._draw()  # first: a wrong argument costs seconds, not minutes
+        if self.feature_space is not None:
+            self.feature_space(self.judged.test[0]["image"][None])
+        judged, samples = self.judged, self._draw()  # all this first: a wrong argument costs seconds, not minutes
         result = reconstruct_slices(judged.network, judged.test, batch_size=judged.batch_size, inferer=self.inferer)
         counters = [CodebookCounter(size) for size in judged.network.codebook_sizes]
         data = data_figures(self.split_records, judged.test[0]["image"].shape[1:])

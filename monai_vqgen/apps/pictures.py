@@ -186,7 +186,7 @@ def save_curves(
             axes.set_yscale("log")
         axes.set_title(title, color=INK, fontsize=10)
         axes.legend(frameon=False, fontsize=8)
-        if x == "epoch":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if all(float(value).is_integer() for curve in curves for value in curve.x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _style(axes, x=x, y=y[title])
     _save_figure(figure, path)

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 import monai_vqgen
 from monai_vqgen.apps.pictures import Curve, save_curves
+from monai_vqgen.apps.run_folders import usable_cores
 from monai_vqgen.apps.stages import StageRecord
 from monai_vqgen.data.files import replace_file
 from monai_vqgen.errors import InputError
@@ -112,9 +113,19 @@ def _save_learning_curves(folder: Path, levels: int) -> None:
         save_curves(panels, folder / "learning.png", y=labels)
 
 
+def _processor() -> str:
+    """The processor's name where the system tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def machine() -> str:
     """The device and the versions that results depend on, in a line."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {usable_cores()} cores"
     return (
         f"{device}, Python {platform.python_version()}, PyTorch {torch.__version__}, MONAI {monai.__version__}, "
         f"monai_vqgen {monai_vqgen.__version__}"

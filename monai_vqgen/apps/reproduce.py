@@ -17,7 +17,7 @@ from monai_vqgen.apps.stages import bundle_stages, run_stages
 from monai_vqgen.data.files import write_bytes
 from monai_vqgen.data.sources import discover_volumes
 from monai_vqgen.engines.seeding import check_seed
-from monai_vqgen.errors import CheckpointError
+from monai_vqgen.errors import CheckpointError, InputError
 
 __all__ = ["pictures_section", "publish_pictures", "publish_weights", "reproduce"]
 
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 MARKER = "reproduce.json"  # written first: what the folder is of
 PICTURES = {
-    "overview.png": "Test slices, their reconstructions, and samples",
-    "rate_distortion.png": "Rate and distortion",
-    "learning.png": "Learning curves",
-    "real_and_sampled.png": "Real and sampled slices, mixed",
-    "positions.png": "Samples by the position asked for",
-    "closest_pairs.png": "The samples closest to a training slice, each beside that slice",
+    "overview.png": "Slices of subjects not trained on, their reconstructions, and samples.",
+    "rate_distortion.png": "Rate and distortion, beside picture formats.",
+    "learning.png": "Learning curves.",
+    "real_and_sampled.png": "Real and sampled slices, mixed.",
+    "positions.png": "Samples by the position they were asked for.",
+    "closest_pairs.png": "The samples that come closest to a training slice, and below each that slice.",
 }
-KEY = "real_and_sampled.json"
+MIXED, KEY = "real_and_sampled.png", "real_and_sampled.json"
 
 
 def reproduce(
@@ -61,7 +61,8 @@ def reproduce(
         The report.
 
     Raises:
-        InputError: no such preset, a split file that is not at hand, or a document without the marks.
+        InputError: no such preset, a split file that is not at hand, a document without the marks, or no folder for the
+            pictures.
         DatalistError: the data folder holds no scans, or not those of the split.
         OutputExistsError: the output folder holds another run, or something else.
     """
@@ -71,6 +72,8 @@ def reproduce(
     mark = f"{size}_{'gpu' if torch.cuda.is_available() else 'cpu'}"
     if results is not None:
         check_section(results, mark)
+    if pictures is not None:
+        _check_folder(pictures)
     preset = for_this_machine(preset, scans)
     folder = Path(output).resolve()
     claim_run(
@@ -122,25 +125,40 @@ def publish_weights(folder: str | Path, models: str | Path) -> list[Path]:
 
 
 def publish_pictures(folder: str | Path, pictures: str | Path) -> Path:
-    """Copy the pictures of a run, and the key of the mixed one, to a folder, each complete or as it was; returns it."""
+    """Copy the pictures of a run, and the key of the mixed one, to a folder, and return it.
+
+    Each is complete or as it was; those that an earlier run had and this one has not are removed.
+    """
     Path(pictures).mkdir(parents=True, exist_ok=True)
     for name in (*PICTURES, KEY):
         if (Path(folder) / name).is_file():
             write_bytes(Path(pictures) / name, (Path(folder) / name).read_bytes())
+        else:
+            (Path(pictures) / name).unlink(missing_ok=True)
     return Path(pictures)
 
 
 def pictures_section(pictures: str | Path, *, document: str | Path) -> str:
-    """Markdown that shows the pictures of `publish_pictures` in a document, the key of the mixed one below it."""
+    """Markdown that shows the pictures of `publish_pictures` in a document, each above its caption."""
     where = Path(os.path.relpath(Path(pictures).resolve(), Path(document).resolve().parent)).as_posix()
     parts = []
     for name, caption in PICTURES.items():
-        if (Path(pictures) / name).is_file():
-            parts.append(f"![{caption}]({where}/{name})")
-        if name.removesuffix(".png") == KEY.removesuffix(".json") and (Path(pictures) / KEY).is_file():
+        if not (Path(pictures) / name).is_file():
+            continue
+        parts.append(f"![{caption}]({where}/{name})")
+        if name == MIXED and (Path(pictures) / KEY).is_file():
             numbers = [str(number) for number in json.loads((Path(pictures) / KEY).read_text())["sampled"]]
-            parts.append(f"Sampled are {', '.join(numbers)}; the others are real.")
+            caption = f"{caption} Sampled are {', '.join(numbers)}; the others are real."
+        parts.append(f"*{caption}*")
     return "\n\n".join(parts)
+
+
+def _check_folder(path: str | Path) -> None:
+    """Make a folder now that is written to hours later."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be a folder for the pictures ({error}): give another") from error
 
 
 def _threads_a_prior() -> int | None:

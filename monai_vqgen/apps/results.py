@@ -175,7 +175,7 @@ def _cost(metrics: Mapping[str, Any], stages: Sequence[StageRecord], machine: st
     seconds = sampling["seconds"] / sampling["num_samples"]
     minutes = ", ".join(f"{stage.name} {stage.seconds / 60:.1f}" for stage in stages)
     peaks = [stage.peak_bytes for stage in stages if stage.peak_bytes is not None]
-    memory = f" The largest process took {max(peaks) / 1e9:.1f} GB of memory." if peaks else ""
+    memory = f" The largest process took {max(peaks) / 1e9:.1f} GB of main memory." if peaks else ""
     return (
         f"Minutes, of each stage's last start: {minutes}. Sampling: {rounded(seconds, 2)} s a sample, "
         f"{rounded(sampling['ratio_to_whole_grid'], 0)} times as fast as whole-grid passes.{memory} On {machine}."

@@ -11,7 +11,6 @@ the same size costs. Codes of a network are counted without any container: compa
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -98,8 +97,8 @@ class CodecPoint(NamedTuple):
     psnr_brain: float
     ssim: float
     ssim_brain: float
-    ms_ssim: float = math.nan
-    ms_ssim_brain: float = math.nan
+    ms_ssim: float
+    ms_ssim_brain: float
 
 
 class CodecCurves(NamedTuple):
@@ -201,7 +200,8 @@ def at_rate(points: Sequence[CodecPoint], bits_per_pixel: float) -> CodecPoint:
         InputError: there are no points.
 
     Example:
-        >>> low, high = CodecPoint(1, 0.5, 0.1, 30, 28, 0.8, 0.7), CodecPoint(2, 1.0, 0.1, 34, 32, 0.9, 0.8)
+        >>> low = CodecPoint(1, 0.5, 0.1, 30, 28, 0.8, 0.7, 0.9, 0.8)
+        >>> high = CodecPoint(2, 1.0, 0.1, 34, 32, 0.9, 0.8, 0.95, 0.9)
         >>> at_rate([low, high], 0.75).psnr, at_rate([low, high], 0.4).psnr
         (32.0, nan)
     """

@@ -158,9 +158,11 @@ class NetworkFeatures:
         mean: subtracted, one value or one a channel, in the range [0, 1].
         std: divided by, one value or one a channel.
         batch_size: images at once.
+        device: where the network is; images are taken there, and features back.
 
     Raises:
-        InputError: an output that is not one row of finite features an image.
+        InputError: an argument out of its range; images that the network does not take, or an output that is not one
+            row of finite features an image.
 
     Example:
         >>> NetworkFeatures(torch.nn.Conv2d(3, 7, 5), name="random", channels=3)(torch.rand(4, 1, 32, 32)).shape
@@ -172,13 +174,23 @@ class NetworkFeatures:
         network: Callable[[Tensor], Tensor],
         *,
         name: str,
-        image_size: tuple[int, int] | None = None,
+        image_size: Sequence[int] | None = None,
         channels: int = 3,
         mean: float | Sequence[float] = 0.0,
         std: float | Sequence[float] = 1.0,
         batch_size: int = 32,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.network, self.name, self.image_size = network, name, image_size
+        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+            raise InputError(f"{image_size=}: give the rows and columns that {name} wants, two whole numbers above 0")
+        if channels < 1:
+            raise InputError(f"{channels=}: {name} must take at least one channel")
+        for argument, value in {"mean": mean, "std": std}.items():
+            if torch.as_tensor(value).numel() not in (1, channels):
+                raise InputError(f"{argument}={value}: give one value, or one for each of the {channels} channels")
+        if not bool((torch.as_tensor(std) > 0).all()):
+            raise InputError(f"{std=}: must be above 0")
+        self.network, self.name, self.image_size, self.device = network, name, image_size, torch.device(device)
         self.channels, self.mean, self.std, self.batch_size = channels, mean, std, batch_size
 
     @classmethod
@@ -190,20 +202,32 @@ class NetworkFeatures:
         channels: int = 3,
         mean: float | Sequence[float] = 0.0,
         std: float | Sequence[float] = 1.0,
+        device: torch.device | str = "cpu",
     ) -> NetworkFeatures:
-        """The features of a TorchScript file's network, on the CPU; its name is the file's.
+        """The features of a TorchScript file's network, whose name is the file's; arguments as for the class.
 
         Raises:
-            InputError: no such file, or it is not TorchScript.
+            InputError: no such file, it is not TorchScript, or an argument is out of its range.
         """
+        if image_size is not None and not (
+            isinstance(image_size, Sequence) and all(isinstance(side, int) for side in image_size)
+        ):
+            raise InputError(f"{image_size=}: give rows and columns, such as [224, 224]")
         try:
-            network = torch.jit.load(Path(path), map_location="cpu")
+            network = torch.jit.load(Path(path), map_location=device)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{path} cannot be read as TorchScript ({error}): give a file that torch.jit.save wrote"
             ) from error
-        size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
-        return cls(network, name=Path(path).stem, image_size=size, channels=channels, mean=mean, std=std)
+        return cls(
+            network,
+            name=Path(path).stem,
+            image_size=image_size,
+            channels=channels,
+            mean=mean,
+            std=std,
+            device=device,
+        )
 
     @property
     def description(self) -> str:
@@ -221,14 +245,22 @@ class NetworkFeatures:
         return checked_features(in_batches(self._compute, images_bchw, self.batch_size), f"features of {self.name}")
 
     def _compute(self, images_bchw: Tensor) -> Tensor:
+        images_bchw = images_bchw.to(self.device)
         if self.image_size is not None:
-            images_bchw = F.interpolate(images_bchw, self.image_size, mode="bilinear", antialias=True)
+            images_bchw = F.interpolate(images_bchw, tuple(self.image_size), mode="bilinear", antialias=True)
         mean, std = (torch.as_tensor(value).to(images_bchw).reshape(1, -1, 1, 1) for value in (self.mean, self.std))
-        output = self.network((images_bchw.expand(-1, self.channels, -1, -1) - mean) / std)
+        inputs_bchw = (images_bchw.expand(-1, self.channels, -1, -1) - mean) / std
+        try:
+            output = self.network(inputs_bchw)
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.name} does not take images of shape {tuple(inputs_bchw.shape)}: give the channels and the "
+                f"image size that it wants ({error})"
+            ) from error
         if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(images_bchw):
             given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InputError(
                 f"{self.name} returned {given} for {len(images_bchw)} images: a feature network returns (n, f), "
                 "wrap it to pick its pooled output"
             )
-        return output.flatten(2).mean(2) if output.ndim > 2 else output
+        return (output.flatten(2).mean(2) if output.ndim > 2 else output).cpu()

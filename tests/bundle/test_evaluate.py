@@ -319,6 +319,10 @@ def test_samples_are_judged_in_the_features_of_a_network_that_is_given(tiny_run,
         options = {**tiny_run.options("evaluate", tmp_path / f"out{number}"), **given, "feature_network": file}
         with pytest.raises(InputError, match="seen enough"):
             run_stage("evaluate", options=options)
+    with pytest.raises(InputError, match="with sample_report true"):
+        run_stage(
+            "evaluate", options={**options, "sample_report": False, "feature_network": str(tmp_path / "features.pt")}
+        )
     images = torch.rand(3, 1, 20, 30)
     expected = network((images - 0.5) / 0.25).detach().mean((2, 3)).double()
     torch.testing.assert_close(spaces[0](images), expected, rtol=1e-5, atol=1e-6)

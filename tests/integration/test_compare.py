@@ -37,7 +37,7 @@ def scans(tmp_path_factory) -> Path:
 def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
     designs, results, output = tmp_path / "designs.yaml", tmp_path / "RESULTS.md", tmp_path / "out"
     designs.write_text(GOOD + BAD)
-    results.write_text("<!-- comparison_designs -->\n<!-- /comparison_designs -->\n")
+    results.write_text("<!-- comparison_designs_tiny_test -->\n<!-- /comparison_designs_tiny_test -->\n")
     given = {"designs": designs, "steps": 12, "jobs": 2, "size": "tiny", "split": "test", "results": results}
     with pytest.raises(StageError, match=r"1 of 3 designs failed; the first: one code: num_codes=1"):
         compare(scans, output, **given)

@@ -129,16 +129,17 @@ def cells(line: str) -> list[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/comparisons").glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_comparison_of_the_results_has_the_designs_of_its_list(path):
     first, *others = read_designs(path)
-    names = [cells(line)[0] for line in section(f"comparison_{path.stem}").splitlines() if line.startswith("|")][2:]
+    (mark,) = re.findall(rf"<!-- (comparison_{path.stem}_\w+) -->", (ROOT / "docs/RESULTS.md").read_text())
+    names = [cells(line)[0] for line in section(mark).splitlines() if line.startswith("|")][2:]
     assert names == [first.name, *(f"{design.group}: {design.name}" for design in others)]
 
 
-def test_the_model_card_gives_the_figures_of_the_results():
+def test_card_and_readme_give_the_figures_of_the_reconstructions():
     rows = [cells(line) for line in section("release_128_cpu").splitlines() if line.startswith("|")]
     header = next(row for row in rows if row[0] == "reconstruction")
     columns = [header.index(name) for name in ("bits a pixel", "SSIM", "brain SSIM", "PSNR, dB")]
     results = {row[0]: [row[i] for i in columns] for row in rows if len(row) == len(header)}
-    card = (ROOT / CARD).read_text()
+    card, readme = (ROOT / CARD).read_text(), (ROOT / "README.md").read_text()
     table = {row[0]: row[1:] for row in map(cells, card.splitlines()) if len(row) == 5}
     assert table["reconstruction"] == results["ours"]
     assert table["coarsest level alone"][1:] == results["ours, coarsest level alone"][1:]
@@ -151,12 +152,27 @@ def test_the_model_card_gives_the_figures_of_the_results():
     coarse, fine = [row for row in rows if row[0] in ("0", "1")]
     for i in (3, 4, 5):  # bits a code of the prior, on training slices, of the histogram
         assert f"{coarse[i]} and {fine[i]}" in card
-    two_sample = next(row for row in rows if row[:2] == ["", "linear classifier"])
-    samples = next(row for row in rows if row[0] == "samples")
-    for name in ("precision", "recall", "density", "coverage"):
-        assert f"{name} {float(samples[two_sample.index(name)]):.2f}" in card
-    accuracy = float(samples[two_sample.index("CNN classifier")].split(" ")[0])
-    assert f"with {accuracy:.0%} accuracy".replace("%", " %") in card
+    assert {row[1] for row in (coarse, fine)} == {"100% of 512"}
+    assert "All 512 codes of both levels are in use" in card
+    assert f"{float(results['ours'][3]):.1f} dB, brain SSIM {results['ours'][2]}" in " ".join(readme.split())
+
+
+def test_the_model_card_gives_the_figures_of_the_samples():
+    rows = [cells(line) for line in section("release_128_cpu").splitlines() if line.startswith("|")]
+    header = next(row for row in rows if row[:2] == ["", "linear classifier"])
+    sampled, real = (
+        dict(zip(header, next(row for row in rows if row[0] == name), strict=True)) for name in ("samples", "real")
+    )
+    names = ("precision", "recall", "density", "coverage")
+    drawn = ", ".join(f"{name} {float(sampled[name]):.2f}" for name in names)
+    held_out = ", ".join(f"{float(real[name]):.2f}" for name in names)
+    told, by_chance = (f"{100 * float(row['CNN classifier'].split()[0]):.0f} %" for row in (sampled, real))
+    assert (
+        f"{drawn} (test slices: {held_out}); a CNN tells them from real slices with {told} accuracy "
+        f"(test slices: {by_chance})"
+    ) in (ROOT / CARD).read_text()
+    audits = [row for row in rows if row[0] in ("pixels", "features")]
+    assert [row[1] for row in audits] == ["0.0%", "0.0%"], "none of 512"
 
 
 @pytest.mark.slow

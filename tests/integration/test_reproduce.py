@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from monai_vqgen.apps import presets
-from monai_vqgen.apps.reproduce import PICTURES, publish_weights, reproduce
+from monai_vqgen.apps.reproduce import PICTURES, pictures_section, publish_pictures, publish_weights, reproduce
 from monai_vqgen.data import make_phantoms
-from monai_vqgen.errors import CheckpointError
+from monai_vqgen.errors import CheckpointError, InputError
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,8 @@ def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path, monkeypa
         assert (pictures / name).read_bytes() == (output / name).read_bytes()
         assert f"](docs/{mark}/{name})" in text
     sampled = json.loads((output / "real_and_sampled.json").read_text())["sampled"]
-    assert f"real_and_sampled.png)\n\nSampled are {', '.join(map(str, sampled))}; the others are real.\n" in text
+    caption = f"mixed. Sampled are {', '.join(map(str, sampled))}; the others are real.*"
+    assert f"real_and_sampled.png)\n\n*Real and sampled slices, {caption}\n" in text
     assert "The largest process took" in text
     assert "samples below the held-out slices' first percentile" in text
     made_again = {report.name, "learning.png"}
@@ -60,6 +61,27 @@ def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path, monkeypa
     published = ["model.pt", *(f"model_prior_level{level}.{end}" for level in (0, 1) for end in ("json", "pt"))]
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == published
     assert all((tmp_path / "models" / name).read_bytes() == (output / name).read_bytes() for name in published)
+
+
+def test_published_pictures_are_those_of_the_last_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("overview.png", "positions.png"):
+        (tmp_path / "run" / name).write_bytes(name.encode())
+    publish_pictures(tmp_path / "run", tmp_path / "docs/images")
+    (tmp_path / "run" / "positions.png").unlink()
+    shown = publish_pictures(tmp_path / "run", tmp_path / "docs/images")
+    assert [path.name for path in shown.iterdir()] == ["overview.png"]
+    text = pictures_section(shown, document=tmp_path / "docs/RESULTS.md")
+    caption = PICTURES["overview.png"]
+    assert text == f"![{caption}](images/overview.png)\n\n*{caption}*"
+
+
+def test_a_file_in_the_place_of_the_pictures_is_refused_before_any_work(tmp_path):
+    make_phantoms(tmp_path / "scans", 1, seed=1, voxel_mm=8.0)
+    (tmp_path / "docs").touch()
+    with pytest.raises(InputError, match=r"docs cannot be a folder for the pictures"):
+        reproduce(tmp_path / "scans", tmp_path / "out", size="tiny", pictures=tmp_path / "docs")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_priors_publishes_nothing(tmp_path):

@@ -23,8 +23,6 @@ from monai_vqgen.data import make_phantoms
 from monai_vqgen.engines import check_command_line
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 
-DESIGN_LISTS = sorted((bundle_root().parent / "configs" / "comparisons").glob("*.yaml"))
-
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_command_of_the_demo_is_one_that_its_config_understands(name, tmp_path, monkeypatch):
@@ -144,6 +142,8 @@ def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypat
         for line, curve in zip(axes.lines, curves, strict=True):
             np.testing.assert_array_equal(line.get_xydata(), np.stack([curve.x, curve.y], axis=1))
             assert line.get_label() == curve.label
+    for axes in figure.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks()), "there is no epoch 1.5"
     assert figure.axes[0].lines[1].get_marker() == "o"  # a single point would be invisible as a line
 
 
@@ -182,8 +182,6 @@ def test_a_release_keeps_its_hands_off_other_folders(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["release_128_cpu", "release_128_gpu", *(f"comparison_{path.stem}" for path in DESIGN_LISTS)]
-)
+@pytest.mark.parametrize("name", ["release_128_cpu", "release_128_gpu", "comparison_autoencoder_quick_128_validation"])
 def test_the_published_results_have_a_place_for_the_release_and_each_comparison(name):
     check_section(bundle_root().parent / "docs" / "RESULTS.md", name)

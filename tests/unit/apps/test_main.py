@@ -64,8 +64,8 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, replace_w
     [
         ("demo --data a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
         (
-            "reproduce --data a --output b --seed 3 --size c --results d --models e",
-            {"data": "a", "output": "b", "seed": 3, "size": "c", "results": "d", "models": "e"},
+            "reproduce --data a --output b --seed 3 --size c --results d --pictures e --models f",
+            {"data": "a", "output": "b", "seed": 3, "size": "c", "results": "d", "pictures": "e", "models": "f"},
         ),
         (
             "compare --data a --designs b --output c --steps 50 --jobs 2 --seed 3 --size d --split test --results e",

@@ -14,7 +14,7 @@ from monai_vqgen.metrics import CodecCurves, CodecPoint
 
 
 def point(bits: float, psnr: float, ssim_brain: float) -> CodecPoint:
-    return CodecPoint(1, bits, 0.1, psnr, psnr - 4, ssim_brain + 0.05, ssim_brain)
+    return CodecPoint(1, bits, 0.1, psnr, psnr - 4, ssim_brain + 0.05, ssim_brain, 0.99, 0.98)
 
 
 CURVES = CodecCurves(

@@ -89,7 +89,7 @@ def test_every_figure_stands_in_its_cell():
     assert "| WebP at 0.250 | 0.250 | 0.951 | 0.902 | 0.981 | 0.972 | n/a |" in text
     assert "| 0 | 95% of 512 | 302 | 3.000 | 2.500 | 4.000 | 25% | 9.00 |" in text
     assert "autoencoder 1.5, older 1.0" in text
-    assert "largest process took 1.3 GB of memory. On a machine." in text
+    assert "largest process took 1.3 GB of main memory. On a machine." in text
     assert "1.50 s a sample, 1,234 times" in text
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from monai_vqgen.apps.presets import PRESETS
 from monai_vqgen.apps.stages import Leftovers, Stage, bundle_stages, run_stages, stages_at_once
 from monai_vqgen.errors import StageError
+
+resource = pytest.importorskip("resource")
 
 
 def fake_stages(folder, seen, *commands, fails=""):
@@ -42,6 +46,26 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "a").unlink()
     run_stages(fake_stages(tmp_path, seen, "a", "b --longer", "c"), tmp_path, resume=True)
     assert seen == [("a", Leftovers.REPLACE), ("b --longer", Leftovers.REPLACE), ("c", Leftovers.REPLACE)]
+
+
+@pytest.mark.parametrize(("platform", "peak"), [("linux", 300 * 1024), ("darwin", 300)])
+def test_a_stage_notes_the_largest_memory_of_the_run_and_its_children(tmp_path, monkeypatch, platform, peak):
+    usage = {resource.RUSAGE_SELF: 200, resource.RUSAGE_CHILDREN: 300}
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=usage[who]))
+    monkeypatch.setattr("sys.platform", platform)
+    (record,) = run_stages(fake_stages(tmp_path, [], "a"), tmp_path)
+    assert record.peak_bytes == peak
+    (again,) = run_stages(fake_stages(tmp_path, [], "a"), tmp_path, resume=True)
+    assert again == record
+
+
+def test_notes_of_runs_that_measured_no_memory_are_read(tmp_path):
+    run_stages(fake_stages(tmp_path, [], "a"), tmp_path)
+    noted = json.loads((tmp_path / "timings.json").read_text())
+    del noted["stages"][0]["peak_bytes"]
+    (tmp_path / "timings.json").write_text(json.dumps(noted))
+    (record,) = run_stages(fake_stages(tmp_path, [], "a"), tmp_path, resume=True)
+    assert record.peak_bytes is None
 
 
 def test_stages_at_once_meet_and_count_as_one(tmp_path):

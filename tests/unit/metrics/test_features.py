@@ -125,6 +125,30 @@ def test_a_torchscript_file_is_a_feature_space_in_evaluation_mode(tmp_path):
     torch.testing.assert_close(smaller(half), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"image_size": 299}, r"image_size=299: give rows and columns"),
+        ({"image_size": [299]}, r"two whole numbers above 0"),
+        ({"image_size": [0, 299]}, r"two whole numbers above 0"),
+        ({"channels": 0}, r"at least one channel"),
+        ({"channels": 1, "mean": [0.1, 0.2, 0.3]}, r"one for each of the 1 channels"),
+        ({"std": [0.1, 0.2]}, r"one for each of the 3 channels"),
+        ({"std": 0.0}, r"std=0.0: must be above 0"),
+    ],
+)
+def test_what_no_network_can_want_is_refused(tmp_path, wrong, message):
+    torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 2, 3)), tmp_path / "features.pt")
+    with pytest.raises(InputError, match=message):
+        NetworkFeatures.from_file(tmp_path / "features.pt", **wrong)
+
+
+def test_images_that_a_network_does_not_take_are_refused_with_their_shape():
+    space = NetworkFeatures(torch.nn.Conv2d(3, 2, 3), name="colours", channels=1)
+    with pytest.raises(InputError, match=r"colours does not take images of shape \(2, 1, 32, 32\)"):
+        space(random_images(2))
+
+
 def test_a_file_that_holds_no_network_is_named(tmp_path):
     (tmp_path / "notes.pt").write_text("not a network")
     for name in ("notes.pt", "nowhere.pt"):
