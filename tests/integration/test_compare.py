@@ -66,7 +66,7 @@ def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
     with pytest.raises(OutputExistsError, match="steps"):
         compare(scans, output, **{**given, "steps": 24})
     with pytest.raises(OutputExistsError, match="split"):
-        compare(scans, output, **{**given, "split": "validation"})
+        compare(scans, output, **{**given, "split": "validation", "results": None})
 
 
 def test_a_comparison_that_is_told_to_stop_leaves_no_training_behind(scans, tmp_path):
