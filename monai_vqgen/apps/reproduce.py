@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 MARKER = "reproduce.json"  # written first: what the folder is of
 PICTURES = {
     "overview.png": "Slices of subjects not trained on, their reconstructions, and samples.",
-    "reconstructions.png": "Slices, their reconstructions, the difference, and what the coarsest level gives by itself.",
+    "reconstructions.png": "Slices, reconstructions, their difference, and what the coarsest level gives by itself.",
     "rate_distortion.png": "Rate and distortion, beside picture formats.",
     "learning.png": "Learning curves.",
     "real_and_sampled.png": "Real and sampled slices, mixed.",
