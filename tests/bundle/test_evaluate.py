@@ -319,6 +319,9 @@ def test_samples_are_judged_in_the_features_of_a_network_that_is_given(tiny_run,
         options = {**tiny_run.options("evaluate", tmp_path / f"out{number}"), **given, "feature_network": file}
         with pytest.raises(InputError, match="seen enough"):
             run_stage("evaluate", options=options)
+    wrong = {"feature_network": str(tmp_path / "features.pt"), "feature_channels": 3}
+    with pytest.raises(InputError, match="does not take images"):  # before the report, which would have "seen enough"
+        run_stage("evaluate", options={**options, **wrong})
     with pytest.raises(InputError, match="with sample_report true"):
         run_stage(
             "evaluate", options={**options, "sample_report": False, "feature_network": str(tmp_path / "features.pt")}
