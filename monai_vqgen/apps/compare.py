@@ -97,11 +97,8 @@ def compare(
     preset, wanted, at_once = pick_preset(size, own_data=True), read_designs(designs), _jobs(jobs)
     check_seed(seed)
     _check_call(steps, split)
-    scans, source, section = (
-        discover_volumes(data),
-        Path(data).resolve(),
-        f"comparison_{Path(designs).stem}_{size}_{split}",
-    )
+    scans, source = discover_volumes(data), Path(data).resolve()
+    section = f"comparison_{Path(designs).stem}_{size}_{split}"
     if results is not None:
         check_section(results, section)
     preset = for_this_machine(preset, scans)
