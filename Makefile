@@ -47,10 +47,10 @@ demo: setup
 	$(BIN)/python -m monai_vqgen demo $(if $(DATA),--data "$(DATA)") --output "$(OUTPUT)" $(DEMO_OPTIONS)
 
 reproduce: setup
-	$(BIN)/python -m monai_vqgen reproduce --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md --pictures docs/images $(REPRODUCE_OPTIONS)
+	$(BIN)/python -m tools reproduce --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md --pictures docs/images $(REPRODUCE_OPTIONS)
 
 compare: setup
-	$(BIN)/python -m monai_vqgen compare --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md $(COMPARE_OPTIONS)
+	$(BIN)/python -m tools compare --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md $(COMPARE_OPTIONS)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
@@ -71,7 +71,7 @@ bench: setup
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks --output out/bench/results.json $(BENCH_OPTIONS)
 
 bundle: setup
-	$(BIN)/python -m monai_vqgen.apps.packaging --output dist
+	$(BIN)/python -m tools.package_bundle --output dist
 
 # MONAI Label goes in last and alone: its own list of requirements would have pip build sam2 with a second torch.
 # The stamp goes by what the lists say, not by their dates: one environment outside can serve every fresh clone.
@@ -91,7 +91,7 @@ test-label: label
 # A folder of its own: MONAI Label writes logs and jobs into its app's folder, which an installed package must not hold.
 label-serve: label
 	mkdir -p $(LABEL_APP)
-	cp monai_vqgen/apps/monailabel/main.py $(LABEL_APP)/main.py
+	cp monai_vqgen/monailabel/main.py $(LABEL_APP)/main.py
 	$(LABEL_VENV)/bin/python -m monailabel.main start_server --app $(LABEL_APP) --studies "$(or $(STUDIES),$(error STUDIES=folder with scans))" \
 		--host $(HOST) --port $(PORT) $(if $(BUNDLE),--conf bundle "$(abspath $(BUNDLE))")
 

@@ -14,8 +14,8 @@ import torch
 from monai.data import CacheDataset, Dataset, PersistentDataset, ThreadDataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandFlipd
 
-from monai_vqgen.apps.pictures import PictureRow, save_rows
 from monai_vqgen.data import discover_volumes
+from monai_vqgen.plots.pictures import PictureRow, save_rows
 from monai_vqgen.transforms import ExtractSlicesd, FitToSized, ScaleForegroundd
 
 POSITIONS = [50.0, 60.0, 70.0]  # mm below the top of the brain

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, MedianSmoothd, SaveImaged
 
-from monai_vqgen.apps.pictures import PictureRow, save_rows
 from monai_vqgen.data import CompleteNiftiWriter
+from monai_vqgen.plots.pictures import PictureRow, save_rows
 from monai_vqgen.transforms import ExtractSliced, FitToSized, ScaleForegroundd
 
 

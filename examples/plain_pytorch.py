@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from monai_vqgen.apps.pictures import PictureRow, save_rows
 from monai_vqgen.data import load_datalist
 from monai_vqgen.metrics import mean_image
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
+from monai_vqgen.plots.pictures import PictureRow, save_rows
 from monai_vqgen.transforms import LoadSlice
 
 

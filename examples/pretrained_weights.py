@@ -17,11 +17,12 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from torch import Tensor
 
-from monai_vqgen.apps import TrainedPriors, bundle_root, draw_samples
-from monai_vqgen.apps.pictures import PictureRow, save_rows
+from monai_vqgen.bundles import bundle_root
 from monai_vqgen.inferers import crop
 from monai_vqgen.metrics import mean_scores, reconstruction_scores
+from monai_vqgen.models import TrainedPriors, draw_samples
 from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.plots.pictures import PictureRow, save_rows
 from monai_vqgen.transforms import ExtractSlicesd, FitToSized, ScaleForegroundd
 
 SAMPLING: dict[str, Any] = {"num_samples": 1, "seed": 7, "temperature": (0.8, 1.0), "progress": False}

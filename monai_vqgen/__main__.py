@@ -1,4 +1,4 @@
-"""The command line: `python -m monai_vqgen demo`, `... reproduce`, `... compare`, `... phantoms`, `... download`."""
+"""The command line: `python -m monai_vqgen demo`, `... phantoms`, `... download`."""
 
 from __future__ import annotations
 
@@ -49,65 +49,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"monai_vqgen {monai_vqgen.__version__}")
     shtab.add_argument_to(parser, "--print-completion", help="print what makes a shell complete this command")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for add in (_add_demo, _add_reproduce, _add_compare, _add_phantoms, _add_download):
+    for add in (_add_demo, _add_phantoms, _add_download):
         add(verbs)
     return parser
 
 
 def _add_demo(verbs: Verbs) -> None:
-    verb = _add_verb(verbs, "demo", "from scans to new slices, every stage, ends with a report to look at", _demo)
-    _add_path(verb, "--data", help="a folder of scans (NIfTI, BIDS or DICOM series); without it phantoms are made")
-    _add_path(verb, "--output", default="out/demo", help="where everything goes")
-    _add_seed(verb)
+    verb = add_verb(verbs, "demo", "from scans to new slices, every stage, ends with a report to look at", _demo)
+    add_path(verb, "--data", help="a folder of scans (NIfTI, BIDS or DICOM series); without it phantoms are made")
+    add_path(verb, "--output", default="out/demo", help="where everything goes")
+    add_seed(verb)
     verb.add_argument("--size", help="small (default for phantoms), standard (default for scans) or tiny")
 
 
-def _add_reproduce(verbs: Verbs) -> None:
-    verb = _add_verb(verbs, "reproduce", "train and evaluate a release again; run again to go on", _reproduce)
-    _add_path(verb, "--data", required=True, help="a folder with the scans (see download)")
-    _add_path(verb, "--output", default="out/reproduce", help="where everything goes")
-    _add_seed(verb)
-    verb.add_argument("--size", default="release_128", help="the preset (default: %(default)s)")
-    _add_file(verb, "--results", help="write the figures between the marks of size and device in this document")
-    _add_path(verb, "--pictures", help="put the pictures there, in a folder of size and device, and into the results")
-    _add_path(verb, "--models", help="put the weights there as well; bundle/models ships them")
-
-
-def _add_compare(verbs: Verbs) -> None:
-    verb = _add_verb(verbs, "compare", "designs of the autoencoder side by side; run again to go on", _compare)
-    _add_path(verb, "--data", required=True, help="a folder with the scans (see download)")
-    _add_file(verb, "--designs", default="configs/comparisons/autoencoder.yaml", help="a YAML list")
-    _add_path(verb, "--output", default="out/compare", help="where everything goes")
-    verb.add_argument(
-        "--steps", type=int, default=2000, help="of the first design; each may cost as much (default: %(default)s)"
-    )
-    verb.add_argument("--jobs", type=int, help="how many train at once (default: one a core, or one on a GPU)")
-    _add_seed(verb)
-    verb.add_argument("--size", default="quick_128", help="the preset (default: %(default)s)")
-    verb.add_argument(
-        "--split", default="validation", help="whose subjects judge: validation or test (default: %(default)s)"
-    )
-    _add_file(verb, "--results", help="write the table between the marks of the list, size and split in this document")
-
-
 def _add_phantoms(verbs: Verbs) -> None:
-    verb = _add_verb(verbs, "phantoms", "make anatomical phantom volumes (NIfTI)", _phantoms)
-    _add_path(verb, "--output", default="out/phantoms", help="folder of the volumes")
+    verb = add_verb(verbs, "phantoms", "make anatomical phantom volumes (NIfTI)", _phantoms)
+    add_path(verb, "--output", default="out/phantoms", help="folder of the volumes")
     verb.add_argument("--subjects", type=int, default=48, help="how many (default: %(default)s)")
-    _add_seed(verb, "seed of their anatomy")
+    add_seed(verb, "seed of their anatomy")
 
 
 def _add_download(verbs: Verbs) -> None:
-    verb = _add_verb(verbs, "download", "fetch public scans of OpenNeuro, checked; run again to resume", _download)
+    verb = add_verb(verbs, "download", "fetch public scans of OpenNeuro, checked; run again to resume", _download)
     verb.add_argument("accession", nargs="?", default="ds002748", help="the data set (default: %(default)s)")
-    _add_path(verb, "--output", help="folder of the scans (default: out/ and the accession)")
+    add_path(verb, "--output", help="folder of the scans (default: out/ and the accession)")
     verb.add_argument("--subjects", nargs="+", metavar="NAME", help="which, as 01 or sub-01 (default: all)")
     verb.add_argument("--suffix", default="T1w", help="which contrast (default: %(default)s)")
     verb.add_argument("--overwrite", action="store_true", help="replace files that differ from the server's")
     verb.add_argument("--mirror", metavar="URL", help="another S3 bucket than OpenNeuro's")
 
 
-def _add_verb(
+def add_verb(
     verbs: Verbs, name: str, summary: str, run: Callable[[argparse.Namespace], object]
 ) -> argparse.ArgumentParser:
     verb: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=f"{name}: {summary}.")
@@ -115,14 +87,14 @@ def _add_verb(
     return verb
 
 
-def _add_path(
+def add_path(
     verb: argparse.ArgumentParser, name: str, *, help: str, default: str | None = None, required: bool = False
 ) -> None:
     """Add a folder; shells complete folders there."""
     _completed(verb, name, shtab.DIRECTORY, help=help, default=default, required=required)
 
 
-def _add_file(verb: argparse.ArgumentParser, name: str, *, help: str, default: str | None = None) -> None:
+def add_file(verb: argparse.ArgumentParser, name: str, *, help: str, default: str | None = None) -> None:
     """Add a file; shells complete files there."""
     _completed(verb, name, shtab.FILE, help=help, default=default, metavar="FILE")
 
@@ -133,7 +105,7 @@ def _completed(verb: argparse.ArgumentParser, name: str, choices: Mapping[str, A
     action.complete = choices  # where shtab looks
 
 
-def _add_seed(verb: argparse.ArgumentParser, of: str = "seed of everything that is random") -> None:
+def add_seed(verb: argparse.ArgumentParser, of: str = "seed of everything that is random") -> None:
     verb.add_argument("--seed", type=int, default=0, help=f"{of} (default: %(default)s)")
 
 
@@ -141,39 +113,9 @@ def _add_seed(verb: argparse.ArgumentParser, of: str = "seed of everything that 
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from monai_vqgen.apps.demo import run_demo
+    from monai_vqgen.demo.run import run_demo
 
     run_demo(options.data, options.output, seed=options.seed, size=options.size)
-
-
-def _reproduce(options: argparse.Namespace) -> None:
-    from monai_vqgen.apps.reproduce import reproduce
-
-    reproduce(
-        options.data,
-        options.output,
-        size=options.size,
-        seed=options.seed,
-        results=options.results,
-        pictures=options.pictures,
-        models=options.models,
-    )
-
-
-def _compare(options: argparse.Namespace) -> None:
-    from monai_vqgen.apps.compare import compare
-
-    compare(
-        options.data,
-        options.output,
-        designs=options.designs,
-        steps=options.steps,
-        jobs=options.jobs,
-        size=options.size,
-        split=options.split,
-        seed=options.seed,
-        results=options.results,
-    )
 
 
 def _phantoms(options: argparse.Namespace) -> None:
@@ -197,7 +139,11 @@ def _download(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    options = build_parser().parse_args(arguments)
+    return run_verb(build_parser().parse_args(arguments))
+
+
+def run_verb(options: argparse.Namespace) -> int:
+    """Run the verb that was parsed, with our own errors as one line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -16,8 +16,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from monai_vqgen.data.files import replace_file, write_json
 from monai_vqgen.errors import CheckpointError
+from monai_vqgen.files import replace_file, write_json
 
 __all__ = ["BestCheckpoint", "TrainingState", "load_weights", "plain_state", "save_weights"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.utils import is_scalar
 
-from monai_vqgen.data.files import write_json
+from monai_vqgen.files import write_json
 
 __all__ = ["History"]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from monai_vqgen.data.files import replace_file
+from monai_vqgen.files import replace_file
 
 __all__ = ["ReconstructionImages", "SampleImages", "image_rows"]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_training import run, workflow, write_slices
 
-from monai_vqgen.apps import run_stage
+from monai_vqgen.bundles import run_stage
 from monai_vqgen.handlers import save_weights
 from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
 

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from monai_vqgen.apps import pick_split, run_stage
-from monai_vqgen.data.writing import write_slice_nifti
+from monai_vqgen.bundles import run_stage
+from monai_vqgen.data.io.writing import write_slice_nifti
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
+from monai_vqgen.evaluation import pick_split
 from monai_vqgen.handlers import save_weights
 from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
 
@@ -275,7 +276,7 @@ def test_figures_are_written_before_the_pictures(run, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no space left for pictures")
 
-    monkeypatch.setattr("monai_vqgen.apps.evaluation.save_reconstruction_pictures", fail)
+    monkeypatch.setattr("monai_vqgen.evaluation.evaluator.save_reconstruction_pictures", fail)
     with pytest.raises(RuntimeError):
         evaluate(run, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["data"]["image_size"] == list(SIZE)
@@ -312,8 +313,8 @@ def test_samples_are_judged_in_the_features_of_a_network_that_is_given(tiny_run,
         spaces.append(feature_space)
         raise InputError("seen enough")
 
-    monkeypatch.setattr("monai_vqgen.apps.evaluation.check_sample_report", lambda *given, **options: None)
-    monkeypatch.setattr("monai_vqgen.apps.evaluation_sections.sample_metrics", capture)
+    monkeypatch.setattr("monai_vqgen.evaluation.evaluator.check_sample_report", lambda *given, **options: None)
+    monkeypatch.setattr("monai_vqgen.evaluation.sections.sample_metrics", capture)
     given = {"num_samples": 2, "sample_report": True, "feature_channels": 1, "feature_mean": 0.5, "feature_std": 0.25}
     for number, file in enumerate((str(tmp_path / "features.pt"), None)):
         options = {**tiny_run.options("evaluate", tmp_path / f"out{number}"), **given, "feature_network": file}

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from monai_vqgen.apps import run_stage
-from monai_vqgen.apps.export import export_names
+from monai_vqgen.bundles import run_stage
 from monai_vqgen.data import extract_slices, load_datalist
 from monai_vqgen.errors import InputError, OutputExistsError, StageError
 from monai_vqgen.handlers import save_weights
+from monai_vqgen.models.export import export_names
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
 from monai_vqgen.transforms import LoadSlice
 
@@ -163,7 +163,7 @@ def test_graphs_give_the_codes_and_images_of_real_slices(format, real_model, rea
 
 
 def test_a_graph_that_differs_from_the_network_is_not_kept(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_vqgen.apps.export.LARGEST_DIFFERENCE", -1.0)
+    monkeypatch.setattr("monai_vqgen.models.export.LARGEST_DIFFERENCE", -1.0)
     with pytest.raises(StageError, match="torchscript autoencoder differ"):
         run_stage(
             "export",

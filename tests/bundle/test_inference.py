@@ -11,12 +11,13 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
-from monai_vqgen.apps import bundle_root, model_pixel_mm, reconstruction_names, reconstruction_records, run_stage
+from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import read_volume
-from monai_vqgen.data.writing import write_slice_nifti
+from monai_vqgen.data.io.writing import write_slice_nifti
 from monai_vqgen.errors import CheckpointError, DatalistError, OutputExistsError, ScanError
 from monai_vqgen.handlers import save_weights
 from monai_vqgen.inferers import VolumeReconstructionInferer
+from monai_vqgen.models import model_pixel_mm, reconstruction_names, reconstruction_records
 from monai_vqgen.networks import HierarchicalVQVAE
 
 TINY = {"network_def::channels": 8, "network_def::residual_channels": 4}

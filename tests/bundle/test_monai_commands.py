@@ -13,8 +13,8 @@ import torch
 from monai.bundle import create_workflow, load, run_workflow
 from monai.data import load_net_with_metadata
 
-from monai_vqgen.apps.packaging import BUNDLE_NAME
 from monai_vqgen.networks import HierarchicalVQVAE
+from tools.package_bundle import BUNDLE_NAME
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 CONFIGS = BUNDLE / "configs"

@@ -18,8 +18,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from monai_vqgen.apps.packaging import BUNDLE_NAME, build_bundle, main
 from monai_vqgen.errors import InputError
+from tools.package_bundle import BUNDLE_NAME, build_bundle, main
 
 REPOSITORY = Path(__file__).parents[2]
 BUNDLE = REPOSITORY / "bundle"
@@ -147,4 +147,4 @@ def test_make_bundle_builds_it_although_a_folder_has_that_name():
     dry = subprocess.run(
         ["make", "--no-print-directory", "-n", "bundle"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    assert dry.stdout.splitlines()[-1].split()[1:] == ["-m", "monai_vqgen.apps.packaging", "--output", "dist"]
+    assert dry.stdout.splitlines()[-1].split()[1:] == ["-m", "tools.package_bundle", "--output", "dist"]

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_vqgen.apps import draw_conditions, load_priors, run_stage
-from monai_vqgen.apps.sample_files import sample_affine
+from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError
 from monai_vqgen.handlers import save_weights
 from monai_vqgen.inferers import AncestralSampler
+from monai_vqgen.models import draw_conditions, load_priors
+from monai_vqgen.models.sample_files import sample_affine
 from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
 from monai_vqgen.transforms.geometry import PLANES
 

@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 from skimage.metrics import structural_similarity
 
-from monai_vqgen.apps import bundle_root, run_stage
+from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import extract_slices
 from monai_vqgen.networks import fingerprint
 

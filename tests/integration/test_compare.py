@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from monai_vqgen.apps import presets
-from monai_vqgen.apps.compare import compare
 from monai_vqgen.data import make_phantoms
+from monai_vqgen.demo import presets
 from monai_vqgen.errors import OutputExistsError, StageError
+from tools.compare import compare
 
 pytestmark = pytest.mark.slow
 

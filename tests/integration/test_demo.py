@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from monai_vqgen.__main__ import main
-from monai_vqgen.apps.demo import run_demo
 from monai_vqgen.data import make_phantoms
+from monai_vqgen.demo.run import run_demo
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 
 ISSUE_KEYS = {

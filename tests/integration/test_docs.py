@@ -11,8 +11,8 @@ import nibabel as nib
 import pytest
 
 from monai_vqgen.__main__ import build_parser
-from monai_vqgen.apps.designs import read_designs
 from monai_vqgen.data import make_phantoms
+from tools.designs import read_designs
 
 ROOT = Path(__file__).parents[2]
 CARD = "bundle/docs/README.md"

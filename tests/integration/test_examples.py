@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from monai_vqgen.apps import run_stage
+from monai_vqgen.bundles import run_stage
 from monai_vqgen.data import make_phantoms
 
 ROOT = Path(__file__).parents[2]

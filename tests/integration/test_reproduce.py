@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_vqgen.apps import presets
-from monai_vqgen.apps.reproduce import PICTURES, pictures_section, publish_pictures, publish_weights, reproduce
 from monai_vqgen.data import make_phantoms
+from monai_vqgen.demo import presets
 from monai_vqgen.errors import CheckpointError, InputError
+from tools.reproduce import PICTURES, pictures_section, publish_pictures, publish_weights, reproduce
 
 pytestmark = pytest.mark.slow
 

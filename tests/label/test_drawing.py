@@ -35,8 +35,8 @@ def test_samples_are_what_the_priors_draw_for_the_seed_and_are_marked(client, bu
 
 
 def test_samples_of_the_server_are_those_of_the_command_line(client, bundle, tmp_path):
-    from monai_vqgen.apps import draw_samples
-    from monai_vqgen.apps.monailabel.served_bundle import ServedBundle
+    from monai_vqgen.models import draw_samples
+    from monai_vqgen.monailabel.served_bundle import ServedBundle
 
     served = ServedBundle(bundle)
     condition = {"position_mm": 55.0, "sex": "F"}

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_vqgen.apps.packaging import BUNDLE_NAME
+from tools.package_bundle import BUNDLE_NAME
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,21 @@ ROOT = Path(monai_vqgen.__file__).parent
 # A room may import the rooms of lower floors, and its own; not a neighbour, but for what DESIGN allows.
 FLOORS = {
     "errors": 0,
-    "transforms": 1,
-    "networks": 1,
-    "data": 2,
-    "inferers": 3,
-    "metrics": 3,
-    "engines": 4,
-    "handlers": 5,
-    "apps": 6,
-    "__main__": 7,
+    "files": 1,
+    "bundles": 1,
+    "plots": 2,
+    "transforms": 2,
+    "networks": 2,
+    "data": 3,
+    "inferers": 4,
+    "metrics": 4,
+    "engines": 5,
+    "handlers": 6,
+    "models": 7,
+    "evaluation": 8,
+    "demo": 9,
+    "monailabel": 9,
+    "__main__": 10,
 }
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from monai_vqgen.networks.causal import MaskedConv
 from monai_vqgen.networks.priors.base import IncrementalPass, check_prior_inputs
-from monai_vqgen.networks.priors.gated_weights import at, matrix
+from monai_vqgen.networks.priors.gated.weights import at, matrix
 
 if TYPE_CHECKING:
     from monai_vqgen.networks.priors.masked import MaskedPixelCNN

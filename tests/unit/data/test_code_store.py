@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from monai_vqgen.data.code_store import CodeStore, save_codes
-from monai_vqgen.data.codes_dataset import CodesDataset
+from monai_vqgen.data.codes.dataset import CodesDataset
+from monai_vqgen.data.codes.store import CodeStore, save_codes
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks import GatedPixelCNN
 
@@ -71,7 +71,7 @@ def test_items_of_the_data_set_are_slices_with_their_condition(tmp_path):
 def test_the_checksum_is_that_of_the_file_without_what_python_3_11_brought(tmp_path, monkeypatch):
     monkeypatch.delattr("hashlib.file_digest", raising=False)
     write(tmp_path)
-    monkeypatch.setattr("monai_vqgen.data.code_store._BLOCK_BYTES", 100)  # so that the file takes several blocks
+    monkeypatch.setattr("monai_vqgen.data.codes.store._BLOCK_BYTES", 100)  # so that the file takes several blocks
     assert (tmp_path / "codes.safetensors").stat().st_size > 200
     assert CodeStore(tmp_path).splits == ("training", "validation")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_vqgen.data.files import replace_file, replace_path, write_bytes, write_json
+from monai_vqgen.files import replace_file, replace_path, write_bytes, write_json
 
 
 @pytest.mark.parametrize("durable", [True, False])

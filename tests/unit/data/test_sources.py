@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from monai_vqgen.data import discover_volumes
-from monai_vqgen.data.sources import subject_of
+from monai_vqgen.data.slices.sources import subject_of
 from monai_vqgen.errors import DatalistError, InputError
 
 

@@ -1,0 +1,1 @@
+"""Codes on disk, with the fingerprint of the weights that made them."""

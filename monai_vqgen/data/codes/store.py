@@ -1,0 +1,263 @@
+"""Codes on disk: every level's grids of every slice, and the fingerprint of the weights that made them.
+
+    CODES/codes.safetensors    "<split>/level<i>": integers (n, *grid), memory-mapped, no pickle
+                               "codebook/level<i>": float32 (k, d), the codes' vectors
+    CODES/codes.json           fingerprint, codebook sizes, grids, the slices' records, size and sha256 of the above
+
+Shape suffixes: n slices, s spatial axes (2 or 3), k codebook size, d code dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from monai_vqgen.data.slices.geometry import SliceGeometry
+from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.files import replace_path, write_json
+
+__all__ = ["CodeStore", "code_type", "save_codes"]
+
+_TENSORS, _DESCRIPTION = "codes.safetensors", "codes.json"
+_FORMAT_VERSION = 1
+_BLOCK_BYTES = 1 << 20
+
+
+def save_codes(
+    output_dir: str | os.PathLike[str],
+    grids: Mapping[str, Sequence[Tensor]],
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    codebook_sizes: Sequence[int],
+    fingerprint: str,
+    image_size: Sequence[int] = (),
+    geometry: SliceGeometry | None = None,
+    codebooks_kd: Sequence[Tensor] = (),
+) -> None:
+    """Write a code store.
+
+    Args:
+        output_dir: folder to write to.
+        grids: codes of each split, one tensor (n, *s) a level, coarsest first.
+        records: what is known of each slice of each split, in the same order.
+        codebook_sizes: number of codes of each level, coarsest first.
+        fingerprint: `networks.fingerprint` of the autoencoder.
+        image_size: size of the slices in pixels.
+        geometry: plane and pixel size of the slices, as far as they are known.
+        codebooks_kd: the codes' vectors, one tensor (k, d) a level, coarsest first; empty where unknown.
+
+    Raises:
+        CodesMismatchError: levels, grids, records or code values do not fit one another.
+    """
+    tensors = _checked_tensors(grids, {split: len(rows) for split, rows in records.items()}, codebook_sizes)
+    tensors.update(_checked_codebooks(codebooks_kd, codebook_sizes))
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_path(folder / _TENSORS) as partial:
+        save_file(tensors, partial)
+        written = {"name": _TENSORS, "bytes": partial.stat().st_size, "sha256": _sha256(partial)}
+    geometry = geometry or SliceGeometry()
+    description = {
+        "format_version": _FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "codebook_sizes": list(codebook_sizes),
+        "grids": [list(codes_ns.shape[1:]) for codes_ns in next(iter(grids.values()), [])],
+        "image_size": list(image_size),
+        "plane": geometry.plane,
+        "pixel_mm": geometry.pixel_mm,
+        "file": written,
+        "splits": {split: [dict(record) for record in records[split]] for split in grids},
+    }
+    write_json(folder / _DESCRIPTION, description)
+
+
+def _checked_tensors(
+    grids: Mapping[str, Sequence[Tensor]], counts: Mapping[str, int], codebook_sizes: Sequence[int]
+) -> dict[str, Tensor]:
+    """The grids by their names in the file."""
+    tensors = {}
+    for split, levels in grids.items():
+        if len(levels) != len(codebook_sizes) or any(len(codes_ns) != counts[split] for codes_ns in levels):
+            raise CodesMismatchError(f"Split {split!r}: {len(levels)} levels or a wrong number of grids or records.")
+        for level, (codes_ns, size) in enumerate(zip(levels, codebook_sizes, strict=True)):
+            if codes_ns.numel() and (int(codes_ns.min()) < 0 or int(codes_ns.max()) >= size):
+                raise CodesMismatchError(f"Split {split!r}, level {level}: codes outside 0 to {size - 1}.")
+            tensors[f"{split}/level{level}"] = codes_ns.cpu().to(code_type(size)).contiguous()
+    return tensors
+
+
+def _checked_codebooks(codebooks_kd: Sequence[Tensor], codebook_sizes: Sequence[int]) -> dict[str, Tensor]:
+    """The codebooks by their names in the file."""
+    if codebooks_kd and [len(codebook_kd) for codebook_kd in codebooks_kd] != list(codebook_sizes):
+        raise CodesMismatchError(f"Codebooks of {[len(c) for c in codebooks_kd]} codes, not {list(codebook_sizes)}.")
+    return {f"codebook/level{level}": book_kd.float().cpu().contiguous() for level, book_kd in enumerate(codebooks_kd)}
+
+
+def _sha256(path: Path) -> str:
+    """Read in blocks: `hashlib.file_digest` came with Python 3.11."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def code_type(size: int) -> torch.dtype:
+    """The smallest of int16 and int32 that holds the codes of a codebook of this size."""
+    return torch.int16 if size <= torch.iinfo(torch.int16).max + 1 else torch.int32
+
+
+class CodeStore:
+    """The codes of a data set, opened for reading; grids are memory-mapped.
+
+    Args:
+        folder: as written by the stage ``extract_codes``.
+
+    Attributes:
+        fingerprint: of the autoencoder that made the codes.
+        codebook_sizes: number of codes of each level, coarsest first.
+        grids: shape of each level's grid, coarsest first.
+        image_size: size of the slices in pixels, empty where unknown.
+        geometry: plane and pixel size of the slices, None where unknown.
+        splits: names of the splits.
+
+    Raises:
+        InputError: there is no code store, or it is damaged.
+
+    Example:
+        >>> store = CodeStore("out/codes")  # doctest: +SKIP
+        >>> store.codes("training", 0).shape  # doctest: +SKIP
+        torch.Size([270, 16, 16])
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        description = self._read_description()
+        try:
+            self.fingerprint: str = description["fingerprint"]
+            self.codebook_sizes: tuple[int, ...] = tuple(description["codebook_sizes"])
+            self.grids: tuple[tuple[int, ...], ...] = tuple(tuple(grid) for grid in description["grids"])
+            self.image_size: tuple[int, ...] = tuple(description.get("image_size", ()))
+            self.geometry = SliceGeometry(description.get("plane"), description.get("pixel_mm"))
+            self._records: dict[str, list[dict[str, Any]]] = description["splits"]
+            self._check_tensors(description["file"])
+        except (KeyError, TypeError) as error:
+            raise self._damaged(f"{_DESCRIPTION} lacks {error}") from error
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self._records)
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels."""
+        return len(self.codebook_sizes)
+
+    def records(self, split: str) -> list[dict[str, Any]]:
+        """What is known of each slice of a split: subject, plane, position_mm, age, sex."""
+        if split not in self._records:
+            raise InputError(f"Split {split!r} is not in {self.folder}: it holds {', '.join(self._records)}.")
+        return self._records[split]
+
+    def codes(self, split: str, level: int) -> Tensor:
+        """All grids (n, *s) of one level, int64."""
+        self.check_level(level)
+        self.records(split)
+        with safe_open(self.folder / _TENSORS, framework="pt") as file:
+            return file.get_tensor(f"{split}/level{level}").long()
+
+    def codebook(self, level: int) -> Tensor | None:
+        """The vectors (k, d) of one level's codes, float32; None where the store holds none."""
+        self.check_level(level)
+        with safe_open(self.folder / _TENSORS, framework="pt") as file:
+            name = f"codebook/level{level}"
+            return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118 (no mapping)
+
+    def read(self, split: str, index: int) -> tuple[Tensor, ...]:
+        """The grids of one slice, coarsest first, int64; reads these bytes only."""
+        with safe_open(self.folder / _TENSORS, framework="pt") as file:
+            names = [f"{split}/level{level}" for level in range(self.num_levels)]
+            return tuple(file.get_slice(name)[index : index + 1][0].long() for name in names)
+
+    def check_level(self, level: int) -> None:
+        """Refuse a level that does not exist.
+
+        Raises:
+            InputError: names the levels there are.
+        """
+        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < self.num_levels:
+            raise InputError(
+                f"level={level!r} does not exist in {self.folder}: it holds levels 0 (coarsest) to "
+                f"{self.num_levels - 1}."
+            )
+
+    def check_fingerprint(self, fingerprint: str | None) -> None:
+        """Refuse weights that did not make these codes; None stands for weights not known.
+
+        Raises:
+            CodesMismatchError: The codes are another autoencoder's.
+        """
+        if fingerprint is not None and fingerprint != self.fingerprint:
+            raise CodesMismatchError(
+                f"The codes in {self.folder} were made by the autoencoder {self.fingerprint[:12]}, not by "
+                f"{fingerprint[:12]}. Run extract_codes.json again with the autoencoder that is to be used."
+            )
+
+    def check_prior(self, prior: torch.nn.Module, level: int) -> None:
+        """Refuse a prior whose codebook sizes are not those of the codes.
+
+        Raises:
+            CodesMismatchError: names the sizes on both sides.
+        """
+        self.check_level(level)
+        expected = (self.codebook_sizes[level], self.codebook_sizes[:level])
+        given = (int(prior.num_codes), tuple(prior.coarser_codes))  # type: ignore[arg-type]
+        if given != expected:
+            raise CodesMismatchError(
+                f"The prior of level {level} has num_codes={given[0]}, coarser_codes={list(given[1])}; the codes in "
+                f"{self.folder} need num_codes={expected[0]}, coarser_codes={list(expected[1])}. Set them in "
+                "prior_defs."
+            )
+
+    def _read_description(self) -> dict[str, Any]:
+        path = self.folder / _DESCRIPTION
+        if not path.is_file():
+            raise InputError(f"{self.folder} holds no codes ({_DESCRIPTION} is missing): run extract_codes.json first.")
+        try:
+            description = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise self._damaged(f"{_DESCRIPTION} is not JSON") from error
+        version = description.get("format_version")
+        if version != _FORMAT_VERSION:
+            raise InputError(f"{path} has format_version {version!r}, this release reads {_FORMAT_VERSION}.")
+        return description
+
+    def _check_tensors(self, file: Mapping[str, Any]) -> None:
+        path = self.folder / _TENSORS
+        if not path.is_file():
+            raise self._damaged(f"{_TENSORS} is missing")
+        if path.stat().st_size != file["bytes"]:
+            raise self._damaged(f"{_TENSORS} has {path.stat().st_size} bytes instead of {file['bytes']}")
+        if _sha256(path) != file["sha256"]:
+            raise self._damaged(f"the checksum of {_TENSORS} is wrong")
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                names = set(tensors.keys())
+        except SafetensorError as error:
+            raise self._damaged(f"{_TENSORS} is no safetensors file") from error
+        missing = {f"{split}/level{level}" for split in self.splits for level in range(self.num_levels)} - names
+        if missing:
+            raise self._damaged(f"{_TENSORS} lacks {', '.join(sorted(missing))}")
+
+    def _damaged(self, what: str) -> InputError:
+        return InputError(f"The code store in {self.folder} is damaged: {what}. Run extract_codes.json again.")

@@ -1,0 +1,174 @@
+"""Volumes and slices as DICOM secondary captures that say what they are: derived, for research (extra `dicom`).
+
+DICOM PS3.3, A.8.1 (Secondary Capture Image IOD), written by highdicom. A secondary capture has no place in the
+scanner's space: pixel spacing and the patient's orientation are all it tells. The NIfTI files carry the affine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import monai_vqgen
+from monai_vqgen.data.io.dicom import is_dicom
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.files import write_bytes
+from monai_vqgen.transforms.geometry import PLANES, view_plane
+
+__all__ = ["CaptureLabels", "check_highdicom", "write_secondary_captures"]
+
+MANUFACTURER = "monai_vqgen"
+LARGEST = 2**16 - 1  # grey values are stored as unsigned 16 bit
+FOOT_AND_HEAD = {"I": "F", "S": "H"}  # DICOM's letters for what NIfTI calls inferior and superior
+LONGEST_TEXT, LONGEST_LABEL = 1024, 64  # characters of DICOM's value representations ST and LO
+
+
+class CaptureLabels(NamedTuple):
+    """What the captures say of themselves.
+
+    Attributes:
+        series_description: the name of the series in a viewer, at most 64 characters.
+        derivation: how the images were made, at most 1,024 characters.
+        patient: PatientID, where no source says it.
+        source: a file of the DICOM series that they were derived from, or the folder of that series: patient and study
+            are taken from there.
+    """
+
+    series_description: str
+    derivation: str
+    patient: str = ""
+    source: Path | None = None
+
+
+def write_secondary_captures(
+    folder: str | Path, volume_s: NDArray, *, affine: NDArray, plane: str, labels: CaptureLabels
+) -> list[Path]:
+    """Write one capture a plane: `0001.dcm`, `0002.dcm` and so on, in the order of increasing position.
+
+    Grey values are stored in 16 bits between the volume's smallest and largest; slope and intercept lead back to them.
+    Equal images get equal identifiers, so that an archive which has them already knows them.
+
+    Args:
+        folder: made where missing; each file is complete or not there.
+        volume_s: `[X, Y, Z]`, or a slice `[H, W, 1]`; finite.
+        affine: 4x4, voxel centres to RAS+ millimetres.
+        plane: "axial", "coronal" or "sagittal": how the planes are cut and drawn.
+        labels: what they say of themselves.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: highdicom is missing, labels that are too long, or an unknown plane.
+        ScanError: not a finite volume, or a source that is no DICOM.
+    """
+    highdicom = check_highdicom()
+    _check_labels(labels)
+    name = labels.series_description
+    if not np.isfinite(volume_s).all():
+        raise ScanError(f"{name}: NaN or infinity among the grey values; nothing was written.")
+    view = view_plane(np.asarray(volume_s, dtype=np.float64), affine, plane, name=name)
+    low, high = float(view.volume_s.min()), float(view.volume_s.max())
+    slope = (high - low) / LARGEST or 1.0
+    stored_s = np.rint((view.volume_s - low) / slope).astype(np.uint16)
+    series = _identifier(highdicom, plane, labels, stored_s.tobytes())
+    identity = _identity(labels, study=_identifier(highdicom, "study", labels))
+    down, right = (FOOT_AND_HEAD.get(code, code) for code in PLANES[plane][:2])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(1, stored_s.shape[2] + 1):
+        image = highdicom.sc.SCImage(
+            pixel_array=np.ascontiguousarray(stored_s[:, :, number - 1]),
+            photometric_interpretation="MONOCHROME2",
+            bits_allocated=16,
+            coordinate_system="PATIENT",
+            series_instance_uid=series,
+            series_number=1,
+            sop_instance_uid=_identifier(highdicom, f"{series} {number}", labels),
+            instance_number=number,
+            manufacturer=MANUFACTURER,
+            pixel_spacing=view.spacing[:2],
+            patient_orientation=(right, down),
+            **identity,
+        )
+        _label(image, labels, slope=slope, intercept=low)
+        paths.append(Path(folder) / f"{number:04d}.dcm")
+        content = io.BytesIO()
+        image.save_as(content)
+        write_bytes(paths[-1], content.getvalue(), durable=False)
+    return paths
+
+
+def check_highdicom() -> Any:
+    """The package that writes DICOM objects.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import highdicom
+    except ImportError as error:
+        raise InputError("DICOM output needs highdicom; pip install 'monai-vqgen[dicom]'.") from error
+    return highdicom
+
+
+def _check_labels(labels: CaptureLabels) -> None:
+    for name, text, longest in (
+        ("series_description", labels.series_description, LONGEST_LABEL),
+        ("derivation", labels.derivation, LONGEST_TEXT),
+        ("patient", labels.patient, LONGEST_LABEL),
+    ):
+        if len(text) > longest:
+            raise InputError(f"{name} has {len(text)} characters; DICOM takes {longest} at most: shorten it.")
+
+
+def _identifier(highdicom: Any, what: str, labels: CaptureLabels, content: bytes = b"") -> str:
+    """A UID that depends on the labels and the content, and on nothing else."""
+    words = [what, labels.series_description, labels.derivation, labels.patient, hashlib.sha256(content).hexdigest()]
+    number = int.from_bytes(hashlib.sha256("\n".join(words).encode()).digest()[:16], "big")
+    return str(highdicom.UID.from_uuid(f"{number:032x}"))
+
+
+def _identity(labels: CaptureLabels, *, study: str) -> dict[str, Any]:
+    """Whose images they are, and the study that they belong to."""
+    if labels.source is None:
+        return {"study_instance_uid": study, "patient_id": labels.patient or None}
+    import pydicom
+
+    path = labels.source
+    if path.is_dir():
+        path = next((file for file in sorted(path.iterdir()) if file.is_file() and is_dicom(file)), path)
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+    except Exception as error:  # pydicom raises many kinds for what is no DICOM
+        raise ScanError(f"{path}: no DICOM file ({error}); name one of the source's series.") from error
+    taken = {
+        "study_instance_uid": "StudyInstanceUID",
+        "patient_id": "PatientID",
+        "patient_name": "PatientName",
+        "patient_birth_date": "PatientBirthDate",
+        "patient_sex": "PatientSex",
+        "accession_number": "AccessionNumber",
+        "study_id": "StudyID",
+        "study_date": "StudyDate",
+        "study_time": "StudyTime",
+        "referring_physician_name": "ReferringPhysicianName",
+    }
+    found = {ours: header.get(theirs) or None for ours, theirs in taken.items()}
+    return {**found, "study_instance_uid": found["study_instance_uid"] or study}
+
+
+def _label(image: Any, labels: CaptureLabels, *, slope: float, intercept: float) -> None:
+    image.SeriesDescription = labels.series_description
+    image.DerivationDescription = labels.derivation
+    image.ImageComments = "Made by a generative model; for research, not for diagnosis."
+    image.BurnedInAnnotation = "NO"
+    image.SoftwareVersions = f"monai_vqgen {monai_vqgen.__version__}"
+    image.RescaleSlope, image.RescaleIntercept, image.RescaleType = f"{slope:.9g}", f"{intercept:.9g}", "US"
+    middle, width = intercept + slope * LARGEST / 2, slope * LARGEST
+    image.WindowCenter, image.WindowWidth = f"{middle:.9g}", f"{width:.9g}"

@@ -1,0 +1,1 @@
+"""Anatomical phantoms, made on the spot."""

@@ -1,0 +1,1 @@
+"""From scans to slices: sources, splits, extraction, datalists."""

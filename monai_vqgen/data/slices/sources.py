@@ -1,0 +1,213 @@
+"""Which scans a folder holds, whose they are, and what participants.tsv says about their owners."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from monai_vqgen.data.io.dicom import dicom_series_folders, patient_id
+from monai_vqgen.errors import DatalistError, InputError
+
+__all__ = ["ScanRecord", "discover_volumes", "read_participants", "scan_stem", "subject_of"]
+
+logger = logging.getLogger(__name__)
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+RESERVED = frozenset({"image", "subject", "plane", "position_mm"})
+MISSING = frozenset({"", "n/a", "na", "nan"})  # BIDS writes n/a
+
+SUBJECT_PATTERNS = (
+    re.compile(r"(?:^|[_-])(sub-[A-Za-z0-9]+)"),  # BIDS
+    re.compile(r"^(OAS[12]_\d{4})"),  # OASIS-1, OASIS-2: OAS1_0001_MR1
+    re.compile(r"^(OAS3\d{4})"),  # OASIS-3: OAS30001_MR_d0129
+    re.compile(r"(?:^|[_-])((?:patient|subject|subj|sub)[-_]?\d+)", re.IGNORECASE),  # openms_long_patient01_study1
+)
+LEFT_OUT = frozenset({"derivatives", "sourcedata"})  # BIDS: what was made of the scans, and what they were made of
+NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f]+')  # what file names cannot hold, on any system
+
+
+class ScanRecord(NamedTuple):
+    """One scan: a NIfTI file or the folder of a DICOM series."""
+
+    path: Path
+    subject: str
+    name: str
+    """Unique among the folder's scans: the subject, or the file's stem where a subject has several scans."""
+    columns: dict[str, float | str]
+    """What participants.tsv says about the subject: age, sex, group ..."""
+    guessed: bool = False
+    """Nothing named the subject: the file's stem, or the series' folder, stands for it."""
+
+
+def scan_stem(path: Path) -> str:
+    """The file name without .nii, .nii.gz."""
+    for suffix in (".nii.gz", ".nii"):
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def subject_of(path: Path, *, pattern: str | None = None, patient: str | None = None) -> str | None:
+    """Whose scan it is, or None where nothing says so.
+
+    The first that is there: the pattern, the patient of a DICOM header, then what the names of the file and of its
+    folders say: BIDS `sub-XX`, OASIS `OAS1_0001`, `patient01`, `subject_7`.
+
+    Args:
+        path: relative to the data set, so that folders above it say nothing.
+        pattern: a regular expression, for the file's stem, then for the path with slashes; its first group, if any,
+            is the subject.
+        patient: PatientID of a DICOM series.
+
+    Raises:
+        InputError: for a pattern that is no regular expression.
+
+    Example:
+        >>> subject_of(Path("ds/sub-01_ses-2_T1w.nii.gz")), subject_of(Path("long_patient04_study2.nii"))
+        ('sub-01', 'patient04')
+    """
+    stem = scan_stem(path)
+    if pattern:
+        try:
+            own = re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"subject_pattern {pattern!r} is no regular expression: {error}.") from error
+        match = own.search(stem) or own.search(path.with_name(stem).as_posix())
+        if match:
+            return (match.group(1) if own.groups else None) or match.group(0)
+    if patient:
+        return patient
+    for name in (stem, *(parent.name for parent in path.parents)):
+        for candidate in SUBJECT_PATTERNS:
+            match = candidate.search(name)
+            if match:
+                return match.group(1)
+    return None
+
+
+def _niftis(paths: Iterable[Path]) -> list[Path]:
+    return [p for p in paths if p.name.lower().endswith(NIFTI_SUFFIXES) and not p.name.startswith(".") and p.is_file()]
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in LEFT_OUT)
+        yield from (Path(root) / name for name in sorted(files))
+
+
+def _is_bids(path: Path) -> bool:
+    """Whether a path relative to the data set is a BIDS tree's anatomical scan."""
+    return path.parent.name == "anat" and any(part.startswith("sub-") for part in path.parts)
+
+
+def _find(folder: Path, suffix: str) -> list[Path]:
+    bids = [path for path in _niftis(_walk(folder)) if _is_bids(path.relative_to(folder))]
+    if bids:
+        bids = [path for path in bids if scan_stem(path).endswith(suffix)]
+        if not bids:
+            raise DatalistError(f"{folder} is a BIDS tree without a *_{suffix} scan; choose another suffix.")
+        return bids
+    flat = _niftis(folder.iterdir())
+    if flat:
+        return flat
+    return dicom_series_folders(_walk(folder)) or _niftis(_walk(folder))
+
+
+def discover_volumes(
+    folder: str | Path, *, suffix: str = "T1w", subject_pattern: str | None = None
+) -> list[ScanRecord]:
+    """Find the scans of a folder, sorted by subject and name whatever order the file system gives.
+
+    In this order, the first that is there: a BIDS tree (`sub-*/[ses-*]/anat/*_T1w.nii.gz`), a flat folder of NIfTI
+    files, folders of DICOM series (one series a folder), NIfTI files in any sub-folder. `derivatives` and `sourcedata`
+    are not looked into; give them as the folder where they are meant.
+
+    Args:
+        folder: where the scans lie; `participants.tsv` beside them is joined by subject.
+        suffix: which BIDS contrast to take.
+        subject_pattern: a regular expression whose first group is the subject, for names that `subject_of` does not
+            know; otherwise the file's stem (the series' folder, from the data set on) is taken for its subject.
+
+    Raises:
+        DatalistError: the folder does not exist or holds no scans.
+        InputError: the pattern is no regular expression.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DatalistError(f"{folder} is no folder; give the folder that holds the scans.")
+    paths = _find(folder, suffix)
+    if not paths:
+        raise DatalistError(
+            f"{folder} holds no scans; NIfTI files (.nii, .nii.gz), a BIDS tree or DICOM are due "
+            "(derivatives and sourcedata are not looked into)."
+        )
+    participants = read_participants(folder / "participants.tsv")
+    found = {path: subject_of(_inside(path, folder), pattern=subject_pattern, patient=_patient(path)) for path in paths}
+    subjects = {path: subject or _stand_in(path, folder) for path, subject in found.items()}
+    scans_of = Counter(subjects.values())
+    records = []
+    names: set[str] = set()
+    for path in sorted(paths, key=lambda p: (subjects[p], p.relative_to(folder).as_posix())):
+        subject = subjects[path]
+        name = _unused(names, scan_stem(path) if scans_of[subject] > 1 else subject, _inside(path, folder))
+        names.add(name)
+        records.append(ScanRecord(path, subject, name, participants.get(subject, {}), found[path] is None))
+    return records
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    """The path from the data set on; the folder's own name where it is itself the series."""
+    return path.relative_to(folder) if path != folder else Path(folder.resolve().name)
+
+
+def _patient(path: Path) -> str | None:
+    return patient_id(path) if path.is_dir() else None
+
+
+def _stand_in(path: Path, folder: Path) -> str:
+    """What is taken for the subject where nothing says whose a scan is.
+
+    Series are often called alike ("T1", "1"), so that only the whole path tells their owners apart.
+    """
+    return _inside(path, folder).as_posix() if path.is_dir() else scan_stem(path)
+
+
+def _unused(names: set[str], wish: str, path: Path) -> str:
+    """A file name like the wish that is not among the names: the path's parts, at last a number."""
+    name = NOT_IN_NAMES.sub("_", wish)
+    if name in names:
+        name = "_".join(path.with_name(scan_stem(path)).parts)
+    candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(candidate for candidate in candidates if candidate not in names)
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def read_participants(path: Path) -> dict[str, dict[str, float | str]]:
+    """Read a BIDS participants.tsv; missing values are left out, numbers are numbers. No file, no entries."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    if rows and "participant_id" not in rows[0]:
+        logger.warning("%s has no column participant_id; it is not used.", path)
+        return {}
+    table: dict[str, dict[str, float | str]] = {}
+    for row in rows:
+        entries = {k: v.strip() for k, v in row.items() if isinstance(k, str) and isinstance(v, str)}
+        subject = entries.pop("participant_id", "")
+        kept = {k: _value(v) for k, v in entries.items() if v.lower() not in MISSING and k not in RESERVED}
+        table[subject] = kept
+    return table

@@ -1,0 +1,1 @@
+"""A whole run, stage by stage, and its report."""

@@ -1,0 +1,95 @@
+"""The whole way, from scans to new slices and a report, by the bundle's own configs."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from pathlib import Path
+
+from monai_vqgen.data.phantoms.volumes import make_phantoms
+from monai_vqgen.data.slices.sources import discover_volumes
+from monai_vqgen.data.slices.splits import split_subjects
+from monai_vqgen.demo.presets import RunPreset, fast_bfloat16, pick_preset
+from monai_vqgen.demo.report import write_report
+from monai_vqgen.demo.stages import Stage, bundle_stages, run_stages
+from monai_vqgen.engines.seeding import check_seed
+from monai_vqgen.errors import InputError, OutputExistsError
+from monai_vqgen.files import write_json
+
+__all__ = ["claim_demo_folder", "run_demo"]
+
+logger = logging.getLogger(__name__)
+
+MARKER = "demo.json"  # written first: a folder with it was made by a demo and may be moved aside
+
+
+def claim_demo_folder(output: str | Path) -> Path:
+    """Make the output folder; results of an earlier demo are moved aside to `<name>.1`, `.2`, ... first.
+
+    Raises:
+        OutputExistsError: the folder holds something that no demo has written.
+    """
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise OutputExistsError(f"{folder} is a file; give another output folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MARKER).is_file():
+            raise OutputExistsError(f"{folder} holds files that no demo has written; give another output folder")
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        logger.info("Results of an earlier demo in %s were moved aside to %s", folder, aside)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _phantom_stage(preset: RunPreset, folder: Path, seed: int) -> Stage:
+    command = f"python -m monai_vqgen phantoms --output {shlex.quote(str(folder))} --seed {seed}"
+    return Stage(
+        "phantoms",
+        f"{command} --subjects {preset.phantom_subjects}",
+        lambda leftovers: make_phantoms(folder, preset.phantom_subjects, seed=seed),
+        (folder,),
+    )
+
+
+def run_demo(
+    data: str | Path | None = None, output: str | Path = "out/demo", *, seed: int = 0, size: str | None = None
+) -> Path:
+    """Run every stage and end with `report.html` in the output folder.
+
+    Args:
+        data: a folder of scans; without one, phantoms are made.
+        output: where everything goes; results of an earlier demo there are moved aside.
+        seed: of the phantoms, the split, the training and the samples.
+        size: a preset's name: "small" (default for phantoms), "standard" (default for scans), "tiny".
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: no such preset, a negative seed, or the output folder would hold the scans.
+        DatalistError: the data folder holds no scans, or those of too few subjects.
+        OutputExistsError: the output folder holds something else.
+    """
+    preset = pick_preset(size, own_data=data is not None)
+    if preset.split_file is not None:
+        raise InputError(f"size {size!r} is a release, of scans with a split of their own: use `reproduce`")
+    check_seed(seed)
+    if not fast_bfloat16():
+        preset = preset._replace(autoencoder_amp=False, prior_amp=False)
+    if data is not None:
+        found = discover_volumes(data)  # a folder without scans is an error before anything is moved or made
+        if Path(output).resolve() in [Path(data).resolve(), *Path(data).resolve().parents]:
+            raise InputError(f"the output folder {output} holds the scans of {data}; give another output folder")
+        split_subjects([scan.subject for scan in found], seed=seed)  # so are too few of them
+    folder = claim_demo_folder(output)
+    scans = Path(data) if data is not None else folder / "phantoms"
+    write_json(folder / MARKER, {"data": str(scans), "seed": seed, "preset": preset._asdict()})
+    stages = [] if data is not None else [_phantom_stage(preset, scans, seed)]
+    stages += bundle_stages(preset, scans=scans, output=folder, seed=seed)
+    records = run_stages(stages, folder)
+    report = write_report(folder, stages=records, phantoms=data is None)
+    logger.info("The demo took %.1f minutes. Look at %s", sum(r.seconds for r in records) / 60, report)
+    return report

@@ -1,0 +1,220 @@
+"""Training of the autoencoder on the server's unlabelled studies, as a job in a process of its own.
+
+studies --extract_slices.json--> slices --train.json--> model.pt --> models/model_trained_<time>.pt of the bundle
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai_vqgen.bundles import run_stage
+from monai_vqgen.errors import DatalistError
+from monai_vqgen.files import replace_path, write_json
+from monai_vqgen.monailabel.parameters import MAX_EPOCHS, choice, flag, number, whole
+from monai_vqgen.monailabel.parts import TrainTask
+from monai_vqgen.monailabel.served_bundle import ServedBundle
+from monai_vqgen.transforms.geometry import PLANES
+
+__all__ = ["SERVER_VARIABLE", "AutoencoderTrainTask", "TrainingJob", "place_model"]
+
+logger = logging.getLogger(__name__)
+
+SERVER_VARIABLE = "MONAI_VQGEN_LABEL_SERVER"
+"""The environment variable that tells a job the process of the server that has started it."""
+SUFFIXES = (".nii.gz", ".nii")
+DEFAULTS: dict[str, Any] = {
+    "max_epochs": 50,
+    "max_minutes": 60.0,
+    "batch_size": 16,
+    "learning_rate": 0.0003,
+    "fine_tune": True,
+    "replace": False,
+    "plane": "axial",
+    "seed": 0,
+}
+SECONDS_BETWEEN_LOOKS = 1.0  # at whether the server still lives
+
+
+class TrainingJob(NamedTuple):
+    """What a client asks for; see `AutoencoderTrainTask`."""
+
+    max_epochs: int
+    max_minutes: float
+    batch_size: int
+    learning_rate: float
+    fine_tune: bool
+    replace: bool
+    plane: str
+    seed: int
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> TrainingJob:
+        """The job of a request.
+
+        Raises:
+            InputError: a value outside its range.
+        """
+        minutes = number(request, "max_minutes", DEFAULTS["max_minutes"], low=0.01, high=7 * 24 * 60)
+        rate = number(request, "learning_rate", DEFAULTS["learning_rate"], low=1e-7, high=0.1)
+        assert minutes is not None  # both have a default
+        assert rate is not None
+        return cls(
+            max_epochs=whole(request, "max_epochs", DEFAULTS["max_epochs"], low=1, high=MAX_EPOCHS),
+            max_minutes=minutes,
+            batch_size=whole(request, "batch_size", DEFAULTS["batch_size"], low=1, high=1024),
+            learning_rate=rate,
+            fine_tune=flag(request, "fine_tune", DEFAULTS["fine_tune"]),
+            replace=flag(request, "replace", DEFAULTS["replace"]),
+            plane=choice(request, "plane", DEFAULTS["plane"], options=sorted(PLANES)),
+            seed=whole(request, "seed", DEFAULTS["seed"], low=0, high=2**31 - 1),
+        )
+
+
+class AutoencoderTrainTask(TrainTask):
+    """Train or fine-tune the served autoencoder, with the network that the bundle's `inference.json` defines.
+
+    Studies without a final label are cut into slices and split by subject (at least three subjects). The weights with
+    the lowest validation loss go to the bundle's `models`, beside `model.pt`; with `replace` they take its place, and
+    the earlier file stays as `model_before_<time>.pt`. Priors speak the codes of the autoencoder they were trained
+    with, and refuse a replaced one.
+
+    Args:
+        bundle: what is served.
+        runs: the folder for slices, logs and curves, one folder a job.
+
+    Knobs: `max_epochs`, `max_minutes` (whichever comes first), `batch_size`, `learning_rate`, `fine_tune` (start from
+    the served weights), `replace`, `plane`, `seed`.
+    """
+
+    def __init__(self, bundle: ServedBundle, runs: Path) -> None:
+        super().__init__("Training or fine-tuning of the autoencoder on the unlabelled studies")
+        self.bundle, self.runs = bundle, runs
+
+    def config(self) -> dict[str, Any]:
+        """The knobs and their defaults."""
+        return dict(DEFAULTS)
+
+    def stats(self) -> dict[str, Any]:
+        """How far the latest job is: its folder, epochs done and wanted, losses so far."""
+        jobs = sorted(self.runs.glob("*/job.json"))
+        if not jobs:
+            return {}
+        job = json.loads(jobs[-1].read_text(encoding="utf-8"))
+        history = jobs[-1].parent / "run" / "history.json"
+        curves = json.loads(history.read_text(encoding="utf-8")) if history.is_file() else {}
+        training, validation = curves.get("train", {}), curves.get("validation", {})
+        return {
+            "job": jobs[-1].parent.name,
+            "epoch": max(training.get("epoch", [0])),
+            "max_epochs": job["max_epochs"],
+            "loss": training.get("loss", []),
+            "validation_loss": validation.get("loss", []),
+        }
+
+    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
+        """Run the job to its end.
+
+        Returns:
+            Where the weights are, and how the training went.
+
+        Raises:
+            InputError: a knob outside its range.
+            DatalistError: no unlabelled studies, or of too few subjects.
+        """
+        job = TrainingJob.of(request)
+        _end_with_server()
+        stamp = f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
+        folder = self.runs / stamp
+        count = _link_studies(datastore, folder / "studies")
+        write_json(folder / "job.json", {**job._asdict(), "studies": count})
+        logger.info("progress: 1 of 3, cutting %d studies into slices", count)
+        slices = {"dataset_dir": str(folder / "studies"), "output_dir": str(folder / "slices"), "num_workers": 0}
+        run_stage("extract_slices", options={**slices, "plane": job.plane, "seed": job.seed, "on_trim": "warn"})
+        logger.info("progress: 2 of 3, training for up to %d epochs", job.max_epochs)
+        self._train(job, folder)
+        logger.info("progress: 3 of 3, putting the weights into %s", self.bundle.models)
+        path = place_model(folder / "run" / "model.pt", self.bundle.model, stamp=stamp, replace=job.replace)
+        return {"model": str(path), "replaced": job.replace, **self.stats()}
+
+    def _train(self, job: TrainingJob, folder: Path) -> None:
+        overlay: dict[str, Any] = {"network_def": self.bundle.network_def}
+        if job.fine_tune:
+            overlay["served_model"] = str(self.bundle.model)
+            overlay["network"] = "$monai_vqgen.models.load_autoencoder(@network_def, @served_model, device=@device)"
+            overlay["+imports"] = ["$import monai_vqgen.models"]
+        write_json(folder / "overlay.json", overlay)
+        options = {
+            "dataset_dir": str(folder / "slices"),
+            "output_dir": str(folder / "run"),
+            "val_interval": 1,
+            **{
+                name: getattr(job, name)
+                for name in ("max_epochs", "max_minutes", "batch_size", "learning_rate", "seed")
+            },
+        }
+        run_stage("train", training=True, options=options, overlays=[folder / "overlay.json"])
+
+
+def place_model(trained: Path, served: Path, *, stamp: str, replace: bool) -> Path:
+    """Copy new weights beside the served ones, or into their place; no earlier weights are lost in either case.
+
+    Args:
+        trained: the new weights.
+        served: the served `model.pt`.
+        stamp: tells this job from others.
+        replace: whether the new weights are to be served.
+
+    Returns:
+        Where the new weights are.
+    """
+    target = served if replace else served.with_name(f"model_trained_{stamp}.pt")
+    if replace and served.is_file():
+        _copy(served, served.with_name(f"model_before_{stamp}.pt"))
+    _copy(trained, target)
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replace_path(target) as partial:
+        shutil.copyfile(source, partial)
+
+
+def _link_studies(datastore: Any, folder: Path) -> int:
+    """Links to the studies without a final label, by their id; returns how many there are.
+
+    Raises:
+        DatalistError: there is none.
+    """
+    folder.mkdir(parents=True)
+    count = 0
+    for image in sorted(datastore.get_unlabeled_images()):
+        path = Path(datastore.get_image_uri(image))
+        suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+        if not suffix and not path.is_dir():
+            logger.warning("skipped: %s is neither NIfTI nor a folder of DICOM files", path)
+            continue
+        (folder / f"{image.replace('/', '_')}{suffix}").symlink_to(path)
+        count += 1
+    if not count:
+        raise DatalistError("the server has no unlabelled studies to train on: add NIfTI scans to its studies folder")
+    return count
+
+
+def _end_with_server() -> None:
+    """End this process when the server that started it is gone, even before this call: no training runs on unseen."""
+    server = int(os.environ.get(SERVER_VARIABLE, os.getppid()))
+
+    def watch() -> None:
+        while os.getppid() == server:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="server", daemon=True).start()

@@ -1,0 +1,1 @@
+"""Pictures of slices, codes and curves."""

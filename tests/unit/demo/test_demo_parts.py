@@ -1,0 +1,187 @@
+"""The parts of the demo that need no training: sizes, commands, folders, pictures, the command line."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+import pytest
+from monai.bundle import ConfigParser
+from PIL import Image
+
+import monai_vqgen
+from monai_vqgen.__main__ import main
+from monai_vqgen.bundles import bundle_root, run_stage, stage_command
+from monai_vqgen.data import make_phantoms
+from monai_vqgen.demo.presets import PRESETS, pick_preset
+from monai_vqgen.demo.report import write_report
+from monai_vqgen.demo.run import claim_demo_folder
+from monai_vqgen.demo.stages import bundle_stages
+from monai_vqgen.engines import check_command_line
+from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
+from monai_vqgen.plots.pictures import Curve, PictureRow, grid_picture, save_curves, save_png, save_rows
+from tools.reproduce import reproduce
+from tools.results import check_section
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_command_of_the_demo_is_one_that_its_config_understands(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(bundle_root().parent)
+    stages = bundle_stages(PRESETS[name], scans=tmp_path, output=tmp_path / "out", seed=1)
+    assert len(stages) == 8
+    for stage in stages:
+        words = shlex.split(stage.command)
+        assert words[:4] == ["python", "-m", "monai.bundle", "run"]
+        check_command_line(["/site-packages/monai/bundle/__main__.py", *words[3:]])
+
+
+def test_the_last_epoch_of_every_training_is_validated(tmp_path):
+    """The weights kept are the best on validation; an odd number of epochs must not leave the last one out."""
+    for preset in PRESETS.values():
+        for stage in bundle_stages(preset, scans=tmp_path, output=tmp_path / "out", seed=1):
+            words = shlex.split(stage.command)
+            if "training" not in words:
+                continue
+            config = ConfigParser.load_config_file(bundle_root().parent / words[words.index("--config_file") + 1])
+            options = dict(zip(words[7::2], words[8::2], strict=True))
+            interval = int(options.get("--val_interval", config["val_interval"]))
+            assert int(options["--max_epochs"]) % interval == 0, stage.name
+
+
+def test_each_prior_trains_with_the_dropout_of_its_level(tmp_path):
+    preset = PRESETS["tiny"]._replace(prior_dropout=(0.3, 0.0))
+    stages = bundle_stages(preset, scans=tmp_path, output=tmp_path / "out", seed=1)
+    trainings = [stage.command for stage in stages if "train_prior.json" in stage.command]
+    assert len(trainings) == 2
+    for command in trainings:
+        assert "--prior_defs::0::dropout 0.3 " in command
+        assert "--prior_defs::1::dropout 0.0 " in command
+
+
+def test_presets_are_chosen_by_the_data_and_unknown_ones_refused():
+    assert pick_preset(None, own_data=False) is PRESETS["small"]
+    assert pick_preset(None, own_data=True) is PRESETS["standard"]
+    with pytest.raises(InputError, match="small, standard, tiny, release_128"):
+        pick_preset("huge", own_data=True)
+
+
+def test_an_option_that_no_config_knows_is_refused():
+    with pytest.raises(InputError, match="num_sample"):
+        run_stage("sample", options={"num_sample": 3})
+
+
+def test_commands_quote_what_the_shell_would_split():
+    command = stage_command("inference", options={"dataset_dir": "/my scans/a", "image_size": [64, 64]})
+    assert shlex.split(command)[-4:] == ["--dataset_dir", "/my scans/a", "--image_size", "[64, 64]"]
+
+
+def test_earlier_demos_are_moved_to_the_next_free_number(tmp_path):
+    for expected in ("first", "second"):
+        folder = claim_demo_folder(tmp_path / "demo")
+        (folder / "demo.json").write_text("{}")
+        (folder / "who").write_text(expected)
+    claim_demo_folder(tmp_path / "demo")
+    assert (tmp_path / "demo.1" / "who").read_text() == "first"
+    assert (tmp_path / "demo.2" / "who").read_text() == "second"
+    assert list((tmp_path / "demo").iterdir()) == []
+
+
+def test_a_file_or_a_foreign_folder_is_never_moved(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(OutputExistsError, match=name):
+            claim_demo_folder(tmp_path / name)
+
+
+def test_grid_picture_places_images_row_by_row():
+    images = np.stack([np.full((128, 130), value) for value in (0.2, 0.4, 0.6)])
+    picture = grid_picture(images, columns=2, gap=1)
+    assert picture.shape == (2 * 129 + 1, 2 * 131 + 1)
+    assert (picture[1:129, 1:131] == np.float32(0.2)).all()
+    assert (picture[1:129, 132:262] == np.float32(0.4)).all()
+    assert (picture[130:258, 1:131] == np.float32(0.6)).all()
+    assert grid_picture(np.zeros((1, 40, 50)), gap=0).shape == (80, 100)  # small images are doubled
+
+
+def test_png_keeps_the_fixed_range(tmp_path):
+    save_png(np.array([[-1.0, 0.0, 0.5], [1.0, 2.0, np.nan]]), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), [[0, 0, 128], [255, 255, 0]])
+
+
+def test_rows_show_images_in_their_place_and_differences_in_colour(tmp_path):
+    bright, dark = np.ones((1, 32, 32)), np.zeros((1, 32, 32))
+    rows = [PictureRow("a", bright), PictureRow("b", dark), PictureRow("c", bright, signed=True)]
+    save_rows(rows, tmp_path / "rows.png", pixels=100)
+    with Image.open(tmp_path / "rows.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert pixels.shape == (300, 225, 3)
+    assert (pixels[50, 180] > 240).all()
+    assert (pixels[150, 180] < 15).all()
+    red, _, blue = pixels[250, 180]
+    assert red > blue + 50
+
+
+def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("monai_vqgen.plots.pictures._save_figure", lambda figure, path: figures.append((figure, path)))
+    panels = {
+        "falling": [Curve("training", [1, 2, 3], [100.0, 10.0, 1.0]), Curve("validation", [2], [20.0])],
+        "flat": [Curve("training", [1, 2], [2.0, float("nan")])],
+        "signed": [Curve("training", [1, 2], [-1.0, 100.0])],
+    }
+    save_curves(panels, tmp_path / "a.png", y={"falling": "error", "flat": "bits", "signed": "change"})
+    ((figure, path),) = figures
+    assert path == tmp_path / "a.png"
+    assert [axes.get_title() for axes in figure.axes] == list(panels)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["error", "bits", "change"]
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "linear"]
+    for axes, curves in zip(figure.axes, panels.values(), strict=True):
+        for line, curve in zip(axes.lines, curves, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), np.stack([curve.x, curve.y], axis=1))
+            assert line.get_label() == curve.label
+    for axes in figure.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks()), "there is no epoch 1.5"
+    assert figure.axes[0].lines[1].get_marker() == "o"  # a single point would be invisible as a line
+
+
+def test_a_report_needs_metrics(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.json"):
+        write_report(tmp_path, stages=[])
+
+
+def test_the_command_line_tells_its_version_and_mends(tmp_path, capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["--version"])
+    assert status.value.code == 0
+    assert monai_vqgen.__version__ in capsys.readouterr().out
+    assert main(["demo", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_phantoms_are_made_by_the_command_line(tmp_path):
+    assert main(["phantoms", "--output", str(tmp_path / "p"), "--subjects", "1", "--seed", "4"]) == 0
+    assert [path.name for path in (tmp_path / "p").glob("*.nii.gz")] == ["sub-01_T1w.nii.gz"]
+
+
+def test_a_release_keeps_its_hands_off_other_folders(tmp_path):
+    make_phantoms(tmp_path / "scans", 3, seed=1, voxel_mm=8.0, progress=False)
+    for name, content in {"other": "model.pt", "another": "reproduce.json"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / content).write_text('{"seed": 5}')
+        with pytest.raises(OutputExistsError, match=r"another output folder"):
+            reproduce(tmp_path / "scans", tmp_path / name, size="tiny")
+        (left,) = (tmp_path / name).iterdir()
+        assert left.read_text() == '{"seed": 5}'
+    with pytest.raises(InputError, match=r"nowhere\.md cannot be read"):
+        reproduce(tmp_path / "scans", tmp_path / "out", size="tiny", results=tmp_path / "nowhere.md")
+    with pytest.raises(DatalistError, match=r"no scan of its .* subjects"):
+        reproduce(tmp_path / "scans", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["release_128_cpu", "release_128_gpu", "comparison_autoencoder_quick_128_validation"])
+def test_the_published_results_have_a_place_for_the_release_and_each_comparison(name):
+    check_section(bundle_root().parent / "docs" / "RESULTS.md", name)

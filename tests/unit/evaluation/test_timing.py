@@ -1,0 +1,60 @@
+"""Times are those of finished work, and what is extrapolated from them is what plain sampling would take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_vqgen.evaluation import scores as figures
+from monai_vqgen.evaluation.scores import WHOLE_GRID_PASSES, whole_grid_seconds
+from monai_vqgen.inferers.threads import finished_time, one_thread
+from monai_vqgen.models.priors import TrainedPriors
+
+
+def test_the_clock_waits_for_a_gpu_and_for_nothing_else(monkeypatch):
+    calls: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: calls.append(f"wait for {device}"))
+    monkeypatch.setattr("time.perf_counter", lambda: calls.append("clock") or 1.5)
+    assert finished_time("cuda:1") == 1.5
+    assert finished_time(torch.device("cpu")) == 1.5
+    assert calls == ["wait for cuda:1", "clock", "clock"]
+
+
+class Clocked(torch.nn.Module):
+    """A prior whose pass over the whole grid takes as many seconds, on a clock of the test's, as it is told."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+        self.seen: list[tuple] = []
+
+    def forward(self, codes, coarser, condition):
+        self.clock[0] += self.seconds
+        self.seen.append((codes.shape, len(coarser), condition))
+
+
+def test_whole_grid_time_is_one_pass_for_every_position_of_every_level(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(figures, "finished_time", lambda device: clock[0])
+    networks = (Clocked(clock, 0.5), Clocked(clock, 2.0))
+    codes = [torch.zeros(3, 2, 4, dtype=torch.long), torch.zeros(3, 4, 8, dtype=torch.long)]
+    condition = torch.zeros(3, 1)
+    priors = TrainedPriors(networks, ((2, 4), (4, 8)), None, "abc")
+    assert whole_grid_seconds(priors, codes, condition) == 8 * 0.5 + 32 * 2.0
+    for level, network in enumerate(networks):
+        assert network.seen == [(codes[level].shape, level, condition)] * (WHOLE_GRID_PASSES + 1)  # one to warm up
+
+
+def test_threads_are_given_back_also_after_an_error():
+    def fail() -> None:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            raise RuntimeError("inside")
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="inside"):
+            fail()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

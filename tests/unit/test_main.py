@@ -1,0 +1,173 @@
+"""The command line tells what it can do, hands on what it is told, and lets shells complete it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monai_vqgen.__main__ import PROGRAM, build_parser, main
+from monai_vqgen.errors import InputError
+
+# verb -> the function it calls, and the arguments that it cannot do without
+VERBS = {
+    "demo": ("monai_vqgen.demo.run.run_demo", []),
+    "reproduce": ("tools.reproduce.reproduce", ["--data", "SCANS"]),
+    "compare": ("tools.compare.compare", ["--data", "SCANS"]),
+    "phantoms": ("monai_vqgen.data.make_phantoms", []),
+    "download": ("monai_vqgen.data.download_openneuro", []),
+}
+
+
+class Called(Exception):  # noqa: N818 (not an error)
+    """Raised in place of the work; holds the arguments by name."""
+
+
+@pytest.fixture
+def replace_with_a_spy(monkeypatch):
+    def replace(verb: str) -> inspect.Signature:
+        module, _, name = VERBS[verb][0].rpartition(".")
+        signature = inspect.signature(getattr(importlib.import_module(module), name))
+
+        def spy(*positional, **named):
+            raise Called(signature.bind(*positional, **named).arguments)
+
+        monkeypatch.setattr(VERBS[verb][0], spy)
+        return signature
+
+    return replace
+
+
+def test_these_are_all_verbs():
+    assert set(build_parser()._subparsers._group_actions[0].choices) == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_is_not_given_is_what_the_function_takes_by_default(verb, replace_with_a_spy):
+    defaults = {name: p.default for name, p in replace_with_a_spy(verb).parameters.items()}
+    with pytest.raises(Called) as called:
+        main([verb, *VERBS[verb][1]])
+    for name, value in called.value.args[0].items():
+        required = defaults[name] is inspect.Parameter.empty
+        assert required or value == defaults[name], name
+    needed = {name for name, default in defaults.items() if default is inspect.Parameter.empty}
+    assert needed <= set(called.value.args[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("demo --data a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
+        (
+            "reproduce --data a --output b --seed 3 --size c --results d --pictures e --models f",
+            {"data": "a", "output": "b", "seed": 3, "size": "c", "results": "d", "pictures": "e", "models": "f"},
+        ),
+        (
+            "compare --data a --designs b --output c --steps 50 --jobs 2 --seed 3 --size d --split test --results e",
+            {"data": "a", "designs": "b", "output": "c", "steps": 50, "jobs": 2, "seed": 3, "size": "d"}
+            | {"split": "test", "results": "e"},
+        ),
+        ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
+        (
+            "download ds9 --output a --subjects 01 02 --suffix T2w --overwrite --mirror b",
+            {"accession": "ds9", "folder": "a", "subjects": ["01", "02"], "suffix": "T2w"}
+            | {"overwrite": True, "base_url": "b"},
+        ),
+        (
+            "download ds9",
+            {"accession": "ds9", "folder": "out/ds9", "subjects": None, "suffix": "T1w"}
+            | {"overwrite": False, "base_url": None},
+        ),
+    ],
+)
+def test_every_option_reaches_the_function(line, expected, replace_with_a_spy):
+    words = line.split()
+    replace_with_a_spy(words[0])
+    with pytest.raises(Called) as called:
+        main(words)
+    assert dict(called.value.args[0]) == expected
+
+
+def test_an_error_of_ours_is_one_line_and_a_status(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise InputError("num_subjects is 0; at least 1 is due.")
+
+    monkeypatch.setattr("monai_vqgen.data.make_phantoms", fail)
+    assert main(["phantoms"]) == 2
+    assert capsys.readouterr().err == "error: num_subjects is 0; at least 1 is due.\n"
+
+
+def test_help_tells_every_verb_and_what_it_is_not_for(capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["--help"])
+    assert status.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {PROGRAM}")
+    assert "not for diagnosis" in text
+    for verb in VERBS:
+        assert f"\n    {verb} " in text
+
+
+def test_help_and_completion_do_not_wait_for_torch():
+    code = "import sys, monai_vqgen.__main__ as m; m.build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- completion, by the shell itself
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """What bash offers for the last word of a line, in a folder with a file and a folder in it."""
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
+    folder = tmp_path_factory.mktemp("shell")
+    (folder / "scans_folder").mkdir()
+    (folder / "scans_file.md").touch()
+    printed = subprocess.run(
+        [sys.executable, "-m", "monai_vqgen", "--print-completion", "bash"], capture_output=True, text=True, check=True
+    )
+    (folder / "completion.bash").write_text(printed.stdout)
+
+    def offers(*words: str) -> list[str]:
+        lines = [
+            "source completion.bash",
+            f"COMP_WORDS=({PROGRAM} {' '.join(repr(word) for word in words)})",
+            f"COMP_CWORD={len(words)}",
+            f'function=$(complete -p {PROGRAM} | sed "s/.*-F \\([^ ]*\\).*/\\1/")',
+            f'"$function" {PROGRAM} {words[-1]!r} {([PROGRAM, *words])[-2]!r}',
+            'printf "%s\\n" "${COMPREPLY[@]}"',
+        ]
+        done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    return offers
+
+
+def test_bash_completes_verbs_options_files_and_folders(complete):
+    assert complete("de") == ["demo"]
+    assert set(complete("")) >= set(VERBS)
+    assert complete("compare", "--st") == ["--steps"]
+    assert complete("download", "--ov") == ["--overwrite"]
+    assert complete("demo", "--data", "scans_") == ["scans_folder"]
+    assert set(complete("compare", "--results", "scans_")) == {"scans_file.md", "scans_folder"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish"])
+def test_every_shell_is_told_every_verb(shell, capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["--print-completion", shell])
+    assert status.value.code == 0
+    printed = capsys.readouterr().out
+    assert PROGRAM in printed
+    assert all(verb in printed for verb in VERBS)
+
+
+def test_the_name_that_is_completed_is_the_one_that_is_installed():
+    scripts = (Path(__file__).parents[3] / "setup.cfg").read_text()
+    assert f"{PROGRAM} = monai_vqgen.__main__:main" in scripts

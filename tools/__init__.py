@@ -1,0 +1,1 @@
+"""Tools of the repository, outside the wheel: release, comparison of designs, tables of results, packing."""

@@ -1,0 +1,89 @@
+"""What maintainers run from a clone: `python -m tools reproduce`, `... compare`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from monai_vqgen.__main__ import TERMINATED_STATUS, Verbs, add_file, add_path, add_seed, add_verb, run_verb
+
+__all__ = ["build_parser", "main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their options; each verb names the function that it runs as `run`."""
+    parser = argparse.ArgumentParser(prog="python -m tools", description="Tools for maintainers, run from a clone")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
+    for add in (_add_reproduce, _add_compare):
+        add(verbs)
+    return parser
+
+
+def _add_reproduce(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "reproduce", "train and evaluate a release again; run again to go on", _reproduce)
+    add_path(verb, "--data", required=True, help="a folder with the scans (see download)")
+    add_path(verb, "--output", default="out/reproduce", help="where everything goes")
+    add_seed(verb)
+    verb.add_argument("--size", default="release_128", help="the preset (default: %(default)s)")
+    add_file(verb, "--results", help="write the figures between the marks of size and device in this document")
+    add_path(verb, "--pictures", help="put the pictures there, in a folder of size and device, and into the results")
+    add_path(verb, "--models", help="put the weights there as well; bundle/models ships them")
+
+
+def _add_compare(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "compare", "designs of the autoencoder side by side; run again to go on", _compare)
+    add_path(verb, "--data", required=True, help="a folder with the scans (see download)")
+    add_file(verb, "--designs", default="configs/comparisons/autoencoder.yaml", help="a YAML list")
+    add_path(verb, "--output", default="out/compare", help="where everything goes")
+    verb.add_argument(
+        "--steps", type=int, default=2000, help="of the first design; each may cost as much (default: %(default)s)"
+    )
+    verb.add_argument("--jobs", type=int, help="how many train at once (default: one a core, or one on a GPU)")
+    add_seed(verb)
+    verb.add_argument("--size", default="quick_128", help="the preset (default: %(default)s)")
+    verb.add_argument(
+        "--split", default="validation", help="whose subjects judge: validation or test (default: %(default)s)"
+    )
+    add_file(verb, "--results", help="write the table between the marks of the list, size and split in this document")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from tools.reproduce import reproduce
+
+    reproduce(
+        options.data,
+        options.output,
+        size=options.size,
+        seed=options.seed,
+        results=options.results,
+        pictures=options.pictures,
+        models=options.models,
+    )
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from tools.compare import compare
+
+    compare(
+        options.data,
+        options.output,
+        designs=options.designs,
+        steps=options.steps,
+        jobs=options.jobs,
+        size=options.size,
+        split=options.split,
+        seed=options.seed,
+        results=options.results,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    return run_verb(build_parser().parse_args(arguments))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED_STATUS))
+    sys.exit(main())
