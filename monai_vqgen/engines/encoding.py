@@ -24,7 +24,7 @@ from monai_vqgen.data.codes.store import CodeStore, code_type, save_codes
 from monai_vqgen.data.processes import check_joined, gather, own_part, process_rank
 from monai_vqgen.engines.batches import channels_last
 from monai_vqgen.errors import DatalistError, InputError
-from monai_vqgen.networks import fingerprint
+from monai_vqgen.weights import fingerprint
 
 __all__ = ["check_mirroring", "write_codes"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monai_vqgen.handlers.budget import TimeBudget, check_time_budget
-from monai_vqgen.handlers.checkpoints import BestCheckpoint, TrainingState, load_weights, plain_state, save_weights
+from monai_vqgen.handlers.checkpoints import BestCheckpoint, TrainingState
 from monai_vqgen.handlers.guards import FiniteLoss, GradientClipping, Patience
 from monai_vqgen.handlers.history import History
 from monai_vqgen.handlers.images import ReconstructionImages, SampleImages, image_rows
@@ -29,9 +29,6 @@ __all__ = [
     "check_time_budget",
     "claim_output",
     "image_rows",
-    "load_weights",
     "log_to_file",
     "name_tracked",
-    "plain_state",
-    "save_weights",
 ]

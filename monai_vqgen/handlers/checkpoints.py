@@ -1,25 +1,22 @@
-"""Weights on disk: plain state dicts, complete at their final name, opened with ``weights_only=True``."""
+"""The best weights of a training, and the state that a later process resumes from."""
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from ignite.engine import Engine, Events
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from monai_vqgen.errors import CheckpointError
-from monai_vqgen.files import replace_file, write_json
+from monai_vqgen.files import write_json
+from monai_vqgen.weights import plain_state, read_state, save_weights, write_state
 
-__all__ = ["BestCheckpoint", "TrainingState", "load_weights", "plain_state", "save_weights"]
+__all__ = ["BestCheckpoint", "TrainingState"]
 
 _PLACE_IN_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
@@ -34,60 +31,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
         """Take the state back."""
-
-
-def plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict as plain contiguous CPU tensors, without DDP's prefix and without MONAI's MetaTensor."""
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        module = module.module
-    return {name: _plain(tensor) for name, tensor in module.state_dict().items()}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().as_subclass(torch.Tensor).cpu().clone(memory_format=torch.contiguous_format)
-
-
-def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a module's plain state dict; an earlier file at ``path`` stays until the new one is complete."""
-    _save(plain_state(module), path)
-
-
-def _save(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    # Serialised in memory first: torch's writer ends the process when the disk fills up under it.
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with replace_file(path) as file:
-        file.write(buffer.getbuffer())
-
-
-def _load(path: str | os.PathLike[str]) -> Any:
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint at {path}. Train first, or give the path of a .pt file.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a state dict: truncated, damaged or not a .pt file."
-        ) from error
-
-
-def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Load a plain state dict into a module and return it in evaluation mode.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or belongs to another architecture.
-    """
-    state = _load(path)
-    try:
-        module.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        first_lines = " ".join(str(error).split())[:500]
-        raise CheckpointError(
-            f"{path} belongs to another architecture than the configuration's network: use the overlays and options "
-            f"that it was trained with. {first_lines}"
-        ) from error
-    return module.eval()
 
 
 class BestCheckpoint:
@@ -185,14 +128,14 @@ class TrainingState:
             name: plain_state(part) if isinstance(part, nn.Module) else part.state_dict()
             for name, part in self.parts.items()
         }
-        _save({"place": place, "parts": states}, self.path)
+        write_state({"place": place, "parts": states}, self.path)
 
     def restore(self, engine: Engine) -> None:
         """Take the saved state back, where there is one."""
         if not self.path.is_file():
             logger.info("Nothing to resume at %s: starting from the beginning.", self.path)
             return
-        saved = _load(self.path)
+        saved = read_state(self.path)
         missing = sorted(set(self.parts) ^ set(saved.get("parts", {})))
         if missing:
             raise CheckpointError(f"{self.path} is of another kind of run: it differs in {missing}.")

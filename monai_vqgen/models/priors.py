@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from monai_vqgen.errors import CheckpointError, CodesMismatchError
-from monai_vqgen.handlers import load_weights
-from monai_vqgen.networks import ConditionEncoder, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import ConditionEncoder, HierarchicalVQVAE
 from monai_vqgen.networks.priors import Prior
+from monai_vqgen.weights import fingerprint, load_weights
 
 __all__ = ["TrainedPriors", "condition_dim", "load_autoencoder", "load_priors"]
 

@@ -16,7 +16,8 @@ from monai.bundle import ConfigParser
 from monai_vqgen.bundles import bundle_root
 from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.models.priors import TrainedPriors, condition_dim, load_autoencoder, load_priors
-from monai_vqgen.networks import HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.weights import fingerprint
 
 __all__ = ["ServedBundle"]
 

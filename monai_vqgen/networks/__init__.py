@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from monai_vqgen.networks.conditions import ConditionEncoder
 from monai_vqgen.networks.deployment import CodeReader, CodeWriter
-from monai_vqgen.networks.fingerprints import fingerprint
 from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
 from monai_vqgen.networks.priors import (
     DecoderOnlyPrior,
@@ -41,7 +40,6 @@ __all__ = [
     "Prior",
     "Quantized",
     "Quantizer",
-    "fingerprint",
     "pick_prior",
     "start_from_codebooks",
 ]

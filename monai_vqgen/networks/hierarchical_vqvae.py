@@ -15,6 +15,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.networks.architecture import Recorded
 from monai_vqgen.networks.blocks import Downsampler, Upsampler, ceil_to, hide_finer
 from monai_vqgen.networks.quantizers import EMACodebook, Quantized, Quantizer
 
@@ -33,7 +34,7 @@ class HierarchyPass(NamedTuple):
     levels: tuple[Quantized, ...]
 
 
-class HierarchicalVQVAE(nn.Module):
+class HierarchicalVQVAE(Recorded, nn.Module):
     """VQ-VAE of any number of levels; one level is the VQ-VAE, two are the VQ-VAE-2.
 
     ::

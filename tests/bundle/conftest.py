@@ -13,8 +13,8 @@ import torch
 from tiny_training import run, workflow, write_slices
 
 from monai_vqgen.bundles import run_stage
-from monai_vqgen.handlers import save_weights
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
+from monai_vqgen.weights import fingerprint, save_weights
 
 CODES, SIZE = 8, (16, 16)
 COUNTS = {"training": 4, "validation": 2, "test": 2}

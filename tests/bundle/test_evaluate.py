@@ -17,8 +17,8 @@ from monai_vqgen.bundles import run_stage
 from monai_vqgen.data.io.writing import write_slice_nifti
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 from monai_vqgen.evaluation import pick_split
-from monai_vqgen.handlers import save_weights
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
+from monai_vqgen.weights import fingerprint, save_weights
 
 CODES, SIZE, GRIDS = 12, (20, 30), [(3, 4), (6, 8)]  # a size that no stride divides
 TINY_PRIOR = {"channels": 8, "num_layers": 2, "attention_every": 0, "num_codes": CODES}

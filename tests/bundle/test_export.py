@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.data import extract_slices, load_datalist
 from monai_vqgen.errors import InputError, OutputExistsError, StageError
-from monai_vqgen.handlers import save_weights
 from monai_vqgen.models.export import export_names
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
 from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.weights import save_weights
 
 CODES, REAL_CODES = 16, 128
 PARTS = ("autoencoder", "encoder", "decoder")

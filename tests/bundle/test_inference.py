@@ -15,10 +15,10 @@ from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import read_volume
 from monai_vqgen.data.io.writing import write_slice_nifti
 from monai_vqgen.errors import CheckpointError, DatalistError, OutputExistsError, ScanError
-from monai_vqgen.handlers import save_weights
 from monai_vqgen.inferers import VolumeReconstructionInferer
 from monai_vqgen.models import model_pixel_mm, reconstruction_names, reconstruction_records
 from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.weights import save_weights
 
 TINY = {"network_def::channels": 8, "network_def::residual_channels": 4}
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError
-from monai_vqgen.handlers import save_weights
 from monai_vqgen.inferers import AncestralSampler
 from monai_vqgen.models import draw_conditions, load_priors
 from monai_vqgen.models.sample_files import sample_affine
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
 from monai_vqgen.transforms.geometry import PLANES
+from monai_vqgen.weights import fingerprint, save_weights
 
 CODES, GRIDS = 12, [(3, 4), (6, 8)]
 TINY_PRIOR = {"channels": 8, "num_layers": 2, "attention_every": 0, "num_codes": CODES}

@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 
 from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import extract_slices
-from monai_vqgen.networks import fingerprint
+from monai_vqgen.weights import fingerprint
 
 MODELS = bundle_root() / "models"
 WEIGHTS = ("model.pt", "model_prior_level0.pt", "model_prior_level1.pt")

@@ -11,7 +11,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from tiny_training import CODES, CONFIGS, REPOSITORY, run, trained_network, workflow, write_slices
 
 from monai_vqgen.data import CodeStore
-from monai_vqgen.networks import HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.weights import fingerprint
 from tools.designs import read_designs
 
 DESIGNS = REPOSITORY / "configs" / "comparisons" / "autoencoder.yaml"

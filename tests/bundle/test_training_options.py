@@ -13,7 +13,8 @@ import pytest
 import torch
 from tiny_training import CONFIGS, write_slices
 
-from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
+from monai_vqgen.weights import fingerprint
 
 NETWORK = {
     "network_def::channels": "8",

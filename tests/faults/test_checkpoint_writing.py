@@ -11,12 +11,12 @@ import time
 import torch
 from torch import nn
 
-from monai_vqgen.handlers import load_weights, save_weights
+from monai_vqgen.weights import load_weights, save_weights
 
 WRITER = """
 import sys, torch
 from torch import nn
-from monai_vqgen.handlers import save_weights
+from monai_vqgen.weights import save_weights
 module, value = nn.Linear(700, 700), 0
 while True:
     value += 1
@@ -28,7 +28,7 @@ while True:
 FULL_DISK = """
 import resource, signal, sys
 from torch import nn
-from monai_vqgen.handlers import save_weights
+from monai_vqgen.weights import save_weights
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

@@ -24,7 +24,7 @@ STEPS = 20
 QUANTIZER = {"_target_": "monai_vqgen.networks.EMACodebook", "num_codes": 16, "dim": 4}
 RANK_FILE = "@output_dir + '/rank' + str(monai_vqgen.engines.process_rank()) + '.pt'"
 WRITE_PID = f"$open({RANK_FILE} + '.pid', 'w').write(str(os.getpid()))"
-SAVE_EVERY_RANK = f"$monai_vqgen.handlers.save_weights(@network, {RANK_FILE})"
+SAVE_EVERY_RANK = f"$monai_vqgen.weights.save_weights(@network, {RANK_FILE})"
 TINY_AUTOENCODER = {
     "network_def": {
         "_target_": "monai_vqgen.networks.HierarchicalVQVAE",

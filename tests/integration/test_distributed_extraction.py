@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from monai_vqgen.data import CodeStore, make_phantoms
-from monai_vqgen.handlers import save_weights
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
+from monai_vqgen.weights import save_weights
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 CODES, SIZE = 12, 32

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_vqgen.handlers import save_weights
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
+from monai_vqgen.weights import fingerprint, save_weights
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 CODES, GRIDS = 12, [(4, 4), (8, 8)]

@@ -17,9 +17,9 @@ from nbclient.exceptions import CellExecutionError
 from skimage.metrics import structural_similarity
 
 from monai_vqgen.data import load_datalist
-from monai_vqgen.handlers import save_weights
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
 from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.weights import fingerprint, save_weights
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "evaluate.ipynb"

@@ -12,8 +12,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_vqgen.data import CodeStore, load_datalist, make_phantoms
-from monai_vqgen.networks import fingerprint
 from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.weights import fingerprint
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "SCALING.md"

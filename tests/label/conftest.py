@@ -29,8 +29,8 @@ from PIL import Image
 from monai_vqgen.bundles import bundle_root
 from monai_vqgen.data import make_phantom
 from monai_vqgen.data.io.writing import write_slice_nifti, write_volume_nifti
-from monai_vqgen.handlers import save_weights
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
+from monai_vqgen.weights import fingerprint, save_weights
 from tools.package_bundle import BUNDLE_NAME
 
 collect_ignore_glob = [] if importlib.util.find_spec("monailabel") else ["test_*.py"]

@@ -9,8 +9,8 @@ import pytest
 import requests
 import torch
 
-from monai_vqgen.handlers import save_weights
 from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.weights import save_weights
 
 REFUSED = [
     ("sampling", {"num_samples": 10_000}, 400, "num_samples is 10000"),

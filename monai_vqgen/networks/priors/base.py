@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
+from monai_vqgen.networks.architecture import Recorded
 
 __all__ = ["IncrementalPass", "PlainIncremental", "Prior", "check_prior_inputs"]
 
@@ -45,7 +46,7 @@ class IncrementalPass(ABC):
         """Fix the codes at this position and move on."""
 
 
-class Prior(nn.Module, ABC):
+class Prior(Recorded, nn.Module, ABC):
     """An autoregressive distribution over grids of codes.
 
     Attributes:

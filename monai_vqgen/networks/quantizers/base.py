@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from monai_vqgen.networks.architecture import Recorded
+
 __all__ = ["Quantized", "Quantizer", "rows_to_grid", "to_rows"]
 
 
@@ -28,7 +30,7 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
-class Quantizer(nn.Module, ABC):
+class Quantizer(Recorded, nn.Module, ABC):
     """Turns latent vectors into codes and back; the base of every quantiser.
 
     ``forward`` and ``lookup`` never change a buffer, in either mode. Only :meth:`learn` does, and only the

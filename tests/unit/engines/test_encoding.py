@@ -12,9 +12,10 @@ from PIL import Image
 
 from monai_vqgen.engines import check_mirroring, encode_records, write_codes
 from monai_vqgen.errors import DatalistError, InputError
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, HierarchicalVQVAE
 from monai_vqgen.transforms import LoadSliced
 from monai_vqgen.transforms.geometry import PLANES
+from monai_vqgen.weights import fingerprint
 
 
 def write_folders(folder, counts=(5, 2), size=(16, 16)) -> None:

@@ -12,7 +12,8 @@ from skimage.metrics import structural_similarity
 
 from monai_vqgen.engines import AutoencoderObjective, PrepareCodes, PrepareImages, PriorObjective, place
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
+from monai_vqgen.weights import fingerprint
 
 
 def tiny_autoencoder(*, kmeans: bool = True) -> HierarchicalVQVAE:

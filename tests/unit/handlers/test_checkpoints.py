@@ -12,7 +12,8 @@ from monai.data import MetaTensor
 from torch import nn
 
 from monai_vqgen.errors import CheckpointError
-from monai_vqgen.handlers import BestCheckpoint, TrainingState, load_weights, save_weights
+from monai_vqgen.handlers import BestCheckpoint, TrainingState
+from monai_vqgen.weights import load_weights, save_weights
 
 
 class WithBuffer(nn.Module):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from monai_vqgen.errors import CodesMismatchError, InputError
-from monai_vqgen.networks import EMACodebook, FiniteScalarQuantizer, HierarchicalVQVAE, fingerprint
+from monai_vqgen.networks import EMACodebook, FiniteScalarQuantizer, HierarchicalVQVAE
 from monai_vqgen.networks.blocks import hide_finer
+from monai_vqgen.weights import fingerprint
 
 
 def small(spatial_dims: int = 2, strides: tuple[int, ...] = (8, 4), **options: float) -> HierarchicalVQVAE:
