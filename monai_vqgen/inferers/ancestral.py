@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +44,8 @@ class AncestralSampler:
     Args:
         priors: one a level, coarsest first.
         temperature: above 0, for all levels or one a level; below 1 gives more probable, less varied samples.
-        top_k: keep this many codes at each position; None keeps all.
-        top_p: keep this much probability at each position; None keeps all.
+        top_k: keep this many codes at each position, for all levels or one a level; None keeps all.
+        top_p: keep this much probability at each position, for all levels or one a level; None keeps all.
         cached: use each prior's incremental pass; otherwise its whole forward at every position (slow, the oracle).
         batch_size: samples drawn together.
 
@@ -65,8 +66,8 @@ class AncestralSampler:
         priors: Sequence[Prior],
         *,
         temperature: float | Sequence[float] = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        top_k: int | Sequence[int | None] | None = None,
+        top_p: float | Sequence[float | None] | None = None,
         cached: bool = True,
         batch_size: int = 16,
     ) -> None:
@@ -74,16 +75,10 @@ class AncestralSampler:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give at least 1.")
         self.priors = list(priors)
-        if isinstance(temperature, Sequence) and not isinstance(temperature, str):
-            temperatures = list(temperature)
-        else:
-            temperatures = [temperature] * len(self.priors)
-        if len(temperatures) != len(self.priors):
-            raise InputError(
-                f"{len(temperatures)} temperatures given for {len(self.priors)} priors; give one number, or one for "
-                "each level."
-            )
-        self.truncations = [Truncation(temperature=each, top_k=top_k, top_p=top_p) for each in temperatures]
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        columns = {name: _one_a_level(name, value, len(self.priors)) for name, value in settings.items()}
+        rows = zip(*columns.values(), strict=True)
+        self.truncations = [Truncation(temperature=t, top_k=k, top_p=p) for t, k, p in rows]
         self.cached, self.batch_size = cached, batch_size
 
     def sample(
@@ -255,6 +250,13 @@ class AncestralSampler:
                             columns[i].copy_(torch.where(mask_bn[:, i], noisy_bk.argmax(1), columns[i]))
                     steps.push(columns[i])
             yield row
+
+
+def _one_a_level(name: str, value: Any, levels: int) -> list[Any]:
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * levels
+    if len(values) != levels:
+        raise InputError(f"{name} has {len(values)} values for {levels} priors: give one number, or one a level")
+    return values
 
 
 def _given(prior: Prior, condition_bf: Tensor | None, part: slice) -> Tensor | None:

@@ -10,6 +10,7 @@ from monai_vqgen.models.requests import PrepareRequests, draw_conditions, join_c
 from monai_vqgen.models.sample_files import SampleFiles
 from monai_vqgen.models.sampling import SamplingOptions, draw_samples
 from monai_vqgen.models.scans import LoadScand, UsableScans, model_pixel_mm, reconstruction_records
+from monai_vqgen.models.trained_model import TrainedModel
 
 __all__ = [
     "LoadScand",
@@ -18,6 +19,7 @@ __all__ = [
     "SampleFiles",
     "SamplingOptions",
     "SaveSecondaryCapturesd",
+    "TrainedModel",
     "TrainedPriors",
     "UsableScans",
     "condition_dim",

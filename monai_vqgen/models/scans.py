@@ -19,7 +19,7 @@ from monai_vqgen.data import discover_volumes, load_datalist, read_volume
 from monai_vqgen.errors import DatalistError, InputError, ScanError
 from monai_vqgen.transforms import LoadSlice
 
-__all__ = ["LoadScand", "UsableScans", "model_pixel_mm", "reconstruction_records"]
+__all__ = ["LoadScand", "UsableScans", "as_volume", "model_pixel_mm", "reconstruction_records"]
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +155,24 @@ class LoadScand(MapTransform):
             path = Path(str(loaded[key]))
             loaded[key] = _load(path)
         return loaded
+
+
+def as_volume(volume: Any) -> MetaTensor:
+    """A scan as a MetaTensor with its affine: read from a path, or from an array, which is taken as RAS+ at 1 mm.
+
+    Raises:
+        InputError: an array that is no volume `(X, Y, Z)` or `(1, X, Y, Z)`.
+        ScanError: a file that cannot be read.
+    """
+    if isinstance(volume, str | Path):
+        path = Path(volume)
+        if not path.exists():
+            raise ScanError(f"{path} does not exist: give a NIfTI file or a folder with one DICOM series")
+        return _load(path)
+    image = volume if isinstance(volume, MetaTensor) else MetaTensor(torch.as_tensor(np.asarray(volume)))
+    if image.ndim not in (3, 4) or (image.ndim == 4 and image.shape[0] != 1):
+        raise InputError(f"the volume has shape {tuple(image.shape)}: give (X, Y, Z) or (1, X, Y, Z), one channel")
+    return image
 
 
 def _load(path: Path) -> MetaTensor:

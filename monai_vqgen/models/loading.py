@@ -1,0 +1,224 @@
+"""Weights from a bundle, a run's folder or a zip: found, built from their records, checked against each other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai_vqgen.bundles import bundle_root
+from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError
+from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name, read_record
+from monai_vqgen.networks import ConditionEncoder, GatedPixelCNN, HierarchicalVQVAE
+from monai_vqgen.networks.architecture import build
+from monai_vqgen.weights import fingerprint, load_weights
+
+__all__ = ["LoadedPriors", "load_autoencoder", "load_priors", "weights_folder"]
+
+logger = logging.getLogger(__name__)
+
+MODEL = "model.pt"
+LARGEST_ZIP = 2 << 30  # bytes that a zip's weights may unpack to
+_MADE_ALIKE = ("condition", "image_size", "plane", "pixel_mm")
+
+
+class LoadedPriors(NamedTuple):
+    """One prior a level, coarsest first, and what their records say of all of them; empty where there are none."""
+
+    networks: tuple[Any, ...] = ()
+    grids: tuple[tuple[int, ...], ...] = ()
+    condition: ConditionEncoder | None = None
+    settings: SamplingSettings = SamplingSettings((), (), ())
+    image_size: tuple[int, ...] = ()
+    plane: str | None = None
+    pixel_mm: float | None = None
+
+
+@contextlib.contextmanager
+def weights_folder(path: str | Path | None) -> Iterator[Path]:
+    """The folder with `model.pt` of a bundle, a run or a zip of a bundle; that of a zip is there inside the block only.
+
+    Args:
+        path: a folder that holds `model.pt` or `models/model.pt`, such a file itself, or a zip; None for the weights
+            that came with this package.
+
+    Raises:
+        InputError: nothing is there, or no weights are in it.
+    """
+    root = bundle_root() if path is None else Path(path)
+    if not root.exists():
+        raise InputError(f"{root} does not exist: give a bundle's folder or zip, a run's output folder or a model.pt")
+    if root.is_dir():
+        for folder in (root, root / "models"):
+            if (folder / MODEL).is_file():
+                yield folder
+                return
+        raise InputError(
+            f"{root} holds no {MODEL}, nor does its folder models: give a bundle or the output folder of a training"
+        )
+    if zipfile.is_zipfile(root) and root.suffix == ".zip":
+        with tempfile.TemporaryDirectory() as unpacked:
+            _unpack(root, Path(unpacked))
+            yield Path(unpacked)
+        return
+    if root.suffix != ".pt":
+        raise InputError(f"{root} is neither a folder, a zip of a bundle nor a {MODEL}")
+    yield root.parent
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Unpack the weights and records of one bundle, by their plain names; nothing else of the zip."""
+    with zipfile.ZipFile(path) as archive:
+        homes = {Path(name).parent for name in archive.namelist() if Path(name).name == MODEL}
+        if len(homes) != 1:
+            raise InputError(f"{path} holds {len(homes)} files named {MODEL}; a zip of a bundle holds one")
+        members = [info for info in archive.infolist() if Path(info.filename).parent in homes and not info.is_dir()]
+        if sum(info.file_size for info in members) > LARGEST_ZIP:
+            raise InputError(f"the weights in {path} would unpack to more than {LARGEST_ZIP >> 30} GB")
+        for info in members:
+            try:
+                (folder / Path(info.filename).name).write_bytes(archive.read(info))
+            except zipfile.BadZipFile as error:
+                raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
+
+
+def load_autoencoder(folder: Path, network: Any | None = None) -> tuple[Any, ModelRecord]:
+    """The autoencoder of a folder in evaluation mode, and what is known of it.
+
+    Args:
+        folder: with `model.pt` and, from version 0.2 on, `model.json`.
+        network: of the architecture of the weights; None builds the recorded one, or, for weights without a record,
+            one of the default sizes.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of a newer format or another architecture, or the record is that
+            of other weights.
+    """
+    path = folder / MODEL
+    content = read_record(path.with_suffix(".json"))
+    if network is None and "architecture" in content:
+        network = build(content["architecture"])
+    elif network is None:
+        logger.info("%s has no record: taking the default architecture", path)
+        network = HierarchicalVQVAE(channels=64, residual_channels=32)
+    record, found = ModelRecord.from_json(content), _loaded(network, path, recorded="architecture" in content)
+    _check_fingerprint(path, content, found)
+    return network, record._replace(fingerprint=found)
+
+
+def _loaded(network: Any, path: Path, *, recorded: bool) -> str:
+    """Load weights and return their fingerprint; where no record told the architecture, the error says what to do."""
+    try:
+        load_weights(network, path)
+    except CheckpointError as error:
+        if recorded or not path.is_file():
+            raise
+        raise CheckpointError(
+            f"{error} There is no record of the architecture ({path.with_suffix('.json').name}) beside it: pass the "
+            "networks as TrainedModel.from_bundle(path, network=..., priors=...), and save() writes the record"
+        ) from error
+    return fingerprint(network)
+
+
+def _check_fingerprint(path: Path, content: dict[str, Any], found: str) -> None:
+    if content.get("fingerprint") not in (None, found):
+        raise CheckpointError(
+            f"{path.with_suffix('.json').name} is the record of other weights than {path} (fingerprint "
+            f"{content['fingerprint'][:12]}..., found {found[:12]}...): copy both files from the same place"
+        )
+
+
+def load_priors(folder: Path, autoencoder: Any, priors: Sequence[Any] | None = None) -> LoadedPriors:
+    """The priors of a folder in evaluation mode, checked against the autoencoder and each other.
+
+    Args:
+        folder: with `model_prior_level0.pt` and `.json`, and so on.
+        autoencoder: with its trained weights.
+        priors: of the architecture of the weights, coarsest first; None builds the recorded ones.
+
+    Raises:
+        CheckpointError: a level's file is missing, damaged or of another architecture, or the levels do not go
+            together.
+        CodesMismatchError: a prior was trained on the codes of another autoencoder.
+    """
+    levels = autoencoder.num_levels
+    if priors is not None and len(priors) != levels:
+        raise CheckpointError(f"{len(priors)} priors were given for {levels} levels: give one a level, coarsest first")
+    records = [_prior_record(folder, level) for level in range(levels)]
+    _check_made_for(records, folder, fingerprint(autoencoder))
+    for key in _MADE_ALIKE:
+        if any(record.get(key) != records[0].get(key) for record in records):
+            raise CheckpointError(f"the priors in {folder} were trained with a different {key}: train them alike")
+    encoder = _encoder(records[0])
+    networks = []
+    for level, record in enumerate(records):
+        prior = priors[level] if priors is not None else _prior(record, level, encoder)
+        path = folder / f"{prior_name(level)}.pt"
+        known = priors is not None or "architecture" in record
+        _check_fingerprint(path, record, _loaded(prior, path, recorded=known))
+        networks.append(prior)
+    grids = tuple(tuple(int(n) for n in record["grid"]) for record in records)
+    image_size = tuple(int(n) for n in records[0].get("image_size") or ())
+    if image_size and tuple(autoencoder.grids(image_size)) != grids:
+        raise CheckpointError(
+            f"the priors in {folder} are for grids {list(grids)}, and images of {image_size} pixels become "
+            f"{list(autoencoder.grids(image_size))}: train them again"
+        )
+    return LoadedPriors(
+        tuple(networks),
+        grids,
+        encoder,
+        SamplingSettings.recorded(records),
+        image_size,
+        plane=records[0].get("plane"),
+        pixel_mm=records[0].get("pixel_mm"),
+    )
+
+
+def _prior_record(folder: Path, level: int) -> dict[str, Any]:
+    path = folder / f"{prior_name(level)}.json"
+    record = read_record(path, needed=("grid", "num_codes", "autoencoder_fingerprint"))
+    if not record:
+        raise CheckpointError(
+            f"there is no prior of level {level} in {folder} ({path.name} is missing): train it first with "
+            f"`python -m monai.bundle run training --config_file bundle/configs/train_prior.json --level {level}`, "
+            "or give its folder as priors_dir"
+        )
+    return record
+
+
+def _check_made_for(records: Sequence[dict[str, Any]], folder: Path, mine: str) -> None:
+    for level, record in enumerate(records):
+        theirs = record["autoencoder_fingerprint"]
+        if theirs != mine:
+            raise CodesMismatchError(
+                f"the prior of level {level} in {folder} was trained on the codes of another autoencoder "
+                f"(fingerprint {theirs[:12]}..., this one's is {mine[:12]}...): give the model.pt that made its codes, "
+                "or extract codes and train the priors again"
+            )
+
+
+def _encoder(record: dict[str, Any]) -> ConditionEncoder | None:
+    spec = record.get("condition")
+    encoder = ConditionEncoder.from_dict(spec) if spec else None
+    return encoder if encoder is not None and encoder.dim > 0 else None
+
+
+def _prior(record: dict[str, Any], level: int, encoder: ConditionEncoder | None) -> Any:
+    """The recorded prior; for weights of version 0.1, which have no architecture, that of its release."""
+    if "architecture" in record:
+        return build(record["architecture"])
+    layers, attention = (8, 0) if level else (10, 5)
+    return GatedPixelCNN(
+        int(record["num_codes"]),
+        channels=64,
+        num_layers=layers,
+        attention_every=attention,
+        coarser_codes=record.get("coarser", ()),
+        condition_dim=encoder.dim if encoder else 0,
+        dropout=0.1,
+    )

@@ -1,0 +1,76 @@
+"""A trained model on disk, weights and records, and in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from monai_vqgen.files import write_json
+from monai_vqgen.models.record import autoencoder_record, prior_name, prior_record
+from monai_vqgen.weights import fingerprint, save_weights
+
+if TYPE_CHECKING:
+    from monai_vqgen.models.trained_model import TrainedModel
+
+__all__ = ["describe", "write_model"]
+
+
+def write_model(model: TrainedModel, folder: Path) -> Path:
+    """Write `model.pt`, the priors and their records; each record follows its weights and carries their fingerprint.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model.autoencoder, folder / "model.pt")
+    known = model.record._asdict()
+    del known["fingerprint"]
+    record = autoencoder_record(model.autoencoder, **known)
+    write_json(folder / "model.json", {**record, "fingerprint": model.record.fingerprint})
+    for level, prior in enumerate(model.priors):
+        save_weights(prior, folder / f"{prior_name(level)}.pt")
+        settings = {name: values[level] for name, values in model.settings._asdict().items()}
+        sidecar = prior_record(
+            prior,
+            level,
+            grid=model.grids[level],
+            autoencoder=model.record,
+            condition=model.condition,
+            sampling=settings,
+        )
+        write_json(folder / f"{prior_name(level)}.json", {**sidecar, "fingerprint": fingerprint(prior)})
+    return folder
+
+
+def describe(model: TrainedModel) -> str:
+    """What a model is, trained on what, and how many weights it has."""
+    record, grids = model.record, [" x ".join(map(str, grid)) for grid in model.grids]
+    size = f"{_product(record.image_size)} pixels" if record.image_size else "any size"
+    spacing = f" of {record.pixel_mm:g} mm" if record.pixel_mm else ""
+    plane = f"{record.plane} slices" if record.plane else "images"
+    sizes = ", ".join(map(str, model.autoencoder.codebook_sizes))
+    lines = [
+        f"{plane}: {size}{spacing}",
+        f"codes: {', '.join(grids) or 'grids by image size'} of {sizes}",
+        f"weights: {_weights(model.autoencoder):,} (autoencoder), {sum(map(_weights, model.priors)):,} (priors)",
+    ]
+    if model.condition is not None:
+        ranges = [f"{name} {low:g} to {high:g}" for name, (low, high) in model.condition.continuous.items()]
+        ranges += [f"{name} {' or '.join(values)}" for name, values in model.condition.categorical.items()]
+        lines.append(f"conditions: {', '.join(ranges)}")
+    if model.priors:
+        chosen = {name: values for name, values in model.settings._asdict().items() if any(values)}
+        lines.append("sampling: " + ", ".join(f"{name} {', '.join(map(str, v))}" for name, v in chosen.items()))
+    if record.data:
+        lines.append(f"trained on: {record.data}")
+    about = [f"version {record.version}" if record.version else "", record.license]
+    lines.append(", ".join([*filter(None, about), f"fingerprint {record.fingerprint[:12]}"]))
+    return "TrainedModel(\n    " + "\n    ".join(lines) + "\n)"
+
+
+def _product(sizes: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _weights(module: object) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())  # type: ignore[attr-defined]

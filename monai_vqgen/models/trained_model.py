@@ -1,0 +1,318 @@
+"""A trained model: an autoencoder, its priors, and the record of how they are used.
+
+Shape legend: n samples, b batch, c channels, s spatial axes (2 or 3).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError
+from monai_vqgen.models.loading import MODEL, LoadedPriors, load_autoencoder, load_priors, weights_folder
+from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name
+from monai_vqgen.models.samples import Samples, code_masks, draw_conditions, encode_conditions, sample_affines
+
+__all__ = ["TrainedModel"]
+
+Self = TypeVar("Self", bound="TrainedModel")
+
+
+class TrainedModel:
+    """What a folder of weights holds, ready to use.
+
+    ::
+
+        images --encode--> codes --decode--> images         scan --reconstruct--> scan
+        conditions --sample--> images                       images, mask --complete--> images
+        codes --log_prob--> nats
+
+    Nothing that a model does changes it: encoding, sampling and scoring are pure, and random draws depend on the seed
+    and the sample's index alone.
+
+    Args:
+        autoencoder: trained; keeps the contract of `HierarchicalVQVAE`.
+        priors: one a level with what their records say; without them a model encodes, decodes and reconstructs.
+        record: what is known of the weights.
+
+    Attributes:
+        batch_size: images or slices at once, 16; changes memory and time only.
+
+    Raises:
+        InputError, CheckpointError, CodesMismatchError: see the methods.
+
+    Example:
+        >>> model = TrainedModel.from_bundle()  # the weights that come with the package
+        >>> model.sample(2, position_mm=65, sex="f", age=30, seed=7).images.shape  # doctest: +SKIP
+        torch.Size([2, 1, 128, 128])
+    """
+
+    def __init__(
+        self, autoencoder: Any, priors: LoadedPriors | None = None, *, record: ModelRecord | None = None
+    ) -> None:
+        priors, record = priors or LoadedPriors(), record or ModelRecord()
+        self.autoencoder, self.priors, self.condition = autoencoder.eval(), priors.networks, priors.condition
+        self.settings: SamplingSettings = priors.settings
+        known = {name: getattr(priors, name) for name in ("image_size", "plane", "pixel_mm") if getattr(priors, name)}
+        self.record = record._replace(**known)
+        self.grids = priors.grids or (tuple(autoencoder.grids(record.image_size)) if record.image_size else ())
+        self.batch_size = 16
+
+    @classmethod
+    def from_bundle(
+        cls: type[Self],
+        path: str | os.PathLike[str] | None = None,
+        *,
+        priors_dir: str | os.PathLike[str] | None = None,
+        with_priors: bool = True,
+        device: torch.device | str = "cpu",
+        network: Any | None = None,
+        priors: Sequence[Any] | None = None,
+    ) -> Self:
+        """Load a trained model.
+
+        Args:
+            path: a bundle's folder or zip, a run's output folder, or a `model.pt`; None for the package's own weights.
+            priors_dir: folder of the priors where it is another one.
+            with_priors: whether to load priors; where there are none of any level, a model without priors comes back.
+            device: where the networks go.
+            network: autoencoder for weights without a recorded architecture; see `save`.
+            priors: likewise, one a level, coarsest first.
+
+        Raises:
+            InputError: no weights are there.
+            CheckpointError: a file is damaged, of a newer format or another architecture, or a level is missing.
+            CodesMismatchError: the priors were trained on the codes of another autoencoder.
+        """
+        with weights_folder(None if path is None else os.fspath(path)) as folder:
+            autoencoder, record = load_autoencoder(folder, network)
+            home = folder if priors_dir is None else Path(priors_dir)
+            wanted = with_priors and (priors_dir is not None or any(home.glob(f"{prior_name(0)[:-1]}*.json")))
+            loaded = load_priors(home, autoencoder, priors) if wanted else LoadedPriors()
+        return cls(autoencoder, loaded, record=record).to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        device: torch.device = next(self.autoencoder.parameters()).device
+        return device
+
+    def to(self: Self, device: torch.device | str) -> Self:
+        """Move the networks; returns the model."""
+        for module in (self.autoencoder, *self.priors):
+            module.to(device)
+        return self
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Integer grids `(b, *grid)` a level, coarsest first, of images `(b, c, *s)` in [0, 1]."""
+        parts = [self._encode_batch(part) for part in images.split(self.batch_size)]
+        return tuple(torch.cat(level) for level in zip(*parts, strict=True))
+
+    @torch.inference_mode()
+    def _encode_batch(self, images_bcs: Tensor) -> tuple[Tensor, ...]:
+        codes: tuple[Tensor, ...] = self.autoencoder.encode(images_bcs.to(self.device, torch.float32))
+        return codes
+
+    def decode(self, codes: Sequence[Tensor]) -> Tensor:
+        """Images `(b, c, *s)` in [0, 1] of grids of codes, coarsest first, on the model's device.
+
+        They have the recorded size where the codes are those of images of that size, else the grid's times the stride.
+        """
+        parts = zip(*(grid.split(self.batch_size) for grid in codes), strict=True)
+        images_bcs = torch.cat([self._decode_batch(part) for part in parts])
+        fits = self.grids and tuple(codes[0].shape[1:]) == self.grids[0]
+        for axis, size in enumerate(self.record.image_size if fits else (), start=2):
+            images_bcs = images_bcs.narrow(axis, 0, size)
+        return images_bcs
+
+    @torch.inference_mode()
+    def _decode_batch(self, codes: Sequence[Tensor]) -> Tensor:
+        images_bcs: Tensor = self.autoencoder.decode([grid.to(self.device) for grid in codes])
+        return images_bcs.clamp(0, 1)
+
+    def reconstruct(self, volume: Any, *, plane: str | None = None, pixel_mm: float | None = None) -> Any:
+        """A scan through the autoencoder, slice by slice, in its own geometry and units.
+
+        Args:
+            volume: path of a NIfTI file or of a folder with one DICOM series; or a MetaTensor or array `(X, Y, Z)`,
+                `(1, X, Y, Z)`; an array is taken as RAS+ with voxels of 1 mm.
+            plane: of the slices; by default the one the model was trained on.
+            pixel_mm: pixel size to resample to; by default the model's.
+
+        Returns:
+            A MetaTensor with the input's shape, affine and units.
+
+        Raises:
+            InputError: the model is one of volumes, or an input of other dimensions.
+            ScanError: a file that cannot be read, or a volume without contrast.
+        """
+        from monai_vqgen.models.scans import as_volume
+
+        image = as_volume(volume)
+        inferer = self.reconstruction_inferer(plane=plane, pixel_mm=pixel_mm)
+        shown = image[None] if image.ndim == 4 else image[None, None]
+        result = inferer(shown.to(self.device), self.autoencoder)[0]
+        return (result if image.ndim == 4 else result[0]).cpu()
+
+    def reconstruction_inferer(self, *, plane: str | None = None, pixel_mm: float | None = None, **options: Any) -> Any:
+        """The inferer behind `reconstruct`, with the recorded plane, pixel size and intensity window.
+
+        Args:
+            plane: another plane.
+            pixel_mm: another pixel size in mm.
+            options: further arguments of `VolumeReconstructionInferer`.
+        """
+        from monai_vqgen.inferers.reconstruction import VolumeReconstructionInferer
+
+        if self.autoencoder.spatial_dims != 2:
+            raise InputError("this model is one of volumes, and scans are reconstructed slice by slice: use encode")
+        lower, upper = self.record.percentiles
+        window = {"lower": lower, "upper": upper, "batch_size": self.batch_size}
+        return VolumeReconstructionInferer(
+            plane or self.record.plane or "axial", pixel_mm=pixel_mm or self.record.pixel_mm, **{**window, **options}
+        )
+
+    def sampler(self, *, temperature: Any = None, top_k: Any = None, top_p: Any = None) -> Any:
+        """The `AncestralSampler` of the priors with the recorded settings, or what is given instead.
+
+        Raises:
+            CheckpointError: the model has no priors.
+        """
+        from monai_vqgen.inferers.ancestral import AncestralSampler
+
+        if not self.priors:
+            raise CheckpointError(
+                "this model has no priors, so it can neither draw nor score codes: train them with train_prior.json, "
+                "or give their folder as priors_dir"
+            )
+        settings = self.settings.replaced(temperature=temperature, top_k=top_k, top_p=top_p)
+        return AncestralSampler(self.priors, **settings._asdict(), batch_size=self.batch_size)
+
+    def sample(
+        self,
+        num_samples: int = 1,
+        *,
+        seed: int = 0,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | Sequence[int | None] | None = None,
+        top_p: float | Sequence[float | None] | None = None,
+        conditions: Sequence[Mapping[str, Any]] | None = None,
+        **condition: Any,
+    ) -> Samples:
+        """Draw synthetic images.
+
+        Args:
+            num_samples: how many.
+            seed: equal seeds give equal samples, whatever the batch size.
+            temperature: a number or one a level, coarsest first; by default the recorded one, as with the next two.
+            top_k: draw from the k likeliest codes only.
+            top_p: draw from the likeliest codes that hold this much probability.
+            conditions: values by name of each sample, in place of the next.
+            condition: values by name for all samples (`position_mm=65, sex="f"`); a name that is left out is drawn
+                from the trained range.
+
+        Raises:
+            InputError: a value out of its range.
+            CheckpointError: the model has no priors.
+        """
+        from monai_vqgen.inferers.threads import finished_time, one_thread
+
+        sampler = self.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+        if conditions is None:
+            conditions = draw_conditions(self.condition, num_samples, seed=seed, given=condition)
+        elif condition or len(conditions) != num_samples:
+            raise InputError(f"{len(conditions)} conditions for {num_samples} samples: give one a sample, and no other")
+        features = None if self.condition is None else self.condition.encode(conditions).to(self.device)
+        start = finished_time(self.device)
+        with one_thread():
+            codes = sampler.sample(self.grids, num_samples=num_samples, seed=seed, condition=features)
+        seconds = finished_time(self.device) - start
+        images = self.decode(codes).cpu()
+        settings = self.settings.replaced(temperature=temperature, top_k=top_k, top_p=top_p)
+        rows = [dict(row) for row in conditions]
+        return Samples(images, codes, rows, self._affines(rows, images.shape[2:]), seed, settings, seconds)
+
+    def _affines(self, conditions: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -> Tensor | None:
+        if self.record.plane is None or self.record.pixel_mm is None or len(image_size) != 2:
+            return None
+        positions = [row.get("position_mm") for row in conditions]
+        return sample_affines(self.record.plane, image_size, self.record.pixel_mm, positions)
+
+    def complete(self, images: Tensor, mask: Tensor, *, seed: int = 0, **condition: Any) -> Tensor:
+        """Draw what lies under a mask anew, given the codes before it in raster order (`AncestralSampler.complete`).
+
+        Args:
+            images: `(b, c, *s)` in [0, 1]; what lies under the mask is hidden before encoding.
+            mask: booleans `(*s)` or `(b, *s)`, true where pixels are to be drawn.
+            seed: of the draw.
+            condition: values by name, one for all images or one each; a name that is left out counts as unknown.
+
+        Returns:
+            Images like `images`; pixels outside the mask as they were.
+
+        Raises:
+            InputError: a mask of another size or of no pixel, images of another size than the priors were trained on.
+            CheckpointError: the model has no priors.
+        """
+        sampler = self.sampler()
+        mask_bs = self._checked_mask(images, mask)
+        hidden = mask_bs[:, None]
+        codes = self.encode(torch.where(hidden, 0.0, images.cpu()))
+        covered = [grid * stride for grid, stride in zip(self.grids[-1], self._finest_strides(), strict=True)]
+        masks = code_masks(mask_bs, self.grids, image_size=covered)
+        features = encode_conditions(self.condition, len(images), condition)
+        filled = sampler.complete(codes, masks, seed=seed, condition=features)
+        return torch.where(hidden, self.decode(filled).cpu(), images.cpu())
+
+    def _finest_strides(self) -> list[int]:
+        return [self.autoencoder.strides[-1]] * self.autoencoder.spatial_dims
+
+    def _checked_mask(self, images: Tensor, mask: Tensor) -> Tensor:
+        """The mask `(b, *s)` on the CPU."""
+        size = tuple(images.shape[2:])
+        if images.ndim != self.autoencoder.spatial_dims + 2 or tuple(self.autoencoder.grids(size)) != self.grids:
+            known = self.record.image_size or f"grids {list(self.grids)}"
+            raise InputError(f"images of shape {tuple(images.shape)}: the priors were trained on images of {known}")
+        if tuple(mask.shape) not in (size, (len(images), *size)):
+            raise InputError(f"the mask has shape {tuple(mask.shape)}, the images {size}: give one value a pixel")
+        if not mask.any():
+            raise InputError("the mask marks no pixel: there is nothing to complete")
+        return mask.bool().cpu().expand(len(images), *size)
+
+    def log_prob(self, codes: Sequence[Tensor], **condition: Any) -> tuple[Tensor, ...]:
+        """Log-probability in nats, float32 `(b,)` a level, of grids of codes under the priors as trained.
+
+        Args:
+            codes: integers `(b, *grid)` a level, coarsest first.
+            condition: values by name, one for all images or one each; a name that is left out counts as unknown.
+
+        Raises:
+            InputError: codes or conditions that do not fit.
+            CheckpointError: the model has no priors.
+        """
+        features = encode_conditions(self.condition, len(codes[0]), condition)
+        result: tuple[Tensor, ...] = self.sampler().log_prob(codes, condition=features)
+        return result
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write weights and records, from which `from_bundle` loads the same model.
+
+        Raises:
+            OutputExistsError: the folder holds weights, and `overwrite` is false.
+        """
+        from monai_vqgen.models.saving import write_model
+
+        path = Path(folder)
+        if (path / MODEL).exists() and not overwrite:
+            raise OutputExistsError(f"{path} holds a {MODEL}: give another folder, or overwrite=True")
+        return write_model(self, path)
+
+    def __repr__(self) -> str:
+        from monai_vqgen.models.saving import describe
+
+        return describe(self)
