@@ -59,7 +59,7 @@ def workflow(name: str, *, overlay: Path | None = None, kind: str | None = "trai
     files = [str(CONFIGS / f"{name}.json")] + ([str(overlay)] if overlay else [])
     tiny = {} if overlay else TINY
     if name == "extract_codes":
-        tiny = {"network_def": TINY["network_def"], "batch_size": 3}
+        tiny = {"batch_size": 3}
     return ConfigWorkflow(
         config_file=files,
         meta_file=str(CONFIGS / "metadata.json"),

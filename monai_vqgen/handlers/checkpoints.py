@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monai_vqgen.errors import CheckpointError
 from monai_vqgen.files import write_json
-from monai_vqgen.weights import plain_state, read_state, save_weights, write_state
+from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
 __all__ = ["BestCheckpoint", "TrainingState"]
 
@@ -44,8 +44,8 @@ class BestCheckpoint:
         path: for example ``RUN/model.pt``.
         metric: name in the evaluator's metrics, smaller is better.
         write: whether this process writes; only the first of several should.
-        description: written to ``path`` with suffix ``.json``, with the metric added as ``validation_<metric>``;
-            None writes no such file.
+        description: written to ``path`` with suffix ``.json``, with ``validation_<metric>`` and the
+            ``fingerprint`` added; None writes no such file.
 
     Raises:
         CheckpointError: the metric is not among the evaluator's.
@@ -83,7 +83,8 @@ class BestCheckpoint:
             return
         save_weights(self.module, self.path)
         if self.description is not None:
-            write_json(self.path.with_suffix(".json"), {**self.description, f"validation_{self.metric}": value})
+            known = {"fingerprint": fingerprint(self.module), f"validation_{self.metric}": value}
+            write_json(self.path.with_suffix(".json"), {**self.description, **known})
         logger.info("Epoch %d: %s %.6g is the best so far, saved %s", engine.state.epoch, self.metric, value, self.path)
 
     def state_dict(self) -> dict[str, Any]:

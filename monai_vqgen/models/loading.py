@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,7 @@ from monai_vqgen.networks import ConditionEncoder, GatedPixelCNN, HierarchicalVQ
 from monai_vqgen.networks.architecture import build
 from monai_vqgen.weights import fingerprint, load_weights
 
-__all__ = ["LoadedPriors", "load_autoencoder", "load_priors", "weights_folder"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["LoadedPriors", "load_autoencoder", "load_priors", "recorded_autoencoder", "weights_folder"]
 
 MODEL = "model.pt"
 LARGEST_ZIP = 2 << 30  # bytes that a zip's weights may unpack to
@@ -86,6 +83,23 @@ def _unpack(path: Path, folder: Path) -> None:
                 raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
 
 
+def recorded_autoencoder(path: str | Path, **arguments: Any) -> Any:
+    """The autoencoder, untrained, of the architecture recorded beside weights; of the default one without a record.
+
+    Args:
+        path: of the weights, which need not be there.
+        arguments: of the constructor, in place of the recorded ones.
+
+    Example:
+        >>> recorded_autoencoder("nowhere/model.pt", channels=8).num_levels
+        2
+    """
+    content = read_record(Path(path).with_suffix(".json"))
+    if "architecture" in content:
+        return build({**content["architecture"], **arguments})
+    return HierarchicalVQVAE(**{"channels": 64, "residual_channels": 32, **arguments})
+
+
 def load_autoencoder(folder: Path, network: Any | None = None) -> tuple[Any, ModelRecord]:
     """The autoencoder of a folder in evaluation mode, and what is known of it.
 
@@ -100,11 +114,7 @@ def load_autoencoder(folder: Path, network: Any | None = None) -> tuple[Any, Mod
     """
     path = folder / MODEL
     content = read_record(path.with_suffix(".json"))
-    if network is None and "architecture" in content:
-        network = build(content["architecture"])
-    elif network is None:
-        logger.info("%s has no record: taking the default architecture", path)
-        network = HierarchicalVQVAE(channels=64, residual_channels=32)
+    network = recorded_autoencoder(path) if network is None else network
     record, found = ModelRecord.from_json(content), _loaded(network, path, recorded="architecture" in content)
     _check_fingerprint(path, content, found)
     return network, record._replace(fingerprint=found)

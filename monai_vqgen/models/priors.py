@@ -132,3 +132,12 @@ def load_priors(
         plane=sidecars[0].get("plane"),
         pixel_mm=sidecars[0].get("pixel_mm"),
     )
+
+
+def of_model(model: Any) -> TrainedPriors | None:
+    """The priors of a `TrainedModel`."""
+    if not model.priors:
+        return None
+    record = model.record
+    where = (record.image_size, record.plane, record.pixel_mm)
+    return TrainedPriors(model.priors, model.grids, model.condition, record.fingerprint, *where)

@@ -1,4 +1,4 @@
-"""Samples on disk: each as NIfTI and PNG, all as one picture, and a list that says how they were drawn.
+"""The sampling stage: samples drawn by number, and written as NIfTI and PNG with a list that says how they were drawn.
 
 Shape legend: b batch, c channels, s spatial axes.
 """
@@ -12,32 +12,81 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
+from monai.inferers.inferer import Inferer
 from PIL import Image
+from torch import Tensor
 
 from monai_vqgen.data import CaptureLabels, write_secondary_captures
 from monai_vqgen.data.io.captures import check_highdicom
 from monai_vqgen.data.io.writing import write_slice_nifti
 from monai_vqgen.engines import process_rank, wait_for_all
+from monai_vqgen.errors import InputError
 from monai_vqgen.files import write_json
-from monai_vqgen.inferers import SliceSampler
-from monai_vqgen.models.priors import TrainedPriors
+from monai_vqgen.models.samples import sample_affines
+from monai_vqgen.models.trained_model import TrainedModel
 from monai_vqgen.plots.pictures import grid_picture, save_png
-from monai_vqgen.transforms.geometry import PLANES, check_plane
+from monai_vqgen.transforms.geometry import check_plane
 
-__all__ = ["SampleFiles", "sample_affine"]
+__all__ = ["SampleFiles", "SampleInferer"]
 
 logger = logging.getLogger(__name__)
 
 
-def sample_affine(plane: str, image_size: Sequence[int], pixel_mm: float, position_mm: float | None) -> np.ndarray:
-    """Where a sample lies: its middle over the origin, at its position below, behind or right of the edge."""
-    direction = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
-    axes = np.array([direction[code] for code in PLANES[check_plane(plane)]], dtype=float).T
-    affine = np.eye(4)
-    affine[:3, :3] = axes * pixel_mm
-    middle = (np.array([*image_size, 1]) - 1) / 2
-    affine[:3, 3] = -affine[:3, :3] @ middle + axes[:, 2] * (position_mm or 0.0)
-    return affine
+class SampleInferer(Inferer):
+    """Draw the samples whose numbers are asked for, so that several processes can share them.
+
+    Args:
+        model: draws them.
+        conditions: of each sample, by its number.
+        seed: with a sample's number and condition, decides it.
+        temperature: a number or one a level, coarsest first; None takes the recorded one, as with the next two.
+        top_k: draw from the k likeliest codes only.
+        top_p: draw from the likeliest codes that hold this much probability.
+
+    Raises:
+        InputError: an argument out of its range; at a call, numbers that do not follow one another.
+        CheckpointError: the model has no priors.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        conditions: Sequence[Mapping[str, Any]],
+        *,
+        seed: int = 0,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | Sequence[int | None] | None = None,
+        top_p: float | Sequence[float | None] | None = None,
+    ) -> None:
+        self.model, self.conditions, self.seed = model, list(conditions), seed
+        self.settings = model.settings.replaced(temperature=temperature, top_k=top_k, top_p=top_p)
+        model.sampler(**self.settings._asdict())  # refuses what cannot be drawn before any file is touched
+        self.seconds = 0.0  # time of drawing codes so far
+
+    def __call__(self, inputs: Tensor, network: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the images `(b, c, *s)` of the samples numbered `inputs` `(b,)`, which follow one another."""
+        numbers = inputs.tolist()
+        if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            raise InputError(f"samples {numbers} were asked for at once: give numbers that follow one another")
+        samples = self.model.sample(
+            len(numbers),
+            seed=self.seed,
+            first_sample=numbers[0],
+            conditions=[self.conditions[number] for number in numbers],
+            **self.settings._asdict(),
+        )
+        self.seconds += samples.seconds
+        return samples.images
+
+    def about(self, number: int) -> dict[str, Any]:
+        """How a sample is drawn."""
+        return {
+            "synthetic": True,
+            "seed": self.seed,
+            "index": number,
+            **{name: list(values) for name, values in self.settings._asdict().items()},
+            "condition": dict(self.conditions[number]),
+        }
 
 
 class SampleFiles:
@@ -47,9 +96,7 @@ class SampleFiles:
 
     Args:
         output_dir: folder to write to.
-        sampler: the evaluator's inferer; its options and its time go into `samples.json`.
-        priors: whose samples they are.
-        conditions: of each sample, by its number.
+        inferer: the evaluator's.
         plane: gives the files their geometry; by default that of the slices which the priors learned from (axial where
             it is not known).
         pixel_mm: likewise (1 mm where it is not known).
@@ -62,17 +109,16 @@ class SampleFiles:
     def __init__(
         self,
         output_dir: str | Path,
-        sampler: SliceSampler,
+        inferer: SampleInferer,
         *,
-        priors: TrainedPriors,
-        conditions: Sequence[Mapping[str, Any]],
         plane: str | None = None,
         pixel_mm: float | None = None,
         dicom: bool = False,
     ) -> None:
-        self.folder, self.sampler, self.priors, self.conditions = Path(output_dir), sampler, priors, conditions
-        self.plane = check_plane(plane or priors.plane or "axial")
-        self.pixel_mm = pixel_mm or priors.pixel_mm or 1.0
+        record = inferer.model.record
+        self.folder, self.inferer = Path(output_dir), inferer
+        self.plane = check_plane(plane or record.plane or "axial")
+        self.pixel_mm = pixel_mm or record.pixel_mm or 1.0
         if dicom:
             check_highdicom()
         self.dicom = dicom
@@ -88,21 +134,22 @@ class SampleFiles:
         batch: Any = engine.state.batch
         output: Any = engine.state.output
         for number, image_cs in zip(batch["sample"].tolist(), output["pred"].cpu().numpy(), strict=True):
-            about = self._about(number)
-            affine = sample_affine(self.plane, image_cs.shape[1:], self.pixel_mm, about["condition"].get("position_mm"))
-            write_slice_nifti(self.folder / f"{self._name(number)}.nii.gz", image_cs[0], affine, about)
-            save_png(image_cs[0], self.folder / f"{self._name(number)}.png")
+            about = self.inferer.about(number)
+            position = about["condition"].get("position_mm")
+            affine = sample_affines(self.plane, image_cs.shape[1:], self.pixel_mm, [position])[0].numpy()
+            write_slice_nifti(self.folder / f"{_name(number)}.nii.gz", image_cs[0], affine, about)
+            save_png(image_cs[0], self.folder / f"{_name(number)}.png")
             if self.dicom:
-                self._write_capture(number, image_cs[0], affine)
+                self._write_capture(about, image_cs[0], affine)
 
-    def _write_capture(self, number: int, image_s: np.ndarray, affine: np.ndarray) -> None:
-        about, version = self._about(number), self.priors.autoencoder_fingerprint
+    def _write_capture(self, about: Mapping[str, Any], image_s: np.ndarray, affine: np.ndarray) -> None:
+        weights = self.inferer.model.record.fingerprint
         labels = CaptureLabels(
             series_description="SYNTHETIC (monai_vqgen)",
-            derivation=f"Synthetic: nobody's scan. Seed {about['seed']}, sample {number}, autoencoder {version}.",
-            patient=f"SYNTHETIC-{about['seed']}-{number:04d}",
+            derivation=f"Synthetic, not a scan. Seed {about['seed']}, sample {about['index']}, autoencoder {weights}.",
+            patient=f"SYNTHETIC-{about['seed']}-{about['index']:04d}",
         )
-        folder = self.folder / "dicom" / f"sample_{number:04d}"
+        folder = self.folder / "dicom" / f"sample_{about['index']:04d}"
         write_secondary_captures(folder, image_s[..., None], affine=affine, plane=self.plane, labels=labels)
 
     def write_list(self, engine: Engine) -> None:
@@ -110,32 +157,27 @@ class SampleFiles:
         wait_for_all()
         if process_rank():
             return
-        names = [self._name(number) for number in range(len(self.conditions))]
+        names = [_name(number) for number in range(len(self.inferer.conditions))]
         pictures = [np.asarray(Image.open(self.folder / f"{name}.png"), dtype=np.float32) / 255 for name in names]
         save_png(grid_picture(np.stack(pictures)), self.folder / "samples.png")
-        files = [{"image": f"{name}.nii.gz", "picture": f"{name}.png"} for name in names]
+        settings = {name: list(values) for name, values in self.inferer.settings._asdict().items()}
         content = {
             "description": "Synthetic slices; not for clinical use.",
             "num_samples": len(names),
-            **self.sampler.options(),
+            "seed": self.inferer.seed,
+            **settings,
             "plane": self.plane,
             "pixel_mm": self.pixel_mm,
-            "autoencoder_fingerprint": self.priors.autoencoder_fingerprint,
-            "seconds": round(self.sampler.seconds, 3),
-            "samples": [{**self._about(number), **file} for number, file in enumerate(files)],
+            "autoencoder_fingerprint": self.inferer.model.record.fingerprint,
+            "seconds": round(self.inferer.seconds, 3),
+            "samples": [
+                {**self.inferer.about(number), "image": f"{name}.nii.gz", "picture": f"{name}.png"}
+                for number, name in enumerate(names)
+            ],
         }
         write_json(self.folder / "samples.json", content)
-        logger.info("%d samples in %.1f s, written to %s", len(names), self.sampler.seconds, self.folder)
+        logger.info("%d samples in %.1f s, written to %s", len(names), self.inferer.seconds, self.folder)
 
-    def _name(self, number: int) -> str:
-        return f"images/sample_{number:04d}"
 
-    def _about(self, number: int) -> dict[str, Any]:
-        options = self.sampler.options()
-        return {
-            "synthetic": True,
-            "seed": options["seed"],
-            "index": number,
-            "temperature": options["temperature"],
-            "condition": dict(self.conditions[number]),
-        }
+def _name(number: int) -> str:
+    return f"images/sample_{number:04d}"

@@ -198,6 +198,7 @@ class TrainedModel:
         num_samples: int = 1,
         *,
         seed: int = 0,
+        first_sample: int = 0,
         temperature: float | Sequence[float] | None = None,
         top_k: int | Sequence[int | None] | None = None,
         top_p: float | Sequence[float | None] | None = None,
@@ -209,6 +210,7 @@ class TrainedModel:
         Args:
             num_samples: how many.
             seed: equal seeds give equal samples, whatever the batch size.
+            first_sample: number of the first; samples 4 to 7 are the same drawn alone or after 0 to 3.
             temperature: a number or one a level, coarsest first; by default the recorded one, as with the next two.
             top_k: draw from the k likeliest codes only.
             top_p: draw from the likeliest codes that hold this much probability.
@@ -224,13 +226,16 @@ class TrainedModel:
 
         sampler = self.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
         if conditions is None:
-            conditions = draw_conditions(self.condition, num_samples, seed=seed, given=condition)
+            drawn = draw_conditions(self.condition, first_sample + num_samples, seed=seed, given=condition)
+            conditions = drawn[first_sample:]
         elif condition or len(conditions) != num_samples:
             raise InputError(f"{len(conditions)} conditions for {num_samples} samples: give one a sample, and no other")
         features = None if self.condition is None else self.condition.encode(conditions).to(self.device)
         start = finished_time(self.device)
         with one_thread():
-            codes = sampler.sample(self.grids, num_samples=num_samples, seed=seed, condition=features)
+            codes = sampler.sample(
+                self.grids, num_samples=num_samples, seed=seed, first_sample=first_sample, condition=features
+            )
         seconds = finished_time(self.device) - start
         images = self.decode(codes).cpu()
         settings = self.settings.replaced(temperature=temperature, top_k=top_k, top_p=top_p)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_vqgen.models.sample_files import sample_affine
+from monai_vqgen.models.samples import sample_affines
 from monai_vqgen.models.sampling import draw_samples
 from monai_vqgen.monailabel.answers import answer_nifti
 from monai_vqgen.monailabel.drawing import DrawingTask, drawing_of
@@ -42,5 +42,7 @@ class SampleTask(DrawingTask):
         about["samples"] = [{"index": index, "condition": each} for index, each in enumerate(batch.conditions)]
         stack_hwn = np.moveaxis(batch.images_ncs[:, 0].numpy(), 0, -1)
         position = batch.conditions[0].get("position_mm") if drawing.num_samples == 1 else None
-        affine = sample_affine(priors.plane or "axial", stack_hwn.shape[:2], priors.pixel_mm or 1.0, position)
+        affine = sample_affines(priors.plane or "axial", stack_hwn.shape[:2], priors.pixel_mm or 1.0, [position])[
+            0
+        ].numpy()
         return answer_nifti(stack_hwn, affine, about), about

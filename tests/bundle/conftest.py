@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
+from factories import tiny_autoencoder, tiny_model
 from tiny_training import run, workflow, write_slices
 
 from monai_vqgen.bundles import run_stage
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
-from monai_vqgen.weights import fingerprint, save_weights
+from monai_vqgen.networks import ConditionEncoder, HierarchicalVQVAE
 
 CODES, SIZE = 8, (16, 16)
 COUNTS = {"training": 4, "validation": 2, "test": 2}
@@ -40,13 +39,13 @@ class TinyRun(NamedTuple):
 
     def options(self, config: str, output: Path) -> dict[str, Any]:
         """What makes a config of the bundle run on this folder, as options of its command line."""
-        options: dict[str, Any] = {**NETWORK, "output_dir": str(output), "device": "cpu"}
+        options: dict[str, Any] = {"output_dir": str(output), "device": "cpu"}
+        if config.startswith("train"):
+            options |= NETWORK
         if config != "train":
             options["model"] = str(self.folder / "model.pt")
-        if config in ("train_prior", "evaluate", "sample"):
+        if config == "train_prior":
             options |= PRIORS
-        if config in ("evaluate", "sample"):
-            options["priors_dir"] = str(self.folder)
         if config != "sample":
             options["dataset_dir"] = str(self.folder / ("codes" if config == "train_prior" else "slices"))
         return options
@@ -57,13 +56,12 @@ def tiny_run(tmp_path_factory) -> TinyRun:
     """Slices, their codes, and a model with its priors."""
     folder = tmp_path_factory.mktemp("tiny_run")
     _write_slices(folder / "slices")
-    torch.manual_seed(0)
-    network = HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16) for _ in (0, 1)])
-    save_weights(network, folder / "model.pt")
-    _write_priors(folder, fingerprint(network))
+    network = tiny_autoencoder(CODES)
+    encoder = ConditionEncoder({"position_mm": (40.0, 50.0)})
+    tiny_model(SIZE, autoencoder=network, condition=encoder, num_layers=1).save(folder)
     where = {"dataset_dir": str(folder / "slices"), "model": str(folder / "model.pt")}
-    run_stage("extract_codes", options={**NETWORK, **where, "output_dir": str(folder / "codes")})
-    return TinyRun(folder, network.eval())
+    run_stage("extract_codes", options={**where, "output_dir": str(folder / "codes")})
+    return TinyRun(folder, network)
 
 
 def _write_slices(folder: Path) -> None:
@@ -77,25 +75,6 @@ def _write_slices(folder: Path) -> None:
             nib.save(nib.Nifti1Image(image, np.eye(4)), folder / name)
             datalist[split].append({"image": name, "subject": f"{split}{i}", "plane": "axial", "position_mm": 40.0 + i})
     (folder / "datalist.json").write_text(json.dumps(datalist))
-
-
-def _write_priors(folder: Path, autoencoder_fingerprint: str) -> None:
-    encoder = ConditionEncoder({"position_mm": (40.0, 50.0)})
-    for level in (0, 1):
-        prior = GatedPixelCNN(
-            CODES, channels=8, num_layers=1, attention_every=0, coarser_codes=[CODES] * level, condition_dim=encoder.dim
-        )
-        save_weights(prior, folder / f"model_prior_level{level}.pt")
-        sidecar = {
-            "level": level,
-            "grid": [2 * 2**level] * 2,
-            "num_codes": CODES,
-            "coarser": [CODES] * level,
-            "autoencoder_fingerprint": autoencoder_fingerprint,
-            "condition": encoder.to_dict(),
-            "image_size": SIZE,
-        }
-        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
 
 
 @pytest.fixture(scope="session")

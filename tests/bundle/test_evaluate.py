@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from factories import tiny_autoencoder, tiny_model
 from PIL import Image
 from skimage.metrics import structural_similarity
 
@@ -18,17 +19,9 @@ from monai_vqgen.data.io.writing import write_slice_nifti
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 from monai_vqgen.evaluation import pick_split
 from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
-from monai_vqgen.weights import fingerprint, save_weights
 
 CODES, SIZE, GRIDS = 12, (20, 30), [(3, 4), (6, 8)]  # a size that no stride divides
 TINY_PRIOR = {"channels": 8, "num_layers": 2, "attention_every": 0, "num_codes": CODES}
-OPTIONS = {
-    "network_def::channels": 8,
-    "network_def::residual_channels": 4,
-    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
-    **{f"prior_defs::{level}::{key}": value for level in (0, 1) for key, value in TINY_PRIOR.items()},
-    "prior_defs::1::coarser_codes": [CODES],
-}
 ISSUE_KEYS = {
     "reconstruction": {"ssim", "ssim_brain", "psnr", "psnr_brain", "mae", "baselines"},
     "codebook": {"level", "size", "usage", "perplexity"},
@@ -62,35 +55,18 @@ def run(tmp_path_factory) -> Path:
     """Slices, a tiny model whose codebooks are spread over its latents, its priors, and their evaluation."""
     folder = tmp_path_factory.mktemp("evaluation")
     write_slices(folder / "slices")
-    torch.manual_seed(0)
-    network = HierarchicalVQVAE(
-        channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16), EMACodebook(CODES, 16)]
-    )
+    network = tiny_autoencoder(CODES)
     first = [nib.load(path).get_fdata()[..., 0] for path in sorted((folder / "slices" / "images").glob("*.nii.gz"))]
     network.train_pass(torch.tensor(np.stack(first)[:, None], dtype=torch.float32))  # codebooks from these slices
-    save_weights(network, folder / "model.pt")
     encoder = ConditionEncoder({"position_mm": (40.0, 55.0)})  # narrower than the test positions
-    for level in (0, 1):
-        prior = GatedPixelCNN(
-            CODES, channels=8, num_layers=2, attention_every=0, coarser_codes=[CODES] * level, condition_dim=encoder.dim
-        )
-        save_weights(prior, folder / f"model_prior_level{level}.pt")
-        sidecar = {
-            "level": level,
-            "grid": GRIDS[level],
-            "num_codes": CODES,
-            "autoencoder_fingerprint": fingerprint(network),
-            "image_size": SIZE,
-            "condition": encoder.to_dict(),
-        }
-        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
+    tiny_model(SIZE, autoencoder=network, condition=encoder).save(folder)
     evaluate(folder, folder / "out")
     return folder
 
 
 def evaluate(run: Path, output: Path, **options) -> None:
     where = {"model": str(run / "model.pt"), "priors_dir": str(run), "dataset_dir": str(run / "slices")}
-    options = {**OPTIONS, **where, "output_dir": str(output), "num_samples": 3, "batch_size": 4, **options}
+    options = {**where, "output_dir": str(output), "num_samples": 3, "batch_size": 4, **options}
     run_stage("evaluate", options=options)
 
 
@@ -267,8 +243,7 @@ def test_without_priors_none_is_built_nor_looked_for(run, tmp_path, monkeypatch)
         raise AssertionError("a prior was built")
 
     monkeypatch.setattr(GatedPixelCNN, "__init__", fail)
-    options = {"priors_dir": str(tmp_path / "nowhere"), "prior_defs::0::num_heads": 7}
-    evaluate(run, tmp_path / "out", with_priors=False, **options)
+    evaluate(run, tmp_path / "out", with_priors=False, priors_dir=str(tmp_path / "nowhere"))
     assert "prior" not in json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 

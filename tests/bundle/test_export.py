@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import tiny_model
 
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.data import extract_slices, load_datalist
@@ -14,17 +15,11 @@ from monai_vqgen.errors import InputError, OutputExistsError, StageError
 from monai_vqgen.models.export import export_names
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
 from monai_vqgen.transforms import LoadSlice
-from monai_vqgen.weights import save_weights
 
 CODES, REAL_CODES = 16, 128
 PARTS = ("autoencoder", "encoder", "decoder")
 SAME_CODES, LARGEST_DIFFERENCE = 0.999, 1e-4  # what a deployment may count on
-OPTIONS = {
-    "network_def::channels": 8,
-    "network_def::residual_channels": 4,
-    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
-    "image_size": [32, 48],
-}
+OPTIONS = {"image_size": [32, 48]}
 
 
 def images(*, count: int, size: tuple[int, int]) -> torch.Tensor:
@@ -45,9 +40,8 @@ def model(tmp_path_factory):
             for quantizer in network.quantizers:
                 quantizer.initialized.fill_(False)
         network.train_pass(batch)
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_weights(network, path)
-    return network.eval(), path
+    whole = tiny_model((32, 48), autoencoder=network, with_priors=False)
+    return network.eval(), whole.save(tmp_path_factory.mktemp("model")) / "model.pt"
 
 
 def check(network, run, part: str, *, batch: torch.Tensor) -> None:
@@ -102,13 +96,6 @@ def test_onnx_needs_nothing_but_onnxruntime(model, tmp_path):
 
 # --- on slices of real scans, by a network that has learned from them
 
-REAL_OPTIONS = {
-    "network_def::channels": 32,
-    "network_def::residual_channels": 16,
-    **{f"network_def::quantizers::{level}::num_codes": REAL_CODES for level in (0, 1)},
-    "image_size": [64, 64],  # of the example; the slices are larger
-}
-
 
 @pytest.fixture(scope="module")
 def real_slices(real_data, tmp_path_factory) -> torch.Tensor:
@@ -141,8 +128,8 @@ def real_model(real_slices, tmp_path_factory):
         quantizer.initialized.fill_(False)  # codebooks anew from what the encoder now makes of real slices
     with torch.no_grad():
         network.train_pass(real_slices)
-    path = tmp_path_factory.mktemp("real_model") / "model.pt"
-    save_weights(network, path)
+    whole = tiny_model((128, 128), autoencoder=network, with_priors=False)
+    path = whole.save(tmp_path_factory.mktemp("real_model")) / "model.pt"
     with torch.no_grad():
         codes = network.eval().encode(real_slices)
     assert min(len(level.unique()) for level in codes) > 10
@@ -155,7 +142,7 @@ def real_model(real_slices, tmp_path_factory):
 @pytest.mark.parametrize("format", ["torchscript", "onnx"])
 def test_graphs_give_the_codes_and_images_of_real_slices(format, real_model, real_slices, tmp_path):
     network, path = real_model
-    run_stage("export", options={**REAL_OPTIONS, "model": str(path), "output_dir": str(tmp_path), "formats": [format]})
+    run_stage("export", options={"model": str(path), "output_dir": str(tmp_path), "formats": [format]})
     for part in PARTS:
         name = tmp_path / (part + {"torchscript": ".ts", "onnx": ".onnx"}[format])
         run = torch.jit.load(name) if format == "torchscript" else onnx_runner(name)

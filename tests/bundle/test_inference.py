@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from factories import tiny_autoencoder, tiny_model
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
 from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import read_volume
 from monai_vqgen.data.io.writing import write_slice_nifti
-from monai_vqgen.errors import CheckpointError, DatalistError, OutputExistsError, ScanError
+from monai_vqgen.errors import CheckpointError, DatalistError, InputError, OutputExistsError, ScanError
 from monai_vqgen.inferers import VolumeReconstructionInferer
 from monai_vqgen.models import model_pixel_mm, reconstruction_names, reconstruction_records
 from monai_vqgen.networks import HierarchicalVQVAE
-from monai_vqgen.weights import save_weights
-
-TINY = {"network_def::channels": 8, "network_def::residual_channels": 4}
 
 
 def tiny_network() -> HierarchicalVQVAE:
-    torch.manual_seed(0)
-    return HierarchicalVQVAE(channels=8, residual_channels=4).eval()
+    return tiny_autoencoder(512)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "model.pt"
-    save_weights(tiny_network(), path)
-    return path
+    whole = tiny_model((128, 128), autoencoder=tiny_network(), with_priors=False, record={"pixel_mm": 1.736})
+    return whole.save(tmp_path_factory.mktemp("run")) / "model.pt"
 
 
 def write_blob(path: Path, shape, affine, seed=0) -> None:
@@ -43,7 +40,7 @@ def write_blob(path: Path, shape, affine, seed=0) -> None:
 
 
 def run(dataset_dir: Path, output_dir: Path, model: Path, **options) -> None:
-    options = {**TINY, "dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "model": str(model), **options}
+    options = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "model": str(model), **options}
     run_stage("inference", options=options)
 
 
@@ -58,7 +55,6 @@ def test_config_has_every_property_that_monai_asks_for(tmp_path, model):
         model=str(model),
         dataset_dir=str(tmp_path / "scans"),
         output_dir=str(tmp_path / "out"),
-        **TINY,
     )
     workflow.initialize()
     assert workflow.check_properties() == []
@@ -112,10 +108,11 @@ def test_bad_input_is_named(tmp_path, model):
     with pytest.raises(DatalistError, match="no scans"):
         run(tmp_path / "empty", tmp_path / "out", model)
     write_blob(tmp_path / "scans" / "a.nii.gz", (12, 12, 4), np.eye(4))
-    with pytest.raises(CheckpointError, match=r"nowhere\.pt"):
+    with pytest.raises(InputError, match=r"nowhere\.pt"):
         run(tmp_path / "scans", tmp_path / "out", tmp_path / "nowhere.pt")
-    with pytest.raises(CheckpointError, match="another architecture"):
-        run(tmp_path / "scans", tmp_path / "out", model, **{"network_def::channels": 16})
+    shutil.copy(model, tmp_path / "model.pt")  # without its record
+    with pytest.raises(CheckpointError, match=r"no record of the architecture \(model\.json\)"):
+        run(tmp_path / "scans", tmp_path / "out", tmp_path / "model.pt")
     whole = (tmp_path / "scans" / "a.nii.gz").read_bytes()
     (tmp_path / "scans" / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ScanError, match=r"none of the 1 scans could be used.*a\.nii\.gz: unreadable"):
@@ -164,13 +161,14 @@ def test_two_inputs_for_one_name_are_refused(tmp_path, model):
         run(tmp_path / "scans", tmp_path / "out", model)
 
 
-def test_the_percentiles_of_the_extraction_can_be_given():
-    extraction = ConfigParser.load_config_file(bundle_root() / "configs" / "extract_slices.json")
+def test_the_percentiles_are_the_recorded_ones_or_those_given(tmp_path):
+    model = tiny_model(with_priors=False, record={"percentiles": (1.0, 97.0)})
     parser = ConfigParser()
     parser.read_config(bundle_root() / "configs" / "inference.json")
-    for knob in ("lower_percentile", "upper_percentile"):
-        assert parser[knob] == extraction[knob]
-    parser.update({"lower_percentile": 2, "upper_percentile": 98, "pixel_mm": None})
+    parser.update({"model": str(model.save(tmp_path) / "model.pt"), "device": "cpu"})
+    inferer = parser.get_parsed_content("inferer")
+    assert (inferer.lower, inferer.upper) == (1.0, 97.0)
+    parser.update({"lower_percentile": 2, "upper_percentile": 98})
     inferer = parser.get_parsed_content("inferer")
     assert (inferer.lower, inferer.upper) == (2, 98)
 
@@ -189,9 +187,9 @@ def test_volumes_are_shown_at_the_bundles_pixel_size_and_slices_as_they_are(tmp_
     write_blob(tmp_path / "scans" / "a.nii.gz", (12, 12, 4), np.eye(4))
     (tmp_path / "slices" / "test").mkdir(parents=True)
     write_slice_nifti(tmp_path / "slices" / "test" / "a.nii.gz", np.zeros((12, 12)), np.eye(4), {})
-    extraction = ConfigParser.load_config_file(bundle_root() / "configs" / "extract_slices.json")
-    assert model_pixel_mm(tmp_path / "scans") == extraction["pixel_mm"]
-    assert model_pixel_mm(tmp_path / "slices") is None
+    model = tiny_model(with_priors=False, record={"pixel_mm": 2.5})
+    assert model_pixel_mm(model, tmp_path / "scans") == 2.5
+    assert model_pixel_mm(model, tmp_path / "slices") is None
 
 
 @pytest.mark.real

@@ -14,6 +14,7 @@ from monai.bundle import create_workflow, load, run_workflow
 from monai.data import load_net_with_metadata
 
 from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.networks.architecture import architecture
 from tools.package_bundle import BUNDLE_NAME
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
@@ -36,7 +37,8 @@ def local_bundle(tiny_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundles")
     shutil.copytree(BUNDLE, folder / BUNDLE_NAME, ignore=shutil.ignore_patterns("*.pt", "out"))
     (folder / BUNDLE_NAME / "models").mkdir(exist_ok=True)
-    shutil.copy(tiny_run.folder / "model.pt", folder / BUNDLE_NAME / "models" / "model.pt")
+    for name in ("model.pt", "model.json"):
+        shutil.copy(tiny_run.folder / name, folder / BUNDLE_NAME / "models" / name)
     return folder
 
 
@@ -112,8 +114,8 @@ def test_load_gives_the_trained_network_of_a_local_folder(
     monkeypatch.chdir(tmp_path)  # where there are no scans
     options: dict = {"model": None, "workflow_type": workflow_type, "device": "cpu"}
     if given == "its own network":
-        sizes = {f"quantizers#{level}#num_codes": 8 for level in (0, 1)}
-        options["net_override"] = {"channels": 8, "residual_channels": 4, **sizes}
+        own = architecture(tiny_run.network)
+        options["net_override"] = {name: own[name] for name in ("channels", "residual_channels", "quantizers")}
     else:
         options["model"] = type(tiny_run.network)(
             channels=8, residual_channels=4, quantizers=[type(q)(8, 16) for q in tiny_run.network.quantizers]

@@ -8,58 +8,25 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
+from factories import tiny_autoencoder, tiny_model
 from PIL import Image
 
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError
 from monai_vqgen.inferers import AncestralSampler
-from monai_vqgen.models import draw_conditions, load_priors
-from monai_vqgen.models.sample_files import sample_affine
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
+from monai_vqgen.models import SamplingSettings, TrainedModel, draw_conditions
+from monai_vqgen.models.samples import sample_affines
+from monai_vqgen.networks import ConditionEncoder
 from monai_vqgen.transforms.geometry import PLANES
-from monai_vqgen.weights import fingerprint, save_weights
 
-CODES, GRIDS = 12, [(3, 4), (6, 8)]
-TINY_PRIOR = {"channels": 8, "num_layers": 2, "attention_every": 0, "num_codes": CODES}
-OPTIONS = {
-    "network_def::channels": 8,
-    "network_def::residual_channels": 4,
-    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
-    **{f"prior_defs::{level}::{key}": value for level in (0, 1) for key, value in TINY_PRIOR.items()},
-    "prior_defs::1::coarser_codes": [CODES],
-}
+CODES, SIZE = 12, (24, 32)
 
 
-def write_run(folder: Path, encoder: ConditionEncoder | None, **slices) -> HierarchicalVQVAE:
-    """A tiny, untrained but complete model: autoencoder, two priors, sidecars."""
-    torch.manual_seed(0)
-    network = HierarchicalVQVAE(
-        channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16), EMACodebook(CODES, 16)]
-    )
-    save_weights(network, folder / "model.pt")
-    for level in (0, 1):
-        prior = GatedPixelCNN(
-            CODES,
-            channels=8,
-            num_layers=2,
-            attention_every=0,
-            coarser_codes=[CODES] * level,
-            condition_dim=encoder.dim if encoder else 0,
-        )
-        save_weights(prior, folder / f"model_prior_level{level}.pt")
-        sidecar = {
-            "level": level,
-            "grid": GRIDS[level],
-            "num_codes": CODES,
-            "coarser": [CODES] * level,
-            "autoencoder_fingerprint": fingerprint(network),
-            "condition": (encoder or ConditionEncoder()).to_dict(),
-            "validation_bits_per_code": 3.0,
-            **slices,
-        }
-        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
-    return network
+def write_run(folder: Path, condition: ConditionEncoder | None, image_size=SIZE, **options) -> TrainedModel:
+    """A tiny, untrained but complete model in a folder."""
+    model = tiny_model(image_size, autoencoder=tiny_autoencoder(CODES), condition=condition, **options)
+    model.save(folder, overwrite=True)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +45,13 @@ def plain(tmp_path_factory) -> Path:
 
 def sample(run: Path, output: Path, **options) -> dict:
     where = {"model": str(run / "model.pt"), "priors_dir": str(run), "output_dir": str(output)}
-    run_stage("sample", options={**OPTIONS, **where, "num_samples": 3, "seed": 7, **options})
+    run_stage("sample", options={**where, "num_samples": 3, "seed": 7, **options})
     return json.loads((output / "samples.json").read_text())
 
 
 def test_samples_are_written_as_nifti_png_and_one_picture(tmp_path, conditioned):
     content = sample(conditioned, tmp_path, position_mm=65, pixel_mm=2.0)
-    assert (content["seed"], content["num_samples"], content["temperature"]) == (7, 3, 1.0)
+    assert (content["seed"], content["num_samples"], content["temperature"]) == (7, 3, [1.0, 1.0])
     assert len(content["samples"]) == 3
     for entry in content["samples"]:
         assert entry["synthetic"] is True
@@ -105,7 +72,7 @@ def test_captures_of_samples_say_that_they_are_nobodys_scans(tmp_path, condition
         (path,) = (tmp_path / "dicom" / f"sample_{number:04d}").iterdir()
         capture = pydicom.dcmread(path)
         assert capture.PatientID == f"SYNTHETIC-7-{number:04d}"
-        assert capture.DerivationDescription.startswith("Synthetic: nobody's scan. Seed 7")
+        assert capture.DerivationDescription.startswith("Synthetic, not a scan. Seed 7")
         assert capture.SeriesDescription == "SYNTHETIC (monai_vqgen)"
         grey = capture.pixel_array * float(capture.RescaleSlope) + float(capture.RescaleIntercept)
         image = nib.load(tmp_path / "images" / f"sample_{number:04d}.nii.gz").get_fdata()[:, :, 0]
@@ -114,7 +81,7 @@ def test_captures_of_samples_say_that_they_are_nobodys_scans(tmp_path, condition
 
 def test_samples_have_the_size_plane_and_pixels_of_the_slices_that_the_priors_learned_from(tmp_path):
     (tmp_path / "run").mkdir()
-    write_run(tmp_path / "run", None, image_size=[20, 30], plane="coronal", pixel_mm=3.472)
+    write_run(tmp_path / "run", None, (20, 30), record={"plane": "coronal", "pixel_mm": 3.472})
     content = sample(tmp_path / "run", tmp_path / "out", num_samples=1)
     image = nib.load(tmp_path / "out" / content["samples"][0]["image"])
     assert image.shape == (20, 30, 1)
@@ -129,7 +96,10 @@ def test_samples_have_the_size_plane_and_pixels_of_the_slices_that_the_priors_le
 
 def test_priors_whose_grids_are_not_their_slices_are_refused(tmp_path):
     (tmp_path / "run").mkdir()
-    write_run(tmp_path / "run", None, image_size=[40, 30])
+    write_run(tmp_path / "run", None)
+    for level in (0, 1):
+        path = tmp_path / "run" / f"model_prior_level{level}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "image_size": [40, 30]}))
     with pytest.raises(CheckpointError, match=r"\(40, 30\)"):
         sample(tmp_path / "run", tmp_path / "out")
 
@@ -144,18 +114,25 @@ def test_a_position_counts_wherever_it_is_given(tmp_path, conditioned):
 
 def test_samples_are_the_samplers_codes_decoded(tmp_path, plain):
     content = sample(plain, tmp_path, temperature=0.7, top_k=5)
-    torch.manual_seed(0)
-    network = write_run(tmp_path, None)  # the same weights again
-    priors = [
-        GatedPixelCNN(CODES, channels=8, num_layers=2, attention_every=0, coarser_codes=[CODES] * level)
-        for level in (0, 1)
-    ]
-    for level, prior in enumerate(priors):
-        prior.load_state_dict(torch.load(plain / f"model_prior_level{level}.pt", weights_only=True))
-    codes = AncestralSampler(priors, temperature=0.7, top_k=5).sample(GRIDS, num_samples=3, seed=7)
-    expected = network.eval().decode(codes).detach().clamp(0, 1)[:, 0].numpy()
+    model = TrainedModel.from_bundle(plain)
+    codes = AncestralSampler(model.priors, temperature=0.7, top_k=5).sample([(3, 4), (6, 8)], num_samples=3, seed=7)
+    expected = model.autoencoder.decode(codes).detach().clamp(0, 1)[:, 0].numpy()
     for index, entry in enumerate(content["samples"]):
         np.testing.assert_allclose(nib.load(tmp_path / entry["image"]).get_fdata()[..., 0], expected[index], atol=1e-5)
+
+
+def test_the_recorded_settings_are_used_unless_others_are_given(tmp_path):
+    recorded = SamplingSettings((0.5, 0.9), (3, None), (None, 0.95))
+    model = write_run(tmp_path / "run", None, settings=recorded)
+    content = sample(tmp_path / "run", tmp_path / "out")
+    assert [content[name] for name in recorded._fields] == [list(values) for values in recorded]
+    codes = AncestralSampler(model.priors, temperature=[0.5, 0.9], top_k=[3, None], top_p=[None, 0.95]).sample(
+        [(3, 4), (6, 8)], num_samples=3, seed=7
+    )
+    for image, entry in zip(model.decode(codes), content["samples"], strict=True):
+        np.testing.assert_allclose(nib.load(tmp_path / "out" / entry["image"]).get_fdata()[..., 0], image[0], atol=1e-5)
+    other = sample(tmp_path / "run", tmp_path / "other", temperature=[1.0, 0.9])
+    assert (other["temperature"], other["top_k"]) == ([1.0, 0.9], [3, None])
 
 
 def test_a_sample_depends_on_seed_and_index_alone(tmp_path, conditioned):
@@ -179,20 +156,13 @@ def test_positions_not_given_are_drawn_from_the_trained_range(tmp_path, conditio
 
 
 def test_conditions_cover_the_range_evenly(conditioned):
-    network = write_run(conditioned, ConditionEncoder({"position_mm": (40.0, 97.0)}, {"sex": ["F", "M"]})).eval()
-    defs = [
-        GatedPixelCNN(
-            CODES, channels=8, num_layers=2, attention_every=0, coarser_codes=[CODES] * level, condition_dim=4
-        )
-        for level in (0, 1)
-    ]
-    priors = load_priors(defs, conditioned, autoencoder=network)
-    drawn = draw_conditions(priors, num_samples=2000, seed=1)
+    encoder = TrainedModel.from_bundle(conditioned).condition
+    drawn = draw_conditions(encoder, 2000, seed=1)
     positions = np.array([values["position_mm"] for values in drawn])
     counts = np.histogram(positions, bins=4, range=(40, 97))[0]
     assert counts.min() > 430
     assert 900 < sum(values["sex"] == "F" for values in drawn) < 1100
-    assert draw_conditions(priors, num_samples=3, seed=1) == drawn[:3]
+    assert draw_conditions(encoder, 3, seed=1) == drawn[:3]
 
 
 @pytest.mark.parametrize(
@@ -221,11 +191,8 @@ def test_a_condition_for_unconditional_priors_is_refused(tmp_path, plain):
 def test_priors_of_another_autoencoder_are_refused(tmp_path, plain):
     for file in plain.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    torch.manual_seed(99)
-    other = HierarchicalVQVAE(
-        channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16), EMACodebook(CODES, 16)]
-    )
-    save_weights(other, tmp_path / "model.pt")
+    (tmp_path / "model.json").unlink()
+    tiny_model(SIZE, autoencoder=tiny_autoencoder(CODES, seed=99), with_priors=False).save(tmp_path, overwrite=True)
     with pytest.raises(CodesMismatchError, match="another autoencoder"):
         sample(tmp_path, tmp_path / "out")
 
@@ -254,7 +221,7 @@ def test_earlier_samples_are_not_overwritten_silently(tmp_path, plain):
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_the_affine_of_a_sample_places_its_middle_at_its_position(plane):
-    affine = sample_affine(plane, (20, 30), 1.5, 65.0)
+    affine = sample_affines(plane, (20, 30), 1.5, [65.0])[0].numpy()
     assert nib.aff2axcodes(affine) == PLANES[plane]
     middle = affine @ [9.5, 14.5, 0, 1]
     axis = {"axial": 2, "coronal": 1, "sagittal": 0}[plane]

@@ -11,7 +11,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from tiny_training import CODES, CONFIGS, REPOSITORY, run, trained_network, workflow, write_slices
 
 from monai_vqgen.data import CodeStore
+from monai_vqgen.models import TrainedModel
 from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.networks.architecture import architecture
 from monai_vqgen.weights import fingerprint
 from tools.designs import read_designs
 
@@ -20,7 +22,7 @@ DESIGNS = REPOSITORY / "configs" / "comparisons" / "autoencoder.yaml"
 
 def test_training_leaves_a_model_its_curves_pictures_and_logs(trained):
     assert {path.name for path in trained.iterdir()} == {
-        "model.pt", "history.json", "images", "tensorboard", "train.log", "training_state.pt",
+        "model.pt", "model.json", "history.json", "images", "tensorboard", "train.log", "training_state.pt",
     }  # fmt: skip
     history = json.loads((trained / "history.json").read_text())
     assert history["train"]["epoch"] == [1, 2]
@@ -38,12 +40,17 @@ def test_codes_carry_the_fingerprint_of_the_weights_on_disk(trained, codes):
     assert len(store.records("training")) == 16  # with the mirrored copies
 
 
-def test_each_prior_says_what_it_was_trained_on(codes, priors):
+def test_each_prior_says_what_it_was_trained_on(trained, codes, priors):
     for level in (0, 1):
         sidecar = json.loads((priors / f"model_prior_level{level}.json").read_text())
         history = json.loads((priors / f"history_prior_level{level}.json").read_text())
         assert sidecar.pop("validation_bits_per_code") == min(history["validation"]["bits_per_code"])
+        weights = TrainedModel.from_bundle(trained, priors_dir=priors).priors[level]
+        assert sidecar.pop("fingerprint") == fingerprint(weights)
+        assert sidecar.pop("architecture") == architecture(weights)
         assert sidecar == {
+            "format_version": 1,
+            "sampling": {"temperature": 1.0},
             "level": level,
             "grid": [2 * 2**level] * 2,
             "num_codes": CODES,
