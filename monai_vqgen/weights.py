@@ -94,5 +94,5 @@ def read_state(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"there is no checkpoint at {path}: train first, or give the path of a .pt file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as a state dict: truncated, damaged or not a .pt file") from error

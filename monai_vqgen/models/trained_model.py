@@ -248,13 +248,31 @@ class TrainedModel:
         positions = [row.get("position_mm") for row in conditions]
         return sample_affines(self.record.plane, image_size, self.record.pixel_mm, positions)
 
-    def complete(self, images: Tensor, mask: Tensor, *, seed: int = 0, **condition: Any) -> Tensor:
+    @property
+    def covered_size(self) -> tuple[int, ...]:
+        """Pixels that the grids cover, padding included; empty where the image size is not known."""
+        return tuple(size * self.autoencoder.strides[-1] for size in (self.grids[-1] if self.grids else ()))
+
+    def complete(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        *,
+        seed: int = 0,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | Sequence[int | None] | None = None,
+        top_p: float | Sequence[float | None] | None = None,
+        **condition: Any,
+    ) -> Tensor:
         """Draw what lies under a mask anew, given the codes before it in raster order (`AncestralSampler.complete`).
 
         Args:
             images: `(b, c, *s)` in [0, 1]; what lies under the mask is hidden before encoding.
             mask: booleans `(*s)` or `(b, *s)`, true where pixels are to be drawn.
             seed: of the draw.
+            temperature: as in `sample`, with the next two.
+            top_k: draw from the k likeliest codes only.
+            top_p: draw from the likeliest codes that hold this much probability.
             condition: values by name, one for all images or one each; a name that is left out counts as unknown.
 
         Returns:
@@ -264,18 +282,14 @@ class TrainedModel:
             InputError: a mask of another size or of no pixel, images of another size than the priors were trained on.
             CheckpointError: the model has no priors.
         """
-        sampler = self.sampler()
+        sampler = self.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
         mask_bs = self._checked_mask(images, mask)
         hidden = mask_bs[:, None]
         codes = self.encode(torch.where(hidden, 0.0, images.cpu()))
-        covered = [grid * stride for grid, stride in zip(self.grids[-1], self._finest_strides(), strict=True)]
-        masks = code_masks(mask_bs, self.grids, image_size=covered)
+        masks = code_masks(mask_bs, self.grids, image_size=self.covered_size)
         features = encode_conditions(self.condition, len(images), condition)
         filled = sampler.complete(codes, masks, seed=seed, condition=features)
         return torch.where(hidden, self.decode(filled).cpu(), images.cpu())
-
-    def _finest_strides(self) -> list[int]:
-        return [self.autoencoder.strides[-1]] * self.autoencoder.spatial_dims
 
     def _checked_mask(self, images: Tensor, mask: Tensor) -> Tensor:
         """The mask `(b, *s)` on the CPU."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from monai_vqgen.inferers.reconstruction import Intensity, VolumeReconstructionInferer
+from monai_vqgen.inferers.reconstruction import VolumeReconstructionInferer
 from monai_vqgen.monailabel.answers import answer_nifti, answer_png
-from monai_vqgen.monailabel.parameters import choice, number, whole
-from monai_vqgen.monailabel.parts import BundleInferTask, InferType
+from monai_vqgen.monailabel.interfaces import BundleInferTask, InferType
+from monai_vqgen.monailabel.knobs import ReconstructionKnobs
 from monai_vqgen.monailabel.served_bundle import ServedBundle
-from monai_vqgen.transforms.geometry import PLANES
 
 __all__ = ["ReconstructTask"]
-
-MAX_BATCH = 64
 
 
 class ReconstructTask(BundleInferTask):
@@ -43,7 +40,10 @@ class ReconstructTask(BundleInferTask):
             InputError: a knob outside its range.
             ScanError: the image cannot be used.
         """
-        knobs = self._knobs(request)
+        names = ReconstructionKnobs.model_fields
+        asked = {name: request[name] for name in names if request.get(name) not in (None, "")}
+        defaults = {name: self.displayable_configs[name] for name in names}
+        knobs = ReconstructionKnobs.of({**defaults, **asked}).model_dump()
         known = {name: request[name] for name in ("model", "image", "device")}  # MONAI Label obeys many more names
         with self.bundle.lock:  # the parsed configuration is one for all requests
             path, answer = super().__call__({**known, **knobs, "model_filename": None})
@@ -67,13 +67,4 @@ class ReconstructTask(BundleInferTask):
         return answer_nifti(pixels[0].reshape(shape), np.asarray(image.meta["original_affine"]), about), {}
 
     def _get_network(self, device: str, data: Any) -> Any:
-        return self.bundle.autoencoder(device)
-
-    def _knobs(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        default = self.displayable_configs
-        return {
-            "plane": choice(request, "plane", default["plane"], options=sorted(PLANES)),
-            "pixel_mm": number(request, "pixel_mm", default["pixel_mm"], low=0.1, high=20.0),
-            "batch_size": whole(request, "batch_size", default["batch_size"], low=1, high=MAX_BATCH),
-            "intensity": choice(request, "intensity", default["intensity"], options=get_args(Intensity)),
-        }
+        return self.bundle.model(device, with_priors=False).autoencoder

@@ -11,8 +11,7 @@ from typing import Any
 
 from monai_vqgen.bundles import first_own_error
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, VQGenError
-from monai_vqgen.monailabel.complete import CompleteTask
-from monai_vqgen.monailabel.parts import (
+from monai_vqgen.monailabel.interfaces import (
     First,
     HTTPException,
     MONAILabelApp,
@@ -20,8 +19,8 @@ from monai_vqgen.monailabel.parts import (
     device_map,
 )
 from monai_vqgen.monailabel.reconstruct import ReconstructTask
-from monai_vqgen.monailabel.sample import SampleTask
 from monai_vqgen.monailabel.served_bundle import ServedBundle
+from monai_vqgen.monailabel.synthesis import CompletionTask, SamplingTask
 from monai_vqgen.monailabel.train import SERVER_VARIABLE, AutoencoderTrainTask
 
 __all__ = ["MyApp"]
@@ -64,8 +63,8 @@ class MyApp(MONAILabelApp):
         """The models that a client can ask."""
         return {
             "reconstruction": ReconstructTask(self.bundle),
-            SAMPLING: SampleTask(self.bundle),
-            "completion": CompleteTask(self.bundle),
+            SAMPLING: SamplingTask(self.bundle),
+            "completion": CompletionTask(self.bundle),
         }
 
     def init_trainers(self) -> dict[str, Any]:

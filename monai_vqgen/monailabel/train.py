@@ -1,4 +1,4 @@
-"""Training of the autoencoder on the server's unlabelled studies, as a job in a process of its own.
+"""Training of the autoencoder on the server's unlabeled studies, as a job in a process of its own.
 
 studies --extract_slices.json--> slices --train.json--> model.pt --> models/model_trained_<time>.pt of the bundle
 """
@@ -13,73 +13,28 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import DatalistError
 from monai_vqgen.files import replace_path, write_json
-from monai_vqgen.monailabel.parameters import MAX_EPOCHS, choice, flag, number, whole
-from monai_vqgen.monailabel.parts import TrainTask
+from monai_vqgen.monailabel.interfaces import TrainTask
+from monai_vqgen.monailabel.knobs import TrainingKnobs
 from monai_vqgen.monailabel.served_bundle import ServedBundle
-from monai_vqgen.transforms.geometry import PLANES
+from monai_vqgen.networks.architecture import architecture
 
-__all__ = ["SERVER_VARIABLE", "AutoencoderTrainTask", "TrainingJob", "place_model"]
+__all__ = ["SERVER_VARIABLE", "AutoencoderTrainTask", "place_model"]
 
 logger = logging.getLogger(__name__)
 
 SERVER_VARIABLE = "MONAI_VQGEN_LABEL_SERVER"
 """The environment variable that tells a job the process of the server that has started it."""
 SUFFIXES = (".nii.gz", ".nii")
-DEFAULTS: dict[str, Any] = {
-    "max_epochs": 50,
-    "max_minutes": 60.0,
-    "batch_size": 16,
-    "learning_rate": 0.0003,
-    "fine_tune": True,
-    "replace": False,
-    "plane": "axial",
-    "seed": 0,
-}
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the server still lives
 
 
-class TrainingJob(NamedTuple):
-    """What a client asks for; see `AutoencoderTrainTask`."""
-
-    max_epochs: int
-    max_minutes: float
-    batch_size: int
-    learning_rate: float
-    fine_tune: bool
-    replace: bool
-    plane: str
-    seed: int
-
-    @classmethod
-    def of(cls, request: Mapping[str, Any]) -> TrainingJob:
-        """The job of a request.
-
-        Raises:
-            InputError: a value outside its range.
-        """
-        minutes = number(request, "max_minutes", DEFAULTS["max_minutes"], low=0.01, high=7 * 24 * 60)
-        rate = number(request, "learning_rate", DEFAULTS["learning_rate"], low=1e-7, high=0.1)
-        assert minutes is not None  # both have a default
-        assert rate is not None
-        return cls(
-            max_epochs=whole(request, "max_epochs", DEFAULTS["max_epochs"], low=1, high=MAX_EPOCHS),
-            max_minutes=minutes,
-            batch_size=whole(request, "batch_size", DEFAULTS["batch_size"], low=1, high=1024),
-            learning_rate=rate,
-            fine_tune=flag(request, "fine_tune", DEFAULTS["fine_tune"]),
-            replace=flag(request, "replace", DEFAULTS["replace"]),
-            plane=choice(request, "plane", DEFAULTS["plane"], options=sorted(PLANES)),
-            seed=whole(request, "seed", DEFAULTS["seed"], low=0, high=2**31 - 1),
-        )
-
-
 class AutoencoderTrainTask(TrainTask):
-    """Train or fine-tune the served autoencoder, with the network that the bundle's `inference.json` defines.
+    """Train or fine-tune the served autoencoder, of the architecture that is recorded with its weights.
 
     Studies without a final label are cut into slices and split by subject (at least three subjects). The weights with
     the lowest validation loss go to the bundle's `models`, beside `model.pt`; with `replace` they take its place, and
@@ -95,12 +50,12 @@ class AutoencoderTrainTask(TrainTask):
     """
 
     def __init__(self, bundle: ServedBundle, runs: Path) -> None:
-        super().__init__("Training or fine-tuning of the autoencoder on the unlabelled studies")
+        super().__init__("Training or fine-tuning of the autoencoder on the unlabeled studies")
         self.bundle, self.runs = bundle, runs
 
     def config(self) -> dict[str, Any]:
         """The knobs and their defaults."""
-        return dict(DEFAULTS)
+        return TrainingKnobs.defaults()
 
     def stats(self) -> dict[str, Any]:
         """How far the latest job is: its folder, epochs done and wanted, losses so far."""
@@ -127,29 +82,30 @@ class AutoencoderTrainTask(TrainTask):
 
         Raises:
             InputError: a knob outside its range.
-            DatalistError: no unlabelled studies, or of too few subjects.
+            DatalistError: no unlabeled studies, or of too few subjects.
         """
-        job = TrainingJob.of(request)
+        job = TrainingKnobs.of(request)
         _end_with_server()
         stamp = f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
         folder = self.runs / stamp
         count = _link_studies(datastore, folder / "studies")
-        write_json(folder / "job.json", {**job._asdict(), "studies": count})
+        write_json(folder / "job.json", {**job.model_dump(), "studies": count})
         logger.info("progress: 1 of 3, cutting %d studies into slices", count)
         slices = {"dataset_dir": str(folder / "studies"), "output_dir": str(folder / "slices"), "num_workers": 0}
         run_stage("extract_slices", options={**slices, "plane": job.plane, "seed": job.seed, "on_trim": "warn"})
         logger.info("progress: 2 of 3, training for up to %d epochs", job.max_epochs)
         self._train(job, folder)
-        logger.info("progress: 3 of 3, putting the weights into %s", self.bundle.models)
-        path = place_model(folder / "run" / "model.pt", self.bundle.model, stamp=stamp, replace=job.replace)
+        logger.info("progress: 3 of 3, putting the weights into %s", self.bundle.weights.parent)
+        path = place_model(folder / "run" / "model.pt", self.bundle.weights, stamp=stamp, replace=job.replace)
         return {"model": str(path), "replaced": job.replace, **self.stats()}
 
-    def _train(self, job: TrainingJob, folder: Path) -> None:
-        overlay: dict[str, Any] = {"network_def": self.bundle.network_def}
+    def _train(self, job: TrainingKnobs, folder: Path) -> None:
+        served = self.bundle.model("cpu", with_priors=False)
+        overlay: dict[str, Any] = {"network_def": architecture(served.autoencoder)}
         if job.fine_tune:
-            overlay["served_model"] = str(self.bundle.model)
-            overlay["network"] = "$monai_vqgen.models.load_autoencoder(@network_def, @served_model, device=@device)"
-            overlay["+imports"] = ["$import monai_vqgen.models"]
+            path, load = str(self.bundle.weights), "monai_vqgen.models.TrainedModel.from_bundle"
+            overlay["served"] = {"_target_": load, "path": path, "with_priors": False}
+            overlay["network_def"] = "$@served.autoencoder"
         write_json(folder / "overlay.json", overlay)
         options = {
             "dataset_dir": str(folder / "slices"),
@@ -183,8 +139,11 @@ def place_model(trained: Path, served: Path, *, stamp: str, replace: bool) -> Pa
 
 
 def _copy(source: Path, target: Path) -> None:
-    with replace_path(target) as partial:
-        shutil.copyfile(source, partial)
+    """Copy weights and the record beside them."""
+    for suffix in (".pt", ".json"):
+        if source.with_suffix(suffix).is_file():
+            with replace_path(target.with_suffix(suffix)) as partial:
+                shutil.copyfile(source.with_suffix(suffix), partial)
 
 
 def _link_studies(datastore: Any, folder: Path) -> int:
@@ -204,7 +163,7 @@ def _link_studies(datastore: Any, folder: Path) -> int:
         (folder / f"{image.replace('/', '_')}{suffix}").symlink_to(path)
         count += 1
     if not count:
-        raise DatalistError("the server has no unlabelled studies to train on: add NIfTI scans to its studies folder")
+        raise DatalistError("the server has no unlabeled studies to train on: add NIfTI scans to its studies folder")
     return count
 
 

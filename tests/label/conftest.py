@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -23,20 +22,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
+from factories import tiny_autoencoder, tiny_model
 from PIL import Image
 
 from monai_vqgen.bundles import bundle_root
 from monai_vqgen.data import make_phantom
 from monai_vqgen.data.io.writing import write_slice_nifti, write_volume_nifti
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
-from monai_vqgen.weights import fingerprint, save_weights
+from monai_vqgen.networks import ConditionEncoder
 from tools.package_bundle import BUNDLE_NAME
 
 collect_ignore_glob = [] if importlib.util.find_spec("monailabel") else ["test_*.py"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-APP = REPOSITORY / "monai_vqgen" / "apps" / "monailabel"
+APP = REPOSITORY / "monai_vqgen" / "monailabel"
 CODES, SIZE = 16, (32, 32)
 SECONDS = 300  # for a start, an answer or a job that take 10 on two quiet cores: this ends a hang, it measures nothing
 STORAGE = {"axial": "LPS", "coronal": "RSA", "sagittal": "PIR"}
@@ -145,48 +143,13 @@ def make_app(folder: Path) -> Path:
 
 
 def make_bundle(root: Path) -> Path:
-    """A copy of the bundle with tiny networks in its configs, and weights that fit."""
+    """A copy of the bundle with tiny weights."""
     shutil.copytree(bundle_root() / "configs", root / "configs")
-    for name in ("inference", "sample"):
-        path = root / "configs" / f"{name}.json"
-        config = json.loads(path.read_text())
-        _shrink(config["network_def"], config.get("prior_defs", []))
-        path.write_text(json.dumps(config, indent=4))
-    torch.manual_seed(0)
-    network = HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16) for _ in (0, 1)])
-    (root / "models").mkdir()
-    save_weights(network, root / "models" / "model.pt")
-    _write_priors(root / "models", network)
-    return root
-
-
-def _shrink(network_def: dict[str, Any], prior_defs: list[dict[str, Any]]) -> None:
-    network_def |= {"channels": 8, "residual_channels": 4}
-    for quantizer in network_def["quantizers"]:
-        quantizer["num_codes"] = CODES
-    for level, prior_def in enumerate(prior_defs):
-        small = {"num_codes": CODES, "channels": 8, "num_layers": 1, "attention_every": 0}
-        prior_def |= {**small, "coarser_codes": [CODES] * level}
-
-
-def _write_priors(folder: Path, network: HierarchicalVQVAE) -> None:
     encoder = ConditionEncoder({"position_mm": (40.0, 100.0), "age": (20.0, 70.0)}, {"sex": ["F", "M"]})
-    small = {"channels": 8, "num_layers": 1, "attention_every": 0, "condition_dim": encoder.dim}
-    for level, grid in enumerate(network.grids(SIZE)):
-        prior = GatedPixelCNN(CODES, coarser_codes=[CODES] * level, **small)
-        save_weights(prior, folder / f"model_prior_level{level}.pt")
-        sidecar = {
-            "level": level,
-            "grid": grid,
-            "num_codes": CODES,
-            "coarser": [CODES] * level,
-            "autoencoder_fingerprint": fingerprint(network),
-            "condition": encoder.to_dict(),
-            "image_size": SIZE,
-            "plane": "axial",
-            "pixel_mm": 4.0,
-        }
-        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
+    network = tiny_autoencoder(CODES)
+    model = tiny_model(SIZE, autoencoder=network, condition=encoder, num_layers=1, record={"pixel_mm": 4.0})
+    model.save(root / "models")
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def test_samples_are_what_the_priors_draw_for_the_seed_and_are_marked(client, bu
     assert image.shape == (32, 32, 3)
     np.testing.assert_allclose(nib.affines.voxel_sizes(image.affine), 4.0)
     assert answer["synthetic"] is True
-    assert (answer["seed"], answer["temperature"], answer["num_samples"]) == (11, 0.8, 3)
+    assert (answer["seed"], answer["temperature"], answer["num_samples"]) == (11, [0.8, 0.8], 3)
     assert answer["model_version"]
     assert len(answer["autoencoder_fingerprint"]) == 64
     assert [each["condition"]["position_mm"] for each in answer["samples"]] == [55.0] * 3
@@ -35,16 +35,11 @@ def test_samples_are_what_the_priors_draw_for_the_seed_and_are_marked(client, bu
 
 
 def test_samples_of_the_server_are_those_of_the_command_line(client, bundle, tmp_path):
-    from monai_vqgen.models import draw_samples
-    from monai_vqgen.monailabel.served_bundle import ServedBundle
+    from monai_vqgen import TrainedModel
 
-    served = ServedBundle(bundle)
-    condition = {"position_mm": 55.0, "sex": "F"}
-    expected = draw_samples(
-        served.autoencoder("cpu"), served.priors("cpu"), num_samples=3, seed=11, temperature=0.8, condition=condition
-    )
+    expected = TrainedModel.from_bundle(bundle).sample(3, seed=11, temperature=0.8, position_mm=55.0, sex="F")
     path, _ = client.infer("sampling", "none", dict(KNOBS))
-    np.testing.assert_allclose(voxels(path), np.moveaxis(expected.images_ncs[:, 0].numpy(), 0, -1), atol=1e-6)
+    np.testing.assert_allclose(voxels(path), np.moveaxis(expected.images[:, 0].numpy(), 0, -1), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["nifti", "png", "box"])

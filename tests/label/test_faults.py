@@ -84,7 +84,7 @@ def test_a_server_without_studies_answers_and_says_what_it_lacks(tools, tmp_path
         client.train_start("autoencoder", {})
         status = tools.job_done(client)
         assert status["status"] == "ERROR"
-        assert "no unlabelled studies" in "\n".join(status["details"])
+        assert "no unlabeled studies" in "\n".join(status["details"])
         assert "holds no images" in server.log.read_text()
 
 
@@ -97,7 +97,7 @@ def other_shape(root):
     save_weights(HierarchicalVQVAE(channels=16, residual_channels=4), root / "models" / "model.pt")
 
 
-@pytest.mark.parametrize(("spoil", "message"), [(missing, "has no weights"), (other_shape, "another architecture")])
+@pytest.mark.parametrize(("spoil", "message"), [(missing, "has no weights"), (other_shape, "does not fit")])
 def test_a_bundle_that_cannot_be_served_ends_the_server_with_its_reason(tools, tmp_path, studies, spoil, message):
     root = tools.make_bundle(tmp_path / "bundle")
     spoil(root)

@@ -22,7 +22,7 @@ def test_the_server_tells_its_models_knobs_and_trainer(client, bundle):
     knobs = info["models"]["reconstruction"]["config"]
     assert {name: knobs[name] for name in ("plane", "pixel_mm", "batch_size", "intensity")} == {
         "plane": "axial",
-        "pixel_mm": 1.736,
+        "pixel_mm": 4.0,
         "batch_size": 16,
         "intensity": "input",
     }

@@ -33,6 +33,7 @@ def test_a_job_puts_weights_beside_the_served_ones_and_tells_its_progress(client
     assert status["status"] == "DONE", status
     assert (bundle / "models" / "model.pt").read_bytes() == before
     models = sorted(path.name for path in (bundle / "models").glob("model_trained_*.pt"))
+    assert (bundle / "models" / models[0]).with_suffix(".json").is_file()
     assert len(models) == 1
     served = torch.load(bundle / "models" / "model.pt", weights_only=True)
     weights = torch.load(bundle / "models" / models[0], weights_only=True)

@@ -13,7 +13,7 @@ from torch import nn
 
 from monai_vqgen.errors import CheckpointError
 from monai_vqgen.handlers import BestCheckpoint, TrainingState
-from monai_vqgen.weights import load_weights, save_weights
+from monai_vqgen.weights import fingerprint, load_weights, save_weights
 
 
 class WithBuffer(nn.Module):
@@ -46,7 +46,11 @@ def test_the_file_holds_the_weights_of_the_lowest_loss_and_says_so_beside_it(tmp
     saver.attach(engine)
     engine.run([0], max_epochs=4)
     assert float(torch.load(path, weights_only=True)["weight"]) == 2.0
-    assert json.loads((tmp_path / "model.json").read_text()) == {"level": 1, "validation_loss": 1.0}
+    assert json.loads((tmp_path / "model.json").read_text()) == {
+        "level": 1,
+        "validation_loss": 1.0,
+        "fingerprint": fingerprint(load_weights(nn.Linear(1, 1), path)),
+    }
 
 
 def test_tensors_are_plain_and_contiguous_without_metadata(tmp_path):

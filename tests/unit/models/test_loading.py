@@ -1,0 +1,158 @@
+"""Weights are found in bundles, runs and zips, and what is damaged or does not go together is named."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+import torch
+from factories import POSITIONS, tiny_autoencoder, tiny_model, tiny_priors
+from torch import nn
+
+from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError
+from monai_vqgen.models import TrainedModel
+from monai_vqgen.networks import HierarchicalVQVAE
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny_model(condition=POSITIONS).save(tmp_path / "run")
+
+
+def edit(path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def zipped(folder, path, prefix="bundle/models/"):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, prefix + file.name)
+    return path
+
+
+def test_a_bundle_a_run_a_file_and_a_zip_give_the_same_model(folder, tmp_path):
+    codes = TrainedModel.from_bundle(folder).sample(2, seed=1).codes
+    (tmp_path / "bundle").mkdir()
+    folder.rename(tmp_path / "bundle" / "models")
+    models = tmp_path / "bundle" / "models"
+    for path in (tmp_path / "bundle", models, models / "model.pt", zipped(models, tmp_path / "bundle.zip")):
+        assert torch.equal(TrainedModel.from_bundle(path).sample(2, seed=1).codes[1], codes[1])
+
+
+def test_without_a_path_the_packages_own_weights_come():
+    model = TrainedModel.from_bundle()
+    assert (model.record.plane, model.record.image_size) == ("axial", (128, 128))
+    assert model.settings.temperature == (0.8, 1.0)
+
+
+def test_priors_may_lie_elsewhere_or_stay_where_they_are(folder, tmp_path):
+    (tmp_path / "priors").mkdir()
+    for path in folder.glob("model_prior_*"):
+        path.rename(tmp_path / "priors" / path.name)
+    assert TrainedModel.from_bundle(folder).priors == ()
+    assert len(TrainedModel.from_bundle(folder, priors_dir=tmp_path / "priors").priors) == 2
+    assert TrainedModel.from_bundle(folder, priors_dir=tmp_path / "priors", with_priors=False).priors == ()
+
+
+def test_weights_of_version_0_1_load_without_a_record_where_their_networks_are_given(folder):
+    codes = TrainedModel.from_bundle(folder).sample(2, seed=1).codes
+    (folder / "model.json").unlink()
+    for path in folder.glob("model_prior_*.json"):
+        content = json.loads(path.read_text())
+        old = {name: content[name] for name in content if name not in ("format_version", "architecture", "fingerprint")}
+        path.write_text(json.dumps(old))
+    with pytest.raises(CheckpointError, match=r"no record of the architecture.*network=.*save\(\) writes the record"):
+        TrainedModel.from_bundle(folder)
+    networks = {"network": tiny_autoencoder(seed=9), "priors": tiny_priors(condition=POSITIONS, seed=9)}
+    model = TrainedModel.from_bundle(folder, **networks)
+    assert torch.equal(model.sample(2, seed=1).codes[1], codes[1])
+    model.save(folder, overwrite=True)
+    assert torch.equal(TrainedModel.from_bundle(folder).sample(2, seed=1).codes[1], codes[1])
+
+
+def test_a_folder_without_weights_says_what_to_give(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere does not exist: give a bundle"):
+        TrainedModel.from_bundle(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"holds no model\.pt, nor does its folder models"):
+        TrainedModel.from_bundle(tmp_path)
+    (tmp_path / "notes.txt").write_text("no weights")
+    with pytest.raises(InputError, match=r"neither a folder, a zip of a bundle nor a model\.pt"):
+        TrainedModel.from_bundle(tmp_path / "notes.txt")
+
+
+def test_a_zip_is_read_by_its_weights_alone(folder, tmp_path):
+    path = zipped(folder, tmp_path / "odd.zip", prefix="../../escaped/")
+    assert len(TrainedModel.from_bundle(path).priors) == 2
+    assert not (tmp_path.parent / "escaped").exists()
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
+        archive.writestr("readme", "nothing")
+    with pytest.raises(InputError, match=r"holds 0 files named model\.pt"):
+        TrainedModel.from_bundle(tmp_path / "empty.zip")
+
+
+def test_a_record_that_is_newer_damaged_or_of_other_weights_is_named(folder):
+    edit(folder / "model.json", format_version=2)
+    with pytest.raises(CheckpointError, match=r"model\.json is of format 2.*reads up to 1: upgrade"):
+        TrainedModel.from_bundle(folder)
+    edit(folder / "model.json", format_version=1, fingerprint="0" * 64)
+    with pytest.raises(CheckpointError, match=r"model\.json is the record of other weights"):
+        TrainedModel.from_bundle(folder)
+    (folder / "model.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"model\.json is damaged"):
+        TrainedModel.from_bundle(folder)
+
+
+def test_a_record_that_does_not_match_the_tensors_is_named(folder):
+    architecture = json.loads((folder / "model.json").read_text())["architecture"]
+    edit(folder / "model.json", architecture={**architecture, "channels": 16})
+    with pytest.raises(CheckpointError, match=r"model\.pt does not fit"):
+        TrainedModel.from_bundle(folder)
+    edit(folder / "model.json", architecture={**architecture, "chanels": 16})
+    with pytest.raises(CheckpointError, match=r"architecture of HierarchicalVQVAE cannot be built.*chanels"):
+        TrainedModel.from_bundle(folder)
+
+
+def test_a_record_builds_networks_of_this_package_and_nothing_else(folder, tmp_path):
+    for target in ("os.system", "monai_vqgen.networks.causal.CroppedConv", "monai_vqgen.files.write_bytes", ""):
+        edit(folder / "model.json", architecture={"_target_": target, "command": f"touch {tmp_path / 'ran'}"})
+        with pytest.raises(CheckpointError, match="build that network and pass it"):
+            TrainedModel.from_bundle(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_priors_that_do_not_belong_are_named(folder, tmp_path):
+    (folder / "model_prior_level1.pt").rename(tmp_path / "kept.pt")
+    with pytest.raises(CheckpointError, match=r"model_prior_level1\.pt"):
+        TrainedModel.from_bundle(folder)
+    (tmp_path / "kept.pt").rename(folder / "model_prior_level1.pt")
+    edit(folder / "model_prior_level1.json", plane="coronal")
+    with pytest.raises(CheckpointError, match="different plane"):
+        TrainedModel.from_bundle(folder)
+    edit(folder / "model_prior_level1.json", plane="axial", autoencoder_fingerprint="0" * 64)
+    with pytest.raises(CodesMismatchError, match=r"prior of level 1 .* another autoencoder"):
+        TrainedModel.from_bundle(folder)
+    (folder / "model_prior_level1.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no prior of level 1.*--level 1"):
+        TrainedModel.from_bundle(folder)
+
+
+def test_damaged_weights_are_named(folder):
+    whole = (folder / "model.pt").read_bytes()
+    (folder / "model.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.pt cannot be read"):
+        TrainedModel.from_bundle(folder)
+
+
+def test_an_architecture_with_networks_of_ones_own_is_passed_as_an_argument(tmp_path):
+    class Doubled(HierarchicalVQVAE):
+        """Elsewhere than in the package."""
+
+    torch.manual_seed(0)
+    mine = Doubled(channels=8, residual_channels=4).eval()
+    tiny_model((16, 16), autoencoder=mine, with_priors=False).save(tmp_path)
+    with pytest.raises(CheckpointError, match="build that network and pass it"):
+        TrainedModel.from_bundle(tmp_path)
+    again = TrainedModel.from_bundle(tmp_path, network=Doubled(channels=8, residual_channels=4))
+    assert isinstance(again.autoencoder, nn.Module)
+    assert torch.equal(again.encode(torch.ones(1, 1, 16, 16))[1], mine.encode(torch.ones(1, 1, 16, 16))[1])
