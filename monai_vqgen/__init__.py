@@ -48,8 +48,13 @@ _ROOMS = {
 }
 
 
+_SUBPACKAGES = ("data", "engines", "evaluation", "handlers", "inferers", "metrics", "models", "networks", "transforms")
+
+
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: this package alone imports nothing heavy."""
+    """Import a public name or a room when it is first asked for: this package alone imports nothing heavy."""
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = next((room for room, names in _ROOMS.items() if name in names), "networks")

@@ -19,7 +19,8 @@ CODES = 8
 QUANTIZER = {"_target_": "monai_vqgen.networks.EMACodebook", "num_codes": CODES, "dim": 4}
 PRIOR = {
     "_target_": "monai_vqgen.networks.GatedPixelCNN",
-    "num_codes": CODES,
+    "num_codes": "$@store.codebook_sizes[@level]",
+    "coarser_codes": "$@store.codebook_sizes[:@level]",
     "channels": 8,
     "num_layers": 1,
     "attention_every": 0,
@@ -32,7 +33,7 @@ TINY = {
         "residual_channels": 4,
         "quantizers": [QUANTIZER, QUANTIZER],
     },
-    "prior_defs": [PRIOR, {**PRIOR, "coarser_codes": [CODES]}],
+    "prior_def": PRIOR,
     "batch_size": 4,
     "max_epochs": 2,
 }

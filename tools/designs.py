@@ -150,7 +150,5 @@ def _options(design: Design, preset: RunPreset) -> tuple[dict[str, Any], dict[st
     own = {name: value for name, value in design.options.items() if name.startswith("network_def")}
     # An overlay, or whole quantisers, bring sizes of their own: those of the preset are not for them.
     network = {} if design.overlay is not None else preset.network_options()
-    if "network_def::quantizers" in own:
-        network = {name: value for name, value in network.items() if not name.startswith("network_def::quantizers::")}
     training = {name: value for name, value in design.options.items() if name not in own}
     return {**network, **own}, {**preset.autoencoder_options(), **training}

@@ -96,20 +96,18 @@ class RunPreset(NamedTuple):
             "network_def::channels": self.channels,
             "network_def::residual_channels": self.residual_channels,
         }
-        options.update({f"network_def::quantizers::{level}::num_codes": self.num_codes for level in (0, 1)})
+        options["network_def::num_codes"] = self.num_codes
         return options
 
-    def prior_options(self) -> dict[str, Any]:
-        """What every config with `prior_defs` needs."""
-        options: dict[str, Any] = {}
-        for level in (0, 1):
-            options[f"prior_defs::{level}::channels"] = self.prior_channels[level]
-            options[f"prior_defs::{level}::num_layers"] = self.prior_layers[level]
-            options[f"prior_defs::{level}::attention_every"] = self.prior_attention_every[level]
-            options[f"prior_defs::{level}::num_codes"] = self.num_codes
-            options[f"prior_defs::{level}::dropout"] = self.prior_dropout[level]
-        options["prior_defs::1::coarser_codes"] = [self.num_codes]
-        return options
+    def prior_options(self, level: int) -> dict[str, Any]:
+        """The prior of a level in `train_prior.json`."""
+        return {
+            "prior_def::channels": self.prior_channels[level],
+            "prior_def::num_layers": self.prior_layers[level],
+            "prior_def::attention_every": self.prior_attention_every[level],
+            "prior_def::dropout": self.prior_dropout[level],
+            "sampling::temperature": self.temperature[level],
+        }
 
 
 PRESETS = {

@@ -220,10 +220,8 @@ def bundle_stages(
             trains one after the other in this process.
     """
     slices, codes = str(output / "slices"), str(output / "codes")
-    network, priors = preset.network_options(), preset.prior_options()
     model = {"model": str(output / "model.pt")}
-    trained = {**model, "priors_dir": str(output), **network, **priors, "num_samples": preset.num_samples, "seed": seed}
-    trained["temperature"] = list(preset.temperature)
+    trained = {**model, "num_samples": preset.num_samples, "seed": seed}
     return [
         slices_stage(preset, scans=scans, output=output, seed=seed),
         bundle_stage(
@@ -236,21 +234,21 @@ def bundle_stages(
                 "output_dir": str(output),
                 "seed": seed,
                 **preset.autoencoder_options(),
-                **network,
+                **preset.network_options(),
             },
         ),
         bundle_stage(
             "codes",
             "extract_codes",
             result="codes.json",
-            options={"dataset_dir": slices, "output_dir": codes, "mirror_training": True, **model, **network},
+            options={"dataset_dir": slices, "output_dir": codes, "mirror_training": True, **model},
         ),
         *_prior_stages(preset, codes=codes, output=output, seed=seed, threads=threads_a_prior),
         bundle_stage(
             "reconstruction",
             "inference",
             result=".",
-            options={"dataset_dir": slices, "output_dir": str(output / "reconstructions"), **model, **network},
+            options={"dataset_dir": slices, "output_dir": str(output / "reconstructions"), **model},
         ),
         bundle_stage(
             "samples", "sample", result="samples.json", options={**trained, "output_dir": str(output / "samples")}
@@ -266,10 +264,13 @@ def bundle_stages(
 
 def _prior_stages(preset: RunPreset, *, codes: str, output: Path, seed: int, threads: int | None) -> list[Stage]:
     if threads is None:
-        return [_prior_stage(preset, level, codes=codes, output=output, seed=seed) for level in (0, 1)]
+        return [
+            _prior_stage(preset, level, codes=codes, output=output, seed=seed)
+            for level in range(len(preset.prior_epochs))
+        ]
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     stages = []
-    for level in (0, 1):
+    for level in range(len(preset.prior_epochs)):
         runner = partial(run_stage_apart, log=output / f"prior_level{level}.log", environment=environment)
         stages.append(_prior_stage(preset, level, codes=codes, output=output, seed=seed, runner=runner))
     return [stages_at_once("priors of levels 0 and 1, at once", stages)]
@@ -284,7 +285,7 @@ def _prior_stage(
         "output_dir": str(output),
         "seed": seed,
         **preset.prior_training_options(level),
-        **preset.prior_options(),
+        **preset.prior_options(level),
     }
     return bundle_stage(
         f"prior of level {level}",

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from monai_vqgen.engines.accumulation import AccumulatedUpdate, accumulated_update
-from monai_vqgen.engines.batches import PrepareCodes, PrepareImages, channels_last, check_one_size, place
+from monai_vqgen.engines.batches import (
+    PrepareCodes,
+    PrepareImages,
+    channels_last,
+    check_one_size,
+    place,
+    sharded_loader,
+    warmup_cosine,
+)
 from monai_vqgen.engines.command_line import check_command_line
-from monai_vqgen.engines.conditions import encode_records
+from monai_vqgen.engines.conditions import encode_records, record_encoding
 from monai_vqgen.engines.distributed import (
     distribute,
     end_distributed,
@@ -19,6 +27,7 @@ from monai_vqgen.engines.distributed import (
 )
 from monai_vqgen.engines.encoding import check_mirroring, write_codes
 from monai_vqgen.engines.objectives import AutoencoderObjective, PriorObjective, objective_loss
+from monai_vqgen.engines.preprocessing import augmentation, slice_loading
 from monai_vqgen.engines.seeding import EpochSeeding, check_seed, seed_everything
 from monai_vqgen.engines.starting import start_prior
 
@@ -30,6 +39,7 @@ __all__ = [
     "PrepareImages",
     "PriorObjective",
     "accumulated_update",
+    "augmentation",
     "channels_last",
     "check_command_line",
     "check_mirroring",
@@ -44,10 +54,14 @@ __all__ = [
     "place",
     "process_count",
     "process_rank",
+    "record_encoding",
     "seed_everything",
     "shard",
+    "sharded_loader",
+    "slice_loading",
     "start_distributed",
     "start_prior",
     "wait_for_all",
+    "warmup_cosine",
     "write_codes",
 ]

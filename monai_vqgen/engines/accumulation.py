@@ -41,7 +41,7 @@ class AccumulatedUpdate:
     The step is that of the whole batch, but for rounding: each part's loss counts by its share of the batch, so the
     gradient is the batch's; codebooks that follow the latents (`EMACodebook`) are held still during the parts and learn
     once, from all of them; handlers see one iteration with the batch's loss, so clipping, schedules, budgets and
-    `FiniteLoss` work as ever. Several processes exchange gradients once a step. Two things differ: what is drawn at
+    `GradientGuard` work as ever. Several processes exchange gradients once a step. Two things differ: what is drawn at
     random (dropout, hidden finer levels) is drawn part by part, and k-means starts a codebook from the first part of
     the first batch alone.
 

@@ -9,13 +9,25 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from monai.data import DataLoader
 from monai.engines import PrepareBatch
+from monai.optimizers import WarmupCosineSchedule
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from monai_vqgen.engines.distributed import shard
 from monai_vqgen.errors import InputError
 
-__all__ = ["PrepareCodes", "PrepareImages", "channels_last", "check_one_size", "place"]
+__all__ = [
+    "PrepareCodes",
+    "PrepareImages",
+    "channels_last",
+    "check_one_size",
+    "place",
+    "sharded_loader",
+    "warmup_cosine",
+]
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -32,6 +44,48 @@ def place(module: nn.Module, device: torch.device | str) -> nn.Module:
         for parameter in module.parameters():
             parameter.data = channels_last(parameter.data)
     return module
+
+
+def sharded_loader(
+    dataset: Any, *, batch_size: int, num_workers: int = 0, shuffle: bool = False, seed: int = 0
+) -> DataLoader:
+    """A data loader over this process's rows of a data set (see `shard`).
+
+    Args:
+        dataset: with a length.
+        batch_size: items a step and process.
+        num_workers: processes that load; 0 loads in this one.
+        shuffle: for training: another order each epoch, and no smaller batch at the end unless there is no other.
+        seed: of the order.
+
+    Raises:
+        InputError: fewer items than processes.
+    """
+    rows = shard(dataset, shuffle=shuffle, seed=seed)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=rows,
+        num_workers=num_workers,
+        drop_last=shuffle and len(rows) >= batch_size,
+    )
+
+
+def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_fraction: float = 0.05) -> WarmupCosineSchedule:
+    """MONAI's schedule from a tenth of the learning rate up to all of it, then along half a cosine to a hundredth.
+
+    Args:
+        optimizer: with the learning rate.
+        total_steps: of the training; the schedule is stepped once an iteration.
+        warmup_fraction: share of the steps that the rise takes.
+    """
+    return WarmupCosineSchedule(
+        optimizer,
+        warmup_steps=max(1, int(warmup_fraction * total_steps)),
+        t_total=total_steps,
+        end_lr=0.01 * optimizer.param_groups[0]["lr"],
+        warmup_multiplier=0.1,
+    )
 
 
 def check_one_size(*datasets: Iterable[Mapping[str, Any]]) -> None:

@@ -6,14 +6,15 @@ Shape suffixes: n slices, f condition features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from monai_vqgen.networks import ConditionEncoder
 
-__all__ = ["encode_records"]
+__all__ = ["encode_records", "record_encoding"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,3 +50,8 @@ def encode_records(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any
     if moved:
         logger.warning("%d condition values of %d slices lie outside the training ranges.", moved, len(records))
     return encoder.encode(fitted)
+
+
+def record_encoding(encoder: ConditionEncoder) -> Callable[[Sequence[Mapping[str, Any]]], Tensor] | None:
+    """`encode_records` with this encoder, as `CodesDataset` takes it; None where it knows no condition."""
+    return partial(encode_records, encoder) if encoder.dim else None

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from monai_vqgen.handlers.budget import TimeBudget, check_time_budget
 from monai_vqgen.handlers.checkpoints import BestCheckpoint, TrainingState
-from monai_vqgen.handlers.guards import FiniteLoss, GradientClipping, Patience
+from monai_vqgen.handlers.guards import GradientGuard, Patience
 from monai_vqgen.handlers.history import History
 from monai_vqgen.handlers.images import ReconstructionImages, SampleImages, image_rows
-from monai_vqgen.handlers.output import claim_output, log_to_file
+from monai_vqgen.handlers.output import claim_output, claim_training, log_to_file
 from monai_vqgen.handlers.progress import TrainingProgress
-from monai_vqgen.handlers.statistics import CodebookHealth, EpochLog, ObjectiveMean
+from monai_vqgen.handlers.statistics import CodebookHealth, EpochLog, ObjectiveMean, objective_means
 from monai_vqgen.handlers.tracking import name_tracked
 
 __all__ = [
     "BestCheckpoint",
     "CodebookHealth",
     "EpochLog",
-    "FiniteLoss",
-    "GradientClipping",
+    "GradientGuard",
     "History",
     "ObjectiveMean",
     "Patience",
@@ -28,7 +27,9 @@ __all__ = [
     "TrainingState",
     "check_time_budget",
     "claim_output",
+    "claim_training",
     "image_rows",
     "log_to_file",
     "name_tracked",
+    "objective_means",
 ]

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from monai_vqgen.data.processes import process_rank
 from monai_vqgen.errors import CheckpointError
 from monai_vqgen.files import write_json
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
@@ -43,7 +44,6 @@ class BestCheckpoint:
         module: the network whose weights are saved (not the objective around it).
         path: for example ``RUN/model.pt``.
         metric: name in the evaluator's metrics, smaller is better.
-        write: whether this process writes; only the first of several should.
         description: written to ``path`` with suffix ``.json``, with ``validation_<metric>`` and the
             ``fingerprint`` added; None writes no such file.
 
@@ -60,11 +60,10 @@ class BestCheckpoint:
         path: str | os.PathLike[str],
         *,
         metric: str,
-        write: bool = True,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.module, self.path, self.metric = module, Path(path), metric
-        self.write, self.description = write, description
+        self.description = description
         self.best = float("inf")
 
     def attach(self, engine: Engine) -> None:
@@ -79,7 +78,7 @@ class BestCheckpoint:
         if not value < self.best:
             return
         self.best = value
-        if not self.write:
+        if process_rank() > 0:
             return
         save_weights(self.module, self.path)
         if self.description is not None:
@@ -106,20 +105,16 @@ class TrainingState:
         path: for example ``RUN/training_state.pt``.
         parts: what to save by name: objective, optimizer, scheduler, and any handler with a state.
         resume: whether to go on from ``path`` when the run starts; a missing file starts from the beginning.
-        write: whether this process writes; only the first of several should.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], parts: Mapping[str, Stateful], *, resume: bool = False, write: bool = True
-    ) -> None:
-        self.path, self.parts = Path(path), dict(parts)
-        self.resume, self.write = resume, write
+    def __init__(self, path: str | os.PathLike[str], parts: Mapping[str, Stateful], *, resume: bool = False) -> None:
+        self.path, self.parts, self.resume = Path(path), dict(parts), resume
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.restore)
-        if self.write:
+        if process_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:

@@ -13,57 +13,50 @@ from torch import nn
 
 from monai_vqgen.errors import InputError, VQGenError
 
-__all__ = ["FiniteLoss", "GradientClipping", "Patience"]
+__all__ = ["GradientGuard", "Patience"]
 
 logger = logging.getLogger(__name__)
 
 
-class FiniteLoss:
-    """Stop with a clear error when the loss is not finite, before the weights are touched by it.
+class GradientGuard:
+    """Stop when the loss is not finite, before it reaches the weights, and clip gradients (Pascanu et al. 2013).
 
     Attach to the trainer. The best checkpoint and the state of the last epoch stay as they are on disk.
 
+    Args:
+        module: whose gradients are scaled down, all together.
+        max_norm: their largest Euclidean norm; 0 leaves them as they are.
+
     Raises:
-        VQGenError: names the epoch and the iteration.
+        InputError: a negative norm.
+        VQGenError: at a loss that is not finite; names the epoch and the iteration.
     """
+
+    def __init__(self, module: nn.Module, max_norm: float = 0.0) -> None:
+        if max_norm < 0:
+            raise InputError(f"max_norm={max_norm} must be 0 (no clipping) or positive")
+        self.module, self.max_norm = module, max_norm
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
+        if self.max_norm > 0:
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.clip)
 
-    def __call__(self, engine: Engine) -> None:
+    def clip(self, engine: Engine) -> None:
+        """Clip the gradients that were just computed."""
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm)
+
+    def check_loss(self, engine: Engine) -> None:
         """Look at the loss that was just computed."""
         output: Any = engine.state.output
         loss = output["loss"].detach()
         if not bool(torch.isfinite(loss)):
             raise VQGenError(
-                f"The loss became {float(loss)} at epoch {engine.state.epoch}, iteration {engine.state.iteration}. "
+                f"the loss became {float(loss)} at epoch {engine.state.epoch}, iteration {engine.state.iteration}. "
                 "Weights saved so far are untouched. Lower --learning_rate or switch --amp off; if it happens in the "
-                "first iterations, look for values that are not numbers in the data."
+                "first iterations, look for values that are not numbers in the data"
             )
-
-
-class GradientClipping:
-    """Scale gradients down to a largest norm before the optimizer's step (Pascanu et al. 2013). Attach to the trainer.
-
-    Args:
-        module: whose gradients, all together.
-        max_norm: largest Euclidean norm; 0 leaves them as they are.
-    """
-
-    def __init__(self, module: nn.Module, max_norm: float) -> None:
-        if max_norm < 0:
-            raise InputError(f"max_norm={max_norm} must be 0 (no clipping) or positive.")
-        self.module, self.max_norm = module, max_norm
-
-    def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
-        if self.max_norm > 0:
-            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Clip the gradients that were just computed."""
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm)
 
 
 class Patience:

@@ -11,6 +11,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.utils import is_scalar
 
+from monai_vqgen.data.processes import process_rank
 from monai_vqgen.files import write_json
 
 __all__ = ["History"]
@@ -44,8 +45,9 @@ class History:
         self.curves: dict[str, dict[str, list[Any]]] = {"train": {}, "validation": {}}
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        """Register with a trainer; of several processes the first one writes."""
+        if process_rank() == 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Add an epoch and write the file."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from monai_vqgen.data.processes import process_rank
 from monai_vqgen.files import replace_file
 
 __all__ = ["ReconstructionImages", "SampleImages", "image_rows"]
@@ -48,8 +49,8 @@ class _Pictures(ABC):
         self.summary_writer = summary_writer
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer; an interval of 0 draws nothing."""
-        if self.interval > 0:
+        """Register with a trainer; of several processes the first one draws, and an interval of 0 draws nothing."""
+        if self.interval > 0 and process_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
     def __call__(self, engine: Engine) -> None:

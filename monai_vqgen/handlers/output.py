@@ -11,7 +11,7 @@ from pathlib import Path
 from monai_vqgen.engines.distributed import process_rank
 from monai_vqgen.errors import InputError, OutputExistsError
 
-__all__ = ["claim_output", "log_to_file"]
+__all__ = ["claim_output", "claim_training", "log_to_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,30 @@ def claim_output(
             "--overwrite true to replace earlier results."
         )
     return folder
+
+
+def claim_training(
+    output_dir: str | os.PathLike[str], *, level: int | None = None, overwrite: bool = False, resume: bool = False
+) -> Path:
+    """`claim_output` for a training: of the autoencoder, or of the prior of a level.
+
+    Args:
+        output_dir: folder to write to.
+        level: of the prior; None for the autoencoder.
+        overwrite: replace earlier results.
+        resume: go on from the training state in the folder, where there is one.
+
+    Raises:
+        OutputExistsError: earlier results are there and neither `overwrite` nor `resume` is on.
+        InputError: the folder cannot be made or written to.
+    """
+    part = "" if level is None else f"_prior_level{level}"
+    names = [f"model{part}.pt", f"model{part}.json", f"history{part}.json"]
+    logs = ["train.log", "images/reconstructions_*", "tensorboard/train", "tensorboard/validation"]
+    if level is not None:
+        logs = [f"model{part}.log", f"images/samples_level{level}_*", f"tensorboard/prior_level{level}"]
+    state = f"training_state{part}.pt"
+    return claim_output(output_dir, names, overwrite, by_products=[state, *logs], resume_from=state if resume else None)
 
 
 def _matches(folder: Path, names: Sequence[str]) -> list[str]:

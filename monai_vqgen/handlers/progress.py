@@ -8,6 +8,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
+from monai_vqgen.data.processes import process_rank
+
 __all__ = ["TrainingProgress"]
 
 _SECONDS_BETWEEN_LINES_IN_FILES = 30.0
@@ -27,7 +29,9 @@ class TrainingProgress:
         self._bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
+        """Register with a trainer; of several processes the first one has a bar."""
+        if process_rank() > 0:
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self._open)  # not STARTED, when a resumed run has no place yet
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         engine.add_event_handler(Events.COMPLETED, self._close)

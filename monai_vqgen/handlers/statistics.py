@@ -13,11 +13,12 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
+from monai.handlers import StatsHandler
 from monai.utils import is_scalar
 
 from monai_vqgen.metrics.codebook import CodebookCounter
 
-__all__ = ["CodebookHealth", "EpochLog", "ObjectiveMean"]
+__all__ = ["CodebookHealth", "EpochLog", "ObjectiveMean", "objective_means"]
 
 
 class ObjectiveMean(Metric):
@@ -51,24 +52,34 @@ class ObjectiveMean(Metric):
         return total / count if count else float("nan")
 
 
-class EpochLog:
-    """One line of figures an epoch, for `epoch_print_logger` of MONAI's `StatsHandler`.
+def objective_means(*names: str) -> dict[str, ObjectiveMean]:
+    """Metrics of an engine by name: the means of what the objective returns under these names.
 
-    The handler's own printer goes round the log file, because its logger does not pass messages on.
+    Example:
+        >>> sorted(objective_means("loss", "mse"))
+        ['loss', 'mse']
+    """
+    return {name: ObjectiveMean(name) for name in names}
+
+
+class EpochLog(StatsHandler):
+    """MONAI's `StatsHandler` with one line of figures an epoch.
+
+    The handler's own printer bypasses the log file, because its logger does not propagate messages.
 
     Args:
         name: what the line begins with: "training" or "validation".
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.logger = logging.getLogger(f"monai_vqgen.{name}")
+        super().__init__(iteration_log=False, epoch_print_logger=self.write_line, name=name)
+        self._epoch_logger = logging.getLogger(f"monai_vqgen.{name}")
 
-    def __call__(self, engine: Engine) -> None:
+    def write_line(self, engine: Engine) -> None:
         """Write the line."""
         metrics = sorted(engine.state.metrics.items())
         figures = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics if is_scalar(value))
-        self.logger.info("epoch %d: %s", engine.state.epoch, figures)
+        self._epoch_logger.info("epoch %d: %s", engine.state.epoch, figures)
 
 
 class CodebookHealth:

@@ -16,7 +16,7 @@ from monai_vqgen.networks import ConditionEncoder, GatedPixelCNN, HierarchicalVQ
 from monai_vqgen.networks.architecture import build
 from monai_vqgen.weights import fingerprint, load_weights
 
-__all__ = ["LoadedPriors", "load_autoencoder", "load_priors", "recorded_autoencoder", "weights_folder"]
+__all__ = ["LoadedPriors", "load_autoencoder", "load_priors", "recorded_autoencoder", "weights_file"]
 
 MODEL = "model.pt"
 LARGEST_ZIP = 2 << 30  # bytes that a zip's weights may unpack to
@@ -36,8 +36,8 @@ class LoadedPriors(NamedTuple):
 
 
 @contextlib.contextmanager
-def weights_folder(path: str | Path | None) -> Iterator[Path]:
-    """The folder with `model.pt` of a bundle, a run or a zip of a bundle; that of a zip is there inside the block only.
+def weights_file(path: str | Path | None) -> Iterator[Path]:
+    """The autoencoder's weights of a bundle, a run or a zip; those of a zip are there inside the block only.
 
     Args:
         path: a folder that holds `model.pt` or `models/model.pt`, such a file itself, or a zip; None for the weights
@@ -52,7 +52,7 @@ def weights_folder(path: str | Path | None) -> Iterator[Path]:
     if root.is_dir():
         for folder in (root, root / "models"):
             if (folder / MODEL).is_file():
-                yield folder
+                yield folder / MODEL
                 return
         raise InputError(
             f"{root} holds no {MODEL}, nor does its folder models: give a bundle or the output folder of a training"
@@ -60,11 +60,11 @@ def weights_folder(path: str | Path | None) -> Iterator[Path]:
     if zipfile.is_zipfile(root) and root.suffix == ".zip":
         with tempfile.TemporaryDirectory() as unpacked:
             _unpack(root, Path(unpacked))
-            yield Path(unpacked)
+            yield Path(unpacked) / MODEL
         return
     if root.suffix != ".pt":
         raise InputError(f"{root} is neither a folder, a zip of a bundle nor a {MODEL}")
-    yield root.parent
+    yield root
 
 
 def _unpack(path: Path, folder: Path) -> None:
@@ -83,28 +83,28 @@ def _unpack(path: Path, folder: Path) -> None:
                 raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
 
 
-def recorded_autoencoder(path: str | Path, **arguments: Any) -> Any:
+def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
     """The autoencoder, untrained, of the architecture recorded beside weights; of the default one without a record.
 
     Args:
-        path: of the weights, which need not be there.
+        path: of the weights, which need not be there; None is as good as a path without weights.
         arguments: of the constructor, in place of the recorded ones.
 
     Example:
         >>> recorded_autoencoder("nowhere/model.pt", channels=8).num_levels
         2
     """
-    content = read_record(Path(path).with_suffix(".json"))
+    content = {} if path is None else read_record(Path(path).with_suffix(".json"))
     if "architecture" in content:
         return build({**content["architecture"], **arguments})
     return HierarchicalVQVAE(**{"channels": 64, "residual_channels": 32, **arguments})
 
 
-def load_autoencoder(folder: Path, network: Any | None = None) -> tuple[Any, ModelRecord]:
-    """The autoencoder of a folder in evaluation mode, and what is known of it.
+def load_autoencoder(path: Path, network: Any | None = None) -> tuple[Any, ModelRecord]:
+    """An autoencoder in evaluation mode, and what is known of it.
 
     Args:
-        folder: with `model.pt` and, from version 0.2 on, `model.json`.
+        path: of `model.pt`, beside which `model.json` lies from version 0.2 on.
         network: of the architecture of the weights; None builds the recorded one, or, for weights without a record,
             one of the default sizes.
 
@@ -112,7 +112,6 @@ def load_autoencoder(folder: Path, network: Any | None = None) -> tuple[Any, Mod
         CheckpointError: a file is missing, damaged, of a newer format or another architecture, or the record is that
             of other weights.
     """
-    path = folder / MODEL
     content = read_record(path.with_suffix(".json"))
     network = recorded_autoencoder(path) if network is None else network
     record, found = ModelRecord.from_json(content), _loaded(network, path, recorded="architecture" in content)

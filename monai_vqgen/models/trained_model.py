@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError
-from monai_vqgen.models.loading import MODEL, LoadedPriors, load_autoencoder, load_priors, weights_folder
+from monai_vqgen.models.loading import MODEL, LoadedPriors, load_autoencoder, load_priors, weights_file
 from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name
 from monai_vqgen.models.samples import Samples, code_masks, draw_conditions, encode_conditions, sample_affines
 
@@ -89,9 +89,9 @@ class TrainedModel:
             CheckpointError: a file is damaged, of a newer format or another architecture, or a level is missing.
             CodesMismatchError: the priors were trained on the codes of another autoencoder.
         """
-        with weights_folder(None if path is None else os.fspath(path)) as folder:
-            autoencoder, record = load_autoencoder(folder, network)
-            home = folder if priors_dir is None else Path(priors_dir)
+        with weights_file(None if path is None else os.fspath(path)) as weights:
+            autoencoder, record = load_autoencoder(weights, network)
+            home = weights.parent if priors_dir is None else Path(priors_dir)
             wanted = with_priors and (priors_dir is not None or any(home.glob(f"{prior_name(0)[:-1]}*.json")))
             loaded = load_priors(home, autoencoder, priors) if wanted else LoadedPriors()
         return cls(autoencoder, loaded, record=record).to(device)

@@ -60,7 +60,9 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         channels: hidden channels.
         residual_channels: hidden channels of a residual unit.
         num_residual_blocks: residual units in each stack.
-        quantizers: one a level, coarsest first; ``None`` gives ``EMACodebook(512, 16)`` at each.
+        num_codes: codes of each level's `EMACodebook`, one number or one a level, coarsest first.
+        code_dim: dimension of their vectors, likewise.
+        quantizers: one a level, coarsest first, in place of the last two; ``None`` takes these.
         finer_dropout: probability, a sample, of hiding the finer levels in training; in [0, 1).
 
     Images are ``(b, c, *s)`` of any size; one that the coarsest stride does not divide is padded with its edge and
@@ -84,16 +86,19 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         *,
         out_channels: int = 1,
         strides: Sequence[int] = (8, 4),
-        channels: int = 128,
+        channels: int = 64,
         residual_channels: int = 32,
         num_residual_blocks: int = 2,
+        num_codes: int | Sequence[int] = 512,
+        code_dim: int | Sequence[int] = 16,
         quantizers: Sequence[Quantizer] | None = None,
         finer_dropout: float = 0.1,
     ) -> None:
         super().__init__()
         _check(spatial_dims, strides, finer_dropout)
         if quantizers is None:
-            quantizers = [EMACodebook(512, 16) for _ in strides]
+            sizes, dims = (_one_a_level(value, len(strides)) for value in (num_codes, code_dim))
+            quantizers = [EMACodebook(size, dim) for size, dim in zip(sizes, dims, strict=True)]
         if len(quantizers) != len(strides):
             raise InputError(f"{len(quantizers)} quantizers for {len(strides)} strides: give one quantiser a level")
         self.spatial_dims, self.strides, self.finer_dropout = spatial_dims, tuple(strides), finer_dropout
@@ -252,6 +257,13 @@ class HierarchicalVQVAE(Recorded, nn.Module):
                 continue  # an exported graph cannot look at values to raise an error
             if grid.numel() and (int(grid.min()) < 0 or int(grid.max()) >= size):
                 raise CodesMismatchError(f"level {level} has codes outside 0..{size - 1}: made by another autoencoder?")
+
+
+def _one_a_level(value: int | Sequence[int], levels: int) -> list[int]:
+    values = [value] * levels if isinstance(value, int) else list(value)
+    if len(values) != levels:
+        raise InputError(f"{value} has {len(values)} values for {levels} levels: give one number, or one a level")
+    return values
 
 
 def _check(spatial_dims: int, strides: Sequence[int], finer_dropout: float) -> None:

@@ -20,15 +20,9 @@ COUNTS = {"training": 4, "validation": 2, "test": 2}
 NETWORK = {
     "network_def::channels": 8,
     "network_def::residual_channels": 4,
-    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
+    "network_def::num_codes": CODES,
 }
-PRIORS = {
-    **{f"prior_defs::{level}::num_codes": CODES for level in (0, 1)},
-    **{f"prior_defs::{level}::channels": 8 for level in (0, 1)},
-    **{f"prior_defs::{level}::num_layers": 1 for level in (0, 1)},
-    "prior_defs::0::attention_every": 0,
-    "prior_defs::1::coarser_codes": [CODES],
-}
+PRIORS = {"prior_def::channels": 8, "prior_def::num_layers": 1, "prior_def::attention_every": 0}
 
 
 class TinyRun(NamedTuple):
@@ -40,7 +34,7 @@ class TinyRun(NamedTuple):
     def options(self, config: str, output: Path) -> dict[str, Any]:
         """What makes a config of the bundle run on this folder, as options of its command line."""
         options: dict[str, Any] = {"output_dir": str(output), "device": "cpu"}
-        if config.startswith("train"):
+        if config == "train":
             options |= NETWORK
         if config != "train":
             options["model"] = str(self.folder / "model.pt")

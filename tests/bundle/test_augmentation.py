@@ -70,9 +70,16 @@ def dot_places(images: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("degrees", [None, 3.0])
 def test_slices_are_turned_by_no_more_degrees_than_allowed(dots, tmp_path, degrees):
-    given = {} if degrees is None else {"rotation_degrees": degrees}
+    given = {} if degrees is None else {"augmentation::rotation_degrees": degrees}
     allowed = degrees or 8.0
-    _, images = augmented(dots, tmp_path, affine_probability=1.0, scale_fraction=0.0, shift_pixels=0.0, **given)
+    _, images = augmented(
+        dots,
+        tmp_path,
+        affine_probability=1.0,
+        **{"augmentation::scale_fraction": 0.0},
+        **{"augmentation::shift_pixels": 0.0},
+        **given,
+    )
     places = dot_places(images)
     angles = np.degrees(np.arctan2(places[:, 0], places[:, 1]) - np.arctan2(*DOT))
     np.testing.assert_allclose(np.hypot(*places.T), np.hypot(*DOT), atol=0.1)
@@ -82,7 +89,13 @@ def test_slices_are_turned_by_no_more_degrees_than_allowed(dots, tmp_path, degre
 
 
 def test_slices_are_scaled_by_no_more_than_allowed_each_axis_for_itself(dots, tmp_path):
-    _, images = augmented(dots, tmp_path, affine_probability=1.0, rotation_degrees=0.0, shift_pixels=0.0)
+    _, images = augmented(
+        dots,
+        tmp_path,
+        affine_probability=1.0,
+        **{"augmentation::rotation_degrees": 0.0},
+        **{"augmentation::shift_pixels": 0.0},
+    )
     factors = dot_places(images) / DOT
     assert factors.min() >= 1 / 1.08 - 0.01
     assert factors.max() <= 1 / 0.92 + 0.01
@@ -92,7 +105,13 @@ def test_slices_are_scaled_by_no_more_than_allowed_each_axis_for_itself(dots, tm
 
 
 def test_slices_are_moved_by_no_more_pixels_than_allowed_along_both_axes(dots, tmp_path):
-    _, images = augmented(dots, tmp_path, affine_probability=1.0, rotation_degrees=0.0, scale_fraction=0.0)
+    _, images = augmented(
+        dots,
+        tmp_path,
+        affine_probability=1.0,
+        **{"augmentation::rotation_degrees": 0.0},
+        **{"augmentation::scale_fraction": 0.0},
+    )
     moves = dot_places(images) - DOT
     assert np.abs(moves).max() <= 4.1
     assert (moves.max(0) > 3).all()

@@ -88,12 +88,7 @@ def test_a_workflow_gives_its_network_where_there_is_no_data(name, tmp_path, mon
 
 
 def test_the_design_with_a_moving_average_keeps_and_judges_the_averaged_weights(slices, tmp_path):
-    handlers = ConfigParser.load_config_file(CONFIGS / "train.json")["train"]["handlers"]
     (design,) = [row for row in read_designs(DESIGNS) if row.name.startswith("moving average")]
-    parts = design.options["train::handlers::13::parts"]
-    assert handlers[8]["_target_"].endswith("ReconstructionImages")
-    assert parts.items() > handlers[13]["parts"].items()
-
     one_large_step = {"batch_size": 8, "max_epochs": 1, "learning_rate": 1.0}
     flow = workflow("train", dataset_dir=slices, output_dir=tmp_path, **one_large_step, **design.options)
     flow.initialize()
@@ -136,7 +131,7 @@ def test_overlays_begin_with_their_command_and_only_set_what_exists(path):
     assert len(path.read_text().splitlines()) <= 25
 
 
-@pytest.mark.parametrize(("system", "size"), [("small_64", 16), ("system_a", 8), ("system_b", 16)])
+@pytest.mark.parametrize(("system", "size"), [("system_a", 8), ("system_b", 16)])
 def test_each_architecture_trains_for_one_step(system, size, tmp_path):
     """The real widths and depths on a tiny image: one batch of one epoch in both training stages."""
     write_slices(tmp_path / "slices", size)
@@ -146,7 +141,7 @@ def test_each_architecture_trains_for_one_step(system, size, tmp_path):
         batch_size=4, max_epochs=1, **{"train::trainer::epoch_length": 1},
     )  # fmt: skip
     flow = ConfigWorkflow(
-        config_file=[str(CONFIGS / "extract_codes.json"), str(overlay)],
+        config_file=str(CONFIGS / "extract_codes.json"),
         meta_file=str(CONFIGS / "metadata.json"),
         logging_file=False,
         workflow_type=None,

@@ -11,6 +11,7 @@ import traceback
 import numpy as np
 import pytest
 import torch
+from factories import tiny_model
 from tiny_training import CONFIGS, PRIOR, own_error, run, start, trained_network
 
 from monai_vqgen.errors import CodesMismatchError, InputError, OutputExistsError
@@ -21,7 +22,7 @@ from monai_vqgen.errors import CodesMismatchError, InputError, OutputExistsError
     [
         ({"level": 2}, InputError, r"levels 0 \(coarsest\) to 1"),
         ({"level": -1}, InputError, "does not exist"),
-        ({"prior_defs": [{**PRIOR, "num_codes": 9}]}, CodesMismatchError, "num_codes=8"),
+        ({"prior_def": {**PRIOR, "num_codes": 9}}, CodesMismatchError, "num_codes=8"),
         ({"condition_names": ["age"]}, InputError, "age"),
         ({"dataset_dir": "nowhere"}, InputError, r"extract_codes\.json"),
     ],
@@ -39,9 +40,9 @@ def test_what_cannot_work_is_refused_before_training(codes, tmp_path, options, e
 def test_codes_of_another_autoencoder_are_refused(codes, trained, tmp_path):
     network = trained_network(trained)
     torch.nn.init.zeros_(next(network.parameters()))
-    torch.save(network.state_dict(), tmp_path / "other.pt")
+    other = tiny_model(autoencoder=network, with_priors=False).save(tmp_path / "other")
     with pytest.raises(RuntimeError) as caught:
-        run("train_prior", dataset_dir=codes, output_dir=tmp_path / "out", model=tmp_path / "other.pt")
+        run("train_prior", dataset_dir=codes, output_dir=tmp_path / "out", model=other / "model.pt")
     assert isinstance(own_error(caught.value), CodesMismatchError)
 
 
@@ -53,7 +54,7 @@ def test_a_training_that_is_refused_leaves_earlier_results_as_they_were(name, co
     if name == "train":
         options["dataset_dir"] = tmp_path / "nowhere"
     else:
-        options |= {"dataset_dir": codes, "prior_defs": [{**PRIOR, "num_codes": 9}]}
+        options |= {"dataset_dir": codes, "prior_def": {**PRIOR, "num_codes": 9}}
     with pytest.raises(RuntimeError) as caught:
         run(name, **options)
     assert own_error(caught.value) is not None

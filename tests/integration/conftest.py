@@ -26,13 +26,10 @@ TINY: dict[str, Any] = {
     "network_def::channels": 16,
     "network_def::residual_channels": 8,
     "network_def::num_residual_blocks": 1,
-    "prior_defs::1::coarser_codes": [CODES],
-    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
-    **{
-        f"prior_defs::{level}::{name}": value
-        for level in (0, 1)
-        for name, value in {"num_codes": CODES, "channels": 16, "num_layers": 2, "attention_every": 2}.items()
-    },
+    "network_def::num_codes": CODES,
+    "prior_def::channels": 16,
+    "prior_def::num_layers": 2,
+    "prior_def::attention_every": 2,
 }
 
 

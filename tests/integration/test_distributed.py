@@ -41,14 +41,15 @@ TINY_AUTOENCODER = {
 }
 PRIOR = {
     "_target_": "monai_vqgen.networks.GatedPixelCNN",
-    "num_codes": 16,
+    "num_codes": "$@store.codebook_sizes[@level]",
+    "coarser_codes": "$@store.codebook_sizes[:@level]",
     "channels": 8,
     "num_layers": 1,
     "attention_every": 0,
     "condition_dim": "@condition_dim",
     "dropout": 0.0,
 }
-TINY_PRIOR = {**TINY_AUTOENCODER, "prior_defs": [PRIOR]}
+TINY_PRIOR = {**TINY_AUTOENCODER, "prior_def": PRIOR}
 del TINY_PRIOR["network_def"]
 
 

@@ -9,45 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from factories import tiny_autoencoder, tiny_model
 
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
-from monai_vqgen.weights import fingerprint, save_weights
+from monai_vqgen.networks import ConditionEncoder
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
-CODES, GRIDS = 12, [(4, 4), (8, 8)]
-SIZES = {
-    "network_def::channels": "8",
-    "network_def::residual_channels": "4",
-    "prior_defs::1::coarser_codes": f"[{CODES}]",
-    **{f"network_def::quantizers::{level}::num_codes": str(CODES) for level in (0, 1)},
-    **{f"prior_defs::{level}::num_codes": str(CODES) for level in (0, 1)},
-    **{f"prior_defs::{level}::channels": "8" for level in (0, 1)},
-    **{f"prior_defs::{level}::num_layers": "2" for level in (0, 1)},
-    **{f"prior_defs::{level}::attention_every": "2" for level in (0, 1)},
-}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    network = HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16) for _ in GRIDS])
-    save_weights(network, folder / "model.pt")
     encoder = ConditionEncoder({"position_mm": (40.0, 97.0)})
-    for level, grid in enumerate(GRIDS):
-        prior = GatedPixelCNN(
-            CODES, channels=8, num_layers=2, attention_every=2, coarser_codes=[CODES] * level, condition_dim=encoder.dim
-        )
-        save_weights(prior, folder / f"model_prior_level{level}.pt")
-        sidecar = {
-            "grid": grid,
-            "num_codes": CODES,
-            "autoencoder_fingerprint": fingerprint(network),
-            "condition": encoder.to_dict(),
-        }
-        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
-    return folder
+    whole = tiny_model((32, 32), autoencoder=tiny_autoencoder(12), condition=encoder, attention_every=2)
+    return whole.save(tmp_path_factory.mktemp("model"))
 
 
 def sample(model: Path, output: Path, *, processes: int, num_samples: int) -> subprocess.CompletedProcess[str]:
@@ -58,8 +31,6 @@ def sample(model: Path, output: Path, *, processes: int, num_samples: int) -> su
     command = [sys.executable, *launcher, "run", "--config_file", str(files), "--model", str(model / "model.pt")]
     command += ["--priors_dir", str(model), "--output_dir", str(output), "--seed", "7", "--batch_size", "2"]
     command += ["--num_samples", str(num_samples)]
-    for name, value in SIZES.items():
-        command += [f"--{name}", value]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
 

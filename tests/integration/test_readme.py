@@ -24,23 +24,18 @@ TINY_NETWORK = {
     "network_def::channels": "16",
     "network_def::residual_channels": "8",
     "network_def::num_residual_blocks": "1",
-    "network_def::quantizers::0::num_codes": "16",
-    "network_def::quantizers::1::num_codes": "16",
+    "network_def::num_codes": "16",
 }
-TINY_PRIORS = {
-    f"prior_defs::{level}::{name}": value
-    for level in (0, 1)
-    for name, value in {"num_codes": "16", "channels": "16", "num_layers": "2", "attention_every": "2"}.items()
-} | {"prior_defs::1::coarser_codes": "[16]"}
+TINY_PRIOR = {"prior_def::channels": "16", "prior_def::num_layers": "2", "prior_def::attention_every": "2"}
 EPOCHS = {"max_epochs": "1", "batch_size": "8"}
 OVERRIDES = {
     "extract_slices.json": {"image_size": "[32,32]", "pixel_mm": "7.0", "position_step_mm": "20.0"},
     "train.json": TINY_NETWORK | EPOCHS,
-    "extract_codes.json": TINY_NETWORK,
-    "train_prior.json": TINY_NETWORK | TINY_PRIORS | EPOCHS,
-    "inference.json": TINY_NETWORK | {"image_size": "[32,32]", "pixel_mm": "7.0"},
-    "sample.json": TINY_NETWORK | TINY_PRIORS | {"num_samples": "2"},
-    "evaluate.json": TINY_NETWORK | TINY_PRIORS | {"num_samples": "2"},
+    "extract_codes.json": {},
+    "train_prior.json": TINY_PRIOR | EPOCHS,
+    "inference.json": {"image_size": "[32,32]", "pixel_mm": "7.0"},
+    "sample.json": {"num_samples": "2"},
+    "evaluate.json": {"num_samples": "2"},
 }
 
 

@@ -226,7 +226,7 @@ class CodeStore:
             raise CodesMismatchError(
                 f"The prior of level {level} has num_codes={given[0]}, coarser_codes={list(given[1])}; the codes in "
                 f"{self.folder} need num_codes={expected[0]}, coarser_codes={list(expected[1])}. Set them in "
-                "prior_defs."
+                "prior_def"
             )
 
     def _read_description(self) -> dict[str, Any]:

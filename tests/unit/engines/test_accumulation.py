@@ -19,7 +19,7 @@ from monai_vqgen.engines import (
     objective_loss,
 )
 from monai_vqgen.errors import InputError, VQGenError
-from monai_vqgen.handlers import FiniteLoss, GradientClipping
+from monai_vqgen.handlers import GradientGuard
 from monai_vqgen.networks import EMACodebook, GatedPixelCNN, HierarchicalVQVAE, Quantizer
 
 BATCH = 7
@@ -77,7 +77,7 @@ def test_weights_and_codebooks_after_two_steps_are_those_of_whole_batches(object
 
 
 def test_the_gradient_is_clipped_once_as_a_whole(objective):
-    clip = [lambda module: GradientClipping(module, 0.05)]
+    clip = [lambda module: GradientGuard(module, 0.05)]
     whole, _ = train(objective, [images()], steps=1, handlers=clip)
     parts, _ = train(objective, [images()], steps=3, handlers=clip)
     assert_equal_states(whole, parts)
@@ -117,8 +117,8 @@ def test_a_loss_that_is_no_number_touches_neither_weights_nor_codebooks(objectiv
     bad = images()
     bad["image"][-1] = float("nan")
     kept = []
-    with pytest.raises(VQGenError, match="The loss became nan"):
-        train(objective, [bad], steps=3, handlers=[lambda module: kept.append(module) or FiniteLoss()])
+    with pytest.raises(VQGenError, match="the loss became nan"):
+        train(objective, [bad], steps=3, handlers=[lambda module: kept.append(module) or GradientGuard(module)])
     assert_equal_states(objective, kept[0])
     assert all("learn" not in vars(module) for module in kept[0].modules())
 

@@ -78,8 +78,9 @@ def test_a_missing_metric_is_named(tmp_path):
         run_with_metrics(BestCheckpoint(nn.Linear(1, 1), tmp_path / "m.pt", metric="bits"), [1.0])
 
 
-def test_other_processes_keep_count_and_write_nothing(tmp_path):
-    saver = BestCheckpoint(nn.Linear(1, 1), tmp_path / "m.pt", metric="loss", write=False)
+def test_other_processes_keep_count_and_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("monai_vqgen.handlers.checkpoints.process_rank", lambda: 1)
+    saver = BestCheckpoint(nn.Linear(1, 1), tmp_path / "m.pt", metric="loss")
     run_with_metrics(saver, [2.0, 1.0])
     assert saver.state_dict() == {"best": 1.0}
     assert os.listdir(tmp_path) == []

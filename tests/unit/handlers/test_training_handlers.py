@@ -16,8 +16,7 @@ from monai_vqgen.engines import objective_loss
 from monai_vqgen.errors import InputError, OutputExistsError, VQGenError
 from monai_vqgen.handlers import (
     CodebookHealth,
-    FiniteLoss,
-    GradientClipping,
+    GradientGuard,
     History,
     ObjectiveMean,
     Patience,
@@ -105,7 +104,7 @@ def trainer_of(module, batches, handlers, metrics=None) -> SupervisedTrainer:
 
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_weights_finite():
     module = Diverging()
-    trainer = trainer_of(module, [{"image": torch.ones(2, 1, 2, 2)}] * 4, [FiniteLoss()])
+    trainer = trainer_of(module, [{"image": torch.ones(2, 1, 2, 2)}] * 4, [GradientGuard(module)])
     with pytest.raises(VQGenError, match="epoch 1, iteration 3"):
         trainer.run()
     assert bool(torch.isfinite(module.weight).all())
@@ -125,13 +124,13 @@ def test_gradients_are_scaled_down_to_the_largest_norm_and_never_up(max_norm, ex
             return {"loss": self.inner(images.flatten(1)).mean()}
 
     batches = [{"image": torch.full((2, 1, 2, 2), 3.0)}]  # a gradient of (3, 3, 3, 3), norm 6
-    trainer = trainer_of(Objective(), batches, [GradientClipping(module, max_norm)])
+    trainer = trainer_of(Objective(), batches, [GradientGuard(module, max_norm)])
     trainer.run()
     step = -module.weight.detach() / 0.1  # plain gradient descent from zero
     assert step.norm().item() == pytest.approx(expected, rel=1e-5)
     assert torch.allclose(step, torch.full((1, 4), expected / 2), rtol=1e-5)  # the direction stays
     with pytest.raises(InputError, match="max_norm"):
-        GradientClipping(module, -1.0)
+        GradientGuard(module, -1.0)
 
 
 def test_means_count_every_item_once_whatever_its_batch():
