@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_vqgen.bundles import run_stage
-from monai_vqgen.data import extract_slices, load_datalist
+from monai_vqgen.data import SliceOptions, SplitOptions, extract_slices, load_datalist
 from monai_vqgen.errors import InputError, OutputExistsError, StageError
 from monai_vqgen.handlers import save_weights
 from monai_vqgen.models.export import export_names
@@ -115,9 +115,8 @@ def real_slices(real_data, tmp_path_factory) -> torch.Tensor:
     """Slices `(n, 1, 128, 128)` of the volumes of every orientation, at the bundle's own pixels."""
     folder = tmp_path_factory.mktemp("real") / "slices"
     positions = [45.0, 60.0, 75.0]
-    extract_slices(
-        real_data / "volumes", folder, positions=positions, on_trim="warn", fractions=(1, 0, 0), progress=False
-    )
+    slices, split = SliceOptions(positions=positions, on_trim="warn"), SplitOptions((1, 0, 0))
+    extract_slices(real_data / "volumes", folder, slices=slices, split=split, progress=False)
     slices = torch.stack([LoadSlice()(record["image"]).as_tensor() for record in load_datalist(folder, "training")])
     assert len(slices) >= 20
     return slices

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 
 from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import read_volume
-from monai_vqgen.data.io.writing import write_slice_nifti
+from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.errors import CheckpointError, DatalistError, OutputExistsError, ScanError
 from monai_vqgen.handlers import save_weights
 from monai_vqgen.inferers import VolumeReconstructionInferer

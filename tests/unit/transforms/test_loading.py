@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_vqgen.data.io.writing import write_slice_nifti
+from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms import LoadSlice
 
