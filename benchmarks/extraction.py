@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_vqgen.data import extract_slices, make_phantoms, read_volume
-from monai_vqgen.transforms.cutting import cut_plane, locate_planes, prepare_volume
-from monai_vqgen.transforms.fitting import apply_frame, place_frame
+from monai_vqgen.data import SliceOptions, extract_slices, make_phantoms, read_volume
 from monai_vqgen.transforms.intensity import scale_to_window
+from monai_vqgen.transforms.size import apply_frame, place_frame
+from monai_vqgen.transforms.volume_slicing import cut_plane, locate_planes, prepare_volume
 
 POSITION_MM = 65.0  # below the top of the brain: basal ganglia
 
@@ -78,7 +78,8 @@ def _scaling(scans: list[Path], folder: Path) -> dict[str, float]:
     def work(processes: int) -> Callable[[], object]:
         out = folder / f"slices_{processes}"
         workers = 0 if processes == 1 else processes
-        return lambda: extract_slices(many, out, num_workers=workers, overwrite=True, progress=False, on_trim="warn")
+        options: Any = {"num_workers": workers, "overwrite": True, "progress": False}
+        return lambda: extract_slices(many, out, slices=SliceOptions(on_trim="warn"), **options)
 
     one, two = _seconds(work(1)), _seconds(work(2))
     return {"one_process_seconds": one, "two_processes_seconds": two, "speedup": one / two}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from monai_vqgen.data import extract_slices, make_phantoms
+from monai_vqgen.data import SliceOptions, extract_slices, make_phantoms
 from monai_vqgen.engines import AutoencoderObjective, PriorObjective, channels_last, place, write_codes
 from monai_vqgen.networks import EMACodebook, GatedPixelCNN, HierarchicalVQVAE
 from monai_vqgen.transforms import LoadSliced
@@ -132,9 +132,7 @@ def measure(model: Model, scans: Path, *, device: str = "cpu", steps: int = 5, s
     report = extract_slices(
         scans,
         slices,
-        image_size=model.image_size,
-        pixel_mm=model.pixel_mm,
-        on_trim="warn",
+        slices=SliceOptions(image_size=model.image_size, pixel_mm=model.pixel_mm, on_trim="warn"),
         num_workers=0,
         progress=False,
     )

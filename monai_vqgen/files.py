@@ -1,15 +1,21 @@
-"""Files that are complete or absent: what stands at its final name was written to the end."""
+"""Files that are complete or absent, and folders whose earlier results are never overwritten silently."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["replace_file", "replace_path", "write_bytes", "write_json"]
+from monai_vqgen.errors import OutputExistsError
+
+__all__ = ["claim_folder", "replace_file", "replace_path", "write_bytes", "write_json"]
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -65,3 +71,47 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, durable: bool =
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write ``content`` as indented JSON, complete or not at all; NaN is refused because JSON has none."""
     write_bytes(path, json.dumps(content, indent=4, allow_nan=False).encode() + b"\n")
+
+
+def claim_folder(
+    folder: str | os.PathLike[str], names: Sequence[str], *, overwrite: bool, by_products: Sequence[str] = ()
+) -> Path:
+    """Make a folder, and remove the earlier results in it or refuse them. An empty subfolder is no result.
+
+    Earlier results are removed at once, so that a run that ends early does not leave them beside its own.
+
+    Args:
+        folder: created if missing.
+        names: files and folders that will be written, relative to it; a pattern with a star stands for all matches.
+        overwrite: remove them.
+        by_products: like names, but they do not stop a run.
+
+    Raises:
+        OutputExistsError: one of ``names`` exists and ``overwrite`` is off.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = _results(folder, names)
+    if earlier and not overwrite:
+        raise OutputExistsError(
+            f"{str(folder)!r} already holds {', '.join(earlier)}; give another output_dir, or overwrite=True "
+            "(--overwrite True) to replace earlier results"
+        )
+    for name in [*earlier, *_results(folder, by_products)] if overwrite else []:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:  # of a link the link, not what it points to
+            path.unlink(missing_ok=True)
+        logger.info("Removed %s, a result of an earlier run", path)
+    return folder
+
+
+def _results(folder: Path, names: Sequence[str]) -> list[str]:
+    """Those of the names that exist in the folder, stars resolved, without empty folders."""
+    found = [path for name in names for path in (sorted(folder.glob(name)) if "*" in name else [folder / name])]
+    return [
+        path.relative_to(folder).as_posix()
+        for path in found
+        if os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
+    ]

@@ -1,70 +1,76 @@
-"""Several processes that share one task: which of them this is, its part of a list, and how results come together.
+"""Several processes that share one task: rank and count, this process's part of a list, and gathering of results.
 
-Everything asks torch's process group, which `monai_vqgen.engines.start_distributed` joins; without one there is a
-single process, and nothing here waits or sends.
+Everything here asks torch's process group, which `monai_vqgen.engines.start_distributed` joins; without one there is a
+single process, and nothing waits or sends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from monai_vqgen.errors import InputError, StageError
+from monai_vqgen.files import replace_path
 
-__all__ = ["check_joined", "gather", "own_part", "process_count", "process_rank", "wait_for_all"]
+__all__ = ["check_joined", "gather", "own_part", "parts_of_all", "process_count", "process_rank", "wait_for_all"]
 
 Item = TypeVar("Item")
 
-# One process may be hours ahead of another when a large data set is cut or encoded. A process that has died is noticed
-# at once all the same: its connections close, and torchrun ends the others.
+# One process may be hours ahead of another when a large data set is extracted or encoded. A process that dies is still
+# noticed at once: its connections close, and torchrun ends the others.
 _PATIENCE = timedelta(days=7)
 
 
 def process_rank() -> int:
-    """Number of this process in the group, 0 when there is no group."""
+    """Number of this process in the group, 0 without a group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def process_count() -> int:
-    """Number of processes in the group, 1 when there is no group."""
+    """Number of processes in the group, 1 without a group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def check_joined() -> None:
-    """Refuse to work when several processes were started that do not know of each other.
+    """Refuse to work when several processes were started without joining a process group.
 
     Raises:
         InputError: `torchrun` started several processes, and none joined the process group.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         raise InputError(
-            "Several processes were started, but they are not joined. Add the multi_gpu file of this stage, for "
-            "example --config_file \"['bundle/configs/train.json','bundle/configs/multi_gpu_train.json']\"."
+            "several processes were started, but they have not joined a process group; add the multi_gpu file of this "
+            "stage, for example --config_file \"['bundle/configs/train.json','bundle/configs/multi_gpu_train.json']\""
         )
 
 
 def own_part(items: Sequence[Item]) -> Sequence[Item]:
-    """This process's part of a list: items that follow one another, as many as others have, or one more.
+    """This process's part of a list: consecutive items, as many as other processes have or one more.
 
-    With fewer items than processes some parts are empty. All parts, by rank, are the list again.
+    With fewer items than processes some parts are empty. All parts together, by rank, are the list.
     """
     rank, count = process_rank(), process_count()
     return items[len(items) * rank // count : len(items) * (rank + 1) // count]
 
 
 def gather(item: Item) -> list[Item]:
-    """What each process brings, by rank; every process calls this and gets the whole list.
+    """The items of all processes, by rank; every process calls this and gets the whole list.
 
     Args:
-        item: anything that can be pickled; it goes over the network, so nothing of many gigabytes.
+        item: anything that can be pickled; it is sent over the network, so not for gigabytes: see `parts_of_all`.
 
     Raises:
-        StageError: another process has ended before it came here.
+        StageError: another process ended before it reached this point.
     """
     if process_count() == 1:
         return [item]
@@ -77,10 +83,10 @@ def gather(item: Item) -> list[Item]:
 
 
 def wait_for_all() -> None:
-    """Go on once every process has come this far; alone, at once.
+    """Wait until every process has reached this point; a single process does not wait.
 
     Raises:
-        StageError: another process has ended before it came here.
+        StageError: another process ended before it reached this point.
     """
     if process_count() == 1:
         return
@@ -90,18 +96,57 @@ def wait_for_all() -> None:
         raise _left_alone() from error
 
 
+@contextlib.contextmanager
+def parts_of_all(own: Mapping[str, Tensor], output_dir: str | os.PathLike[str]) -> Iterator[list[Mapping[str, Tensor]]]:
+    """Give the first process the tensors of all, by rank; the others wait until it has left the block.
+
+    Every process calls this once, at the same place. The tensors pass through files in `output_dir`, which all must
+    see: memory-mapped, they may take gigabytes. What a killed run left there is replaced.
+
+    Args:
+        own: this process's tensors by name.
+        output_dir: created if missing; nothing of this is left in it afterwards.
+
+    Raises:
+        StageError: another process has ended.
+
+    Example:
+        >>> with parts_of_all({"codes": Tensor([1.0])}, "out/codes") as parts:
+        ...     [part["codes"].item() for part in parts]
+        [1.0]
+    """
+    if process_count() == 1:
+        yield [own]
+        return
+    folder = Path(output_dir) / ".parts"
+    paths = [folder / f"{rank}.safetensors" for rank in range(process_count())]
+    first = process_rank() == 0
+    if first:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    wait_for_all()
+    with replace_path(paths[process_rank()]) as partial:
+        save_file(dict(own), partial)
+    wait_for_all()
+    try:
+        yield [load_file(path) for path in paths] if first else []
+    finally:
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
+    wait_for_all()
+
+
 def _patient_group() -> Any:
     return _group_beside(dist.group.WORLD)
 
 
 @functools.lru_cache(maxsize=1)
 def _group_beside(world: Any) -> Any:
-    """All processes once more, with patience, and on the CPU whatever the training uses; made at the first meeting."""
+    """A second group of all processes, patient and on the CPU whatever the training uses; made when first used."""
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def _left_alone() -> StageError:
     return StageError(
-        f"Process {process_rank()} of {process_count()} stops because another one has ended; that one's error is the "
-        "one to look at."
+        f"process {process_rank()} of {process_count()} stops because another one has ended; look at that one's error"
     )

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_vqgen.data import load_datalist, read_slice_geometry
-from monai_vqgen.data.codes.parts import parts_of_all
 from monai_vqgen.data.codes.store import CodeStore, code_type, save_codes
-from monai_vqgen.data.processes import check_joined, gather, own_part, process_rank
+from monai_vqgen.data.processes import check_joined, gather, own_part, parts_of_all, process_rank
 from monai_vqgen.engines.batches import channels_last
 from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.weights import fingerprint

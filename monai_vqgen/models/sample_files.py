@@ -18,7 +18,7 @@ from torch import Tensor
 
 from monai_vqgen.data import CaptureLabels, write_secondary_captures
 from monai_vqgen.data.io.captures import check_highdicom
-from monai_vqgen.data.io.writing import write_slice_nifti
+from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.engines import process_rank, wait_for_all
 from monai_vqgen.errors import InputError
 from monai_vqgen.files import write_json

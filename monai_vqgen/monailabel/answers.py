@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_vqgen.data.io.writing import write_volume_nifti
+from monai_vqgen.data.io.nifti import write_volume_nifti
 from monai_vqgen.plots.pictures import save_png
 
 __all__ = ["ANSWER_PREFIX", "answer_nifti", "answer_png"]

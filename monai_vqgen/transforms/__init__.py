@@ -1,31 +1,48 @@
-"""Slices and intensities: array transforms and their dictionary twins; MetaTensor and affine are kept."""
+"""Slices and intensities: array transforms and their dictionary versions, which keep MetaTensor and affine."""
 
 from __future__ import annotations
 
-from monai_vqgen.transforms.dictionary import ExtractSliced, ExtractSlicesd, FitToSized, LoadSliced, ScaleForegroundd
-from monai_vqgen.transforms.foreground import Box, Window, foreground_box, foreground_window
-from monai_vqgen.transforms.geometry import PLANES
+from monai_vqgen.transforms.dictionary import (
+    ExtractSliceD,
+    ExtractSliced,
+    ExtractSliceDict,
+    ExtractSlicesD,
+    ExtractSlicesd,
+    ExtractSlicesDict,
+    FitToSizeD,
+    FitToSized,
+    FitToSizeDict,
+    LoadSliceD,
+    LoadSliced,
+    LoadSliceDict,
+    ScaleForegroundD,
+    ScaleForegroundd,
+    ScaleForegroundDict,
+)
+from monai_vqgen.transforms.extract_slice import ExtractSlice, ExtractSlices
 from monai_vqgen.transforms.intensity import ScaleForeground
 from monai_vqgen.transforms.loading import LoadSlice
-from monai_vqgen.transforms.resampling import resample_plane
 from monai_vqgen.transforms.size import FitToSize
-from monai_vqgen.transforms.slices import ExtractSlice, ExtractSlices
 
 __all__ = [
-    "PLANES",
-    "Box",
     "ExtractSlice",
+    "ExtractSliceD",
+    "ExtractSliceDict",
     "ExtractSliced",
     "ExtractSlices",
+    "ExtractSlicesD",
+    "ExtractSlicesDict",
     "ExtractSlicesd",
     "FitToSize",
+    "FitToSizeD",
+    "FitToSizeDict",
     "FitToSized",
     "LoadSlice",
+    "LoadSliceD",
+    "LoadSliceDict",
     "LoadSliced",
     "ScaleForeground",
+    "ScaleForegroundD",
+    "ScaleForegroundDict",
     "ScaleForegroundd",
-    "Window",
-    "foreground_box",
-    "foreground_window",
-    "resample_plane",
 ]

@@ -1,4 +1,4 @@
-"""The dictionary twins of the array transforms, in MONAI's manner: `keys` name the entries to change."""
+"""Dictionary versions of the array transforms, as MONAI has them: `keys` name the entries to change."""
 
 from __future__ import annotations
 
@@ -13,33 +13,51 @@ from monai.transforms.transform import MapTransform
 from monai.utils.misc import ensure_tuple_rep
 
 from monai_vqgen.errors import ScanError
+from monai_vqgen.transforms.extract_slice import ExtractSlice, ExtractSlices
 from monai_vqgen.transforms.intensity import ScaleForeground
 from monai_vqgen.transforms.loading import LoadSlice
 from monai_vqgen.transforms.size import FitToSize
-from monai_vqgen.transforms.slices import ExtractSlice, ExtractSlices
 
-__all__ = ["ExtractSliced", "ExtractSlicesd", "FitToSized", "LoadSliced", "ScaleForegroundd"]
+__all__ = [
+    "ExtractSliceD",
+    "ExtractSliceDict",
+    "ExtractSliced",
+    "ExtractSlicesD",
+    "ExtractSlicesDict",
+    "ExtractSlicesd",
+    "FitToSizeD",
+    "FitToSizeDict",
+    "FitToSized",
+    "LoadSliceD",
+    "LoadSliceDict",
+    "LoadSliced",
+    "ScaleForegroundD",
+    "ScaleForegroundDict",
+    "ScaleForegroundd",
+]
 
 
 class ExtractSlicesd(MapTransform):
-    """Dictionary twin of `ExtractSlices`: one dictionary in, a list of dictionaries out, one a position.
+    """Dictionary version of `ExtractSlices`: one dictionary in, a list of dictionaries out, one per position.
 
     MONAI's datasets and `list_data_collate` flatten such lists, and `Compose` maps what follows over them. All keys
-    are cut at the planes of `box_key`, so image and label stay together. Each dictionary also gets `plane` and
+    are extracted at the planes of `box_key`, so image and label stay together. Each dictionary also gets `plane` and
     `position_mm`; other entries are copied.
 
     Args:
-        keys: entries to cut, volumes on one grid.
+        keys: entries to extract from, volumes on one grid.
         plane: see `ExtractSlices`.
         positions: see `ExtractSlices`.
         unit: see `ExtractSlices`.
         reference: see `ExtractSlices`.
         pixel_mm: see `ExtractSlices`.
-        mode: "linear" or "nearest", one or one for each key.
-        box_key: whose foreground places the box; default the first key.
-        mask_key: an entry with a brain mask that takes the foreground's place.
-        allow_missing_keys: skip keys that are not there.
+        mode: "linear" or "nearest", one for all keys or one per key.
+        box_key: whose foreground gives the box; default the first key.
+        mask_key: an entry with a brain mask to use instead of the foreground.
+        allow_missing_keys: skip missing keys.
     """
+
+    backend = ExtractSlices.backend
 
     def __init__(
         self,
@@ -65,7 +83,7 @@ class ExtractSlicesd(MapTransform):
         self.placer = ExtractSlices(plane, positions, unit=unit, reference=reference)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
-        """Cut every key at every position."""
+        """Extract every key at every position."""
         guide = data[self.box_key]
         prepared = self.placer.prepare(guide, data[self.mask_key] if self.mask_key is not None else None)
         results = []
@@ -73,7 +91,7 @@ class ExtractSlicesd(MapTransform):
             item = dict(data)
             for key in self.key_iterator(item):
                 if tuple(data[key].shape[1:]) != tuple(guide.shape[1:]):
-                    raise ScanError(f"{key}: shape {tuple(data[key].shape)} is not on the grid of {self.box_key}.")
+                    raise ScanError(f"{key}: shape {tuple(data[key].shape)} is not on the grid of {self.box_key}")
                 item[key] = self.cutters[key].cut(data[key], prepared, plane)
             item.update(plane=self.placer.plane, position_mm=plane.position_mm)
             results.append(item)
@@ -81,20 +99,22 @@ class ExtractSlicesd(MapTransform):
 
 
 class ExtractSliced(MapTransform):
-    """Dictionary twin of `ExtractSlice`: one dictionary in, one out; the middle of the brain without a position.
+    """Dictionary version of `ExtractSlice`: one dictionary in, one out; the middle of the brain without a position.
 
     Args:
-        keys: entries to cut, volumes on one grid.
+        keys: entries to extract from, volumes on one grid.
         plane: see `ExtractSlice`.
         position: see `ExtractSlice`.
         unit: see `ExtractSlice`.
         reference: see `ExtractSlice`.
         pixel_mm: see `ExtractSlice`.
-        mode: "linear" or "nearest", one or one for each key.
-        box_key: whose foreground places the box; default the first key.
-        mask_key: an entry with a brain mask that takes the foreground's place.
-        allow_missing_keys: skip keys that are not there.
+        mode: "linear" or "nearest", one for all keys or one per key.
+        box_key: whose foreground gives the box; default the first key.
+        mask_key: an entry with a brain mask to use instead of the foreground.
+        allow_missing_keys: skip missing keys.
     """
+
+    backend = ExtractSlice.backend
 
     def __init__(
         self,
@@ -126,20 +146,22 @@ class ExtractSliced(MapTransform):
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Cut every key."""
+        """Extract every key."""
         return self.slices(data)[0]
 
 
 class ScaleForegroundd(MapTransform):
-    """Dictionary twin of `ScaleForeground`.
+    """Dictionary version of `ScaleForeground`.
 
     Args:
         keys: entries to scale.
         lower: see `ScaleForeground`.
         upper: see `ScaleForeground`.
         window: see `ScaleForeground`.
-        allow_missing_keys: skip keys that are not there.
+        allow_missing_keys: skip missing keys.
     """
+
+    backend = ScaleForeground.backend
 
     def __init__(
         self,
@@ -162,15 +184,17 @@ class ScaleForegroundd(MapTransform):
 
 
 class FitToSized(MapTransform, InvertibleTransform):
-    """Dictionary twin of `FitToSize`, with its inverse.
+    """Dictionary version of `FitToSize`, with its inverse.
 
     Args:
         keys: entries to fit.
         size: see `FitToSize`.
         on_trim: see `FitToSize`.
         fill: see `FitToSize`.
-        allow_missing_keys: skip keys that are not there.
+        allow_missing_keys: skip missing keys.
     """
+
+    backend = FitToSize.backend
 
     def __init__(
         self,
@@ -200,14 +224,16 @@ class FitToSized(MapTransform, InvertibleTransform):
 
 
 class LoadSliced(MapTransform):
-    """Dictionary twin of `LoadSlice`; entries `subject`, `plane`, `position_mm` of the item go into the meta as well.
+    """Dictionary version of `LoadSlice`; `subject`, `plane` and `position_mm` of the item also go into the meta.
 
     Args:
         keys: entries that hold paths.
         value_range: see `LoadSlice`.
         color: see `LoadSlice`.
-        allow_missing_keys: skip keys that are not there.
+        allow_missing_keys: skip missing keys.
     """
+
+    backend = LoadSlice.backend
 
     def __init__(
         self,
@@ -229,3 +255,10 @@ class LoadSliced(MapTransform):
             image.meta.update({name: item[name] for name in ("subject", "plane", "position_mm") if name in item})
             item[key] = image
         return item
+
+
+ExtractSliceD = ExtractSliceDict = ExtractSliced
+ExtractSlicesD = ExtractSlicesDict = ExtractSlicesd
+FitToSizeD = FitToSizeDict = FitToSized
+LoadSliceD = LoadSliceDict = LoadSliced
+ScaleForegroundD = ScaleForegroundDict = ScaleForegroundd

@@ -1,8 +1,8 @@
-"""Where the brain is in a volume and how bright it is: box and intensity window, from a strided look.
+"""Box and intensity window of the brain in a volume, from a strided subset of its voxels.
 
-The foreground is what lies above 2 % of the 99.5th percentile, largest connected component. Percentiles come from a
-strided subset (their error is far below the noise), components from a block-wise maximum of the mask, and the
-faces of the box from the full resolution. One pass over the volume is a comparison; nothing else touches all voxels.
+The foreground is the largest connected component above 2 % of the 99.5th percentile. Percentiles come from a strided
+subset (their error is far below the noise), components from a block-wise maximum of the mask, and the faces of the box
+from the full resolution. Only one comparison touches all voxels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy import ndimage
 
 __all__ = ["Box", "Foreground", "Window", "find_foreground", "foreground_box", "foreground_window"]
 
-THRESHOLD_FRACTION = 0.02  # of the 99.5th percentile; DESIGN.md, "Positions"
+THRESHOLD_FRACTION = 0.02  # of the 99.5th percentile
 THRESHOLD_PERCENTILE = 99.5
 SAMPLES_PER_AXIS = 56  # a strided subset keeps at least this many voxels of an axis: about 200,000 in all
 BLOCKS_PER_AXIS = 72
@@ -172,7 +172,7 @@ def foreground_window(
     else:
         values = _strided(inside)
         values = values[(values > foreground.threshold) & np.isfinite(values)]
-        if values.size == 0:  # a foreground so thin that the strided look misses it
+        if values.size == 0:  # a foreground so thin that the strided subset misses it
             values = inside[(inside > foreground.threshold) & np.isfinite(inside)]
     if values.size == 0:
         return Window(0.0, 0.0)

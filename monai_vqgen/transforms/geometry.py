@@ -1,4 +1,4 @@
-"""Where anatomy lies in an array: planes by axis codes, as views of the volume (nothing is copied or resampled).
+"""Anatomical planes of a volume by axis codes, as views (nothing is copied or resampled).
 
 Array names: `volume_s` has the three spatial axes; a view's axes are (rows, columns, normal).
 """
@@ -20,7 +20,7 @@ PLANES: dict[str, tuple[str, str, str]] = {
     "coronal": ("I", "L", "P"),
     "sagittal": ("I", "P", "R"),
 }
-"""Axis codes of (rows, columns, normal): a slice looks right when drawn rows down, columns right.
+"""Axis codes of (rows, columns, normal) of a slice drawn rows down, columns right.
 
 Axial and coronal slices are radiological: the image's left is the patient's right. The third axis runs in the
 direction of increasing position: from the top (axial), the front (coronal), the left (sagittal).
@@ -33,24 +33,24 @@ class PlaneView(NamedTuple):
     volume_s: NDArray
     affine: NDArray
     spacing: tuple[float, float, float]
-    """Millimetres between voxel centres along rows, columns and the normal."""
+    """Millimeters between voxel centers along rows, columns and the normal."""
 
 
 def check_affine(affine: NDArray, name: str) -> NDArray:
     """Return the affine as float64, or raise ScanError where it cannot place a volume."""
     affine = np.asarray(affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        raise ScanError(f"{name}: the affine holds NaN or infinity or is not 4x4; write the scan's geometry again.")
+        raise ScanError(f"{name}: the affine is not 4x4 or has NaN or infinite entries; fix the scan's geometry")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if (lengths == 0).any() or abs(np.linalg.det(affine[:3, :3] / np.where(lengths > 0, lengths, 1))) < 1e-3:
-        raise ScanError(f"{name}: the affine is singular (an axis has no extent of its own); mend the scan's geometry.")
+        raise ScanError(f"{name}: the affine is singular (an axis has no extent of its own); fix the scan's geometry")
     return affine
 
 
 def check_plane(plane: str) -> str:
     """Return the plane's name, or raise InputError."""
     if plane not in PLANES:
-        raise InputError(f"plane {plane!r} is unknown; choose one of {', '.join(PLANES)}.")
+        raise InputError(f"plane {plane!r} is unknown; choose one of {', '.join(PLANES)}")
     return plane
 
 
@@ -61,9 +61,9 @@ def view_plane(volume_s: NDArray, affine: NDArray, plane: str, *, name: str = "t
 
     Args:
         volume_s: three spatial axes, any order and direction.
-        affine: 4x4, voxel centres to RAS+ millimetres.
+        affine: 4x4, voxel centers to RAS+ millimeters.
         plane: "axial", "coronal" or "sagittal".
-        name: what the volume is called in messages, usually its file.
+        name: of the volume in messages, usually its file.
 
     Returns:
         A view (no copy) with the affine that belongs to it.
@@ -75,9 +75,9 @@ def view_plane(volume_s: NDArray, affine: NDArray, plane: str, *, name: str = "t
     """
     check_plane(plane)
     if volume_s.ndim != 3:
-        raise ScanError(f"{name}: a volume of three axes is due, this one has shape {tuple(volume_s.shape)}.")
+        raise ScanError(f"{name}: shape {tuple(volume_s.shape)}; expected a 3-D volume")
     if 0 in volume_s.shape:
-        raise ScanError(f"{name}: an axis has no voxels (shape {tuple(volume_s.shape)}); export the scan again.")
+        raise ScanError(f"{name}: an axis has no voxels (shape {tuple(volume_s.shape)}); export the scan again")
     affine = check_affine(affine, name)
     change = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(PLANES[plane])

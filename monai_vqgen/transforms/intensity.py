@@ -68,9 +68,9 @@ class ScaleForeground(Transform):
 
     def __init__(self, lower: float = 0.5, upper: float = 99.5, *, window: tuple[float, float] | None = None) -> None:
         if not 0 <= lower < upper <= 100:
-            raise InputError(f"percentiles are {lower} and {upper}; 0 <= lower < upper <= 100 is due.")
+            raise InputError(f"percentiles are {lower} and {upper}; expected 0 <= lower < upper <= 100")
         if window is not None and not window[1] > window[0]:
-            raise InputError(f"window is {window}; its high end must lie above its low end.")
+            raise InputError(f"window is {window}; expected (low, high) with low < high")
         self.lower, self.upper = lower, upper
         self.window = Window(float(window[0]), float(window[1])) if window is not None else None
 
@@ -79,10 +79,10 @@ class ScaleForeground(Transform):
         pixels = to_numpy(img)
         window = self.window or self._stored(img) or self._measured(pixels, img)
         if not window.high > window.low:
-            logger.warning("%s: its foreground is empty or constant; the scaled image is all zero.", name_of(img))
+            logger.warning("%s: the foreground is empty or constant; the scaled image is all zero", name_of(img))
         result = with_values(scale_to_window(pixels, window), img)
         if isinstance(result, MetaTensor):
-            result.meta[META_WINDOW] = (0.0, 1.0)  # what is scaled once stays as it is
+            result.meta[META_WINDOW] = (0.0, 1.0)  # scaling twice changes nothing
             if META_THRESHOLD in result.meta and window.high > window.low:
                 threshold = (float(result.meta[META_THRESHOLD]) - window.low) / (window.high - window.low)
                 result.meta[META_THRESHOLD] = max(0.0, threshold)
@@ -95,10 +95,10 @@ class ScaleForeground(Transform):
     def _measured(self, pixels: NDArray, img: NdarrayOrTensor) -> Window:
         if pixels.ndim != 4:
             raise InputError(
-                f"{name_of(img)}: shape {tuple(pixels.shape)} is no volume and carries no window of one; scale the "
-                "volume [C, X, Y, Z] before slicing, cut the slice with ExtractSlice, or give window=(low, high)."
+                f"{name_of(img)}: shape {tuple(pixels.shape)} is not a volume and carries no window of one; scale the "
+                "volume [C, X, Y, Z] before slicing, extract the slice with ExtractSlice, or give window=(low, high)"
             )
         if 0 in pixels.shape:
-            raise ScanError(f"{name_of(img)}: an axis has no voxels (shape {tuple(pixels.shape)}).")
+            raise ScanError(f"{name_of(img)}: an axis has no voxels (shape {tuple(pixels.shape)})")
         finite = np.nan_to_num(pixels[0], nan=0.0, posinf=0.0, neginf=0.0) if pixels.dtype.kind == "f" else pixels[0]
         return foreground_window(finite, lower=self.lower, upper=self.upper)

@@ -1,19 +1,22 @@
-"""Slices from files: NIfTI and PNG, one shape and one range, whatever wrote them."""
+"""Slices from NIfTI and PNG files, in one shape and one range."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from io import IOBase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import Transform
+from monai.utils.enums import TransformBackends
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
@@ -36,29 +39,42 @@ NIFTI_FAULTS = (
     ValueError,
     OverflowError,
 )
-"""What gzip and nibabel raise for files that are truncated, damaged or something else."""
+"""What gzip and nibabel raise for files that are truncated, damaged or not NIfTI."""
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 RANGE_SLACK = 1e-4  # rounding of other programs' floats; clipped
 
 
+@contextlib.contextmanager
+def open_nifti(path: Path) -> Iterator[BinaryIO]:
+    """Open a NIfTI file for reading, unpacked where it starts with gzip's magic number, whatever its name."""
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if packed:
+            with gzip.open(raw) as stream:
+                yield cast(BinaryIO, stream)
+        else:
+            yield raw
+
+
 class LoadSlice(Transform):
-    """Load one slice as `[1, H, W]`, float32 in [0, 1], in array order: rows down, columns right, as one sees it.
+    """Load one slice as `[1, H, W]`, float32 in [0, 1], in display order: rows down, columns right.
 
     | file | values |
     |---|---|
-    | PNG, 8 or 16 bit grey | divided by 255 or 65,535 |
-    | PNG in colour | an error, or its luminance with `color="luminance"` |
+    | PNG, 8 or 16 bit gray | divided by 255 or 65,535 |
+    | PNG in color | an error, or its luminance with `color="luminance"` |
     | NIfTI `[H, W]` or `[H, W, 1]` within [0, 1], as `extract_slices` writes | as they are |
     | NIfTI of uint8 without scaling | divided by 255 |
-    | any other NIfTI | an error: give `value_range`, one for all slices, or cut slices from the volumes |
+    | any other NIfTI | an error: give one `value_range` for all slices, or extract slices from the volumes |
 
     Args:
         value_range: (low, high) in the file's units that become 0 and 1, clipped.
         color: "error" or "luminance".
 
-    Shapes: a path to a MetaTensor. A PNG's affine is the identity. meta: `filename_or_obj`, and what the file itself
-    says of `subject`, `plane` and `position_mm`.
+    Shapes: a path to a MetaTensor. A PNG's affine is the identity. meta: `filename_or_obj`, and `subject`, `plane` and
+    `position_mm` where the file states them.
 
     Raises:
         ScanError: missing, unreadable, truncated, damaged, not a slice, NaN, or values of an unknown range.
@@ -72,11 +88,13 @@ class LoadSlice(Transform):
         ((1, 4, 6), 1.0)
     """
 
+    backend = [TransformBackends.NUMPY]  # noqa: RUF012 (MONAI's own convention)
+
     def __init__(self, *, value_range: Sequence[float] | None = None, color: str = "error") -> None:
         if value_range is not None and (len(value_range) != 2 or not value_range[1] > value_range[0]):
-            raise InputError(f"value_range is {value_range}; give (low, high) with low below high.")
+            raise InputError(f"value_range is {value_range}; give (low, high) with low < high")
         if color not in ("error", "luminance"):
-            raise InputError(f"color is {color!r}; choose 'error' or 'luminance'.")
+            raise InputError(f"color is {color!r}; choose 'error' or 'luminance'")
         self.value_range = (float(value_range[0]), float(value_range[1])) if value_range is not None else None
         self.color = color
 
@@ -84,7 +102,7 @@ class LoadSlice(Transform):
         """Load one file."""
         path = Path(filename)
         if not path.is_file():
-            raise ScanError(f"{path}: no such file.")
+            raise ScanError(f"{path}: no such file")
         if path.name.lower().endswith(".png"):
             pixels, affine, meta = self._png(path), np.eye(4), dict[str, Any]()
         else:
@@ -99,34 +117,34 @@ class LoadSlice(Transform):
                 picture.load()
                 mode, pixels = picture.mode, np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise ScanError(f"{path}: unreadable or truncated picture ({error}); fetch the file again.") from error
+            raise ScanError(f"{path}: unreadable or truncated picture ({error}); download or copy it again") from error
         if pixels.ndim == 3:
-            pixels = self._grey(pixels, path)
+            pixels = self._gray(pixels, path)
         if self.value_range is not None:
             return self._windowed(pixels)
         full = 65535 if mode.startswith("I") else 1 if mode == "1" else 255
         return np.asarray(pixels, dtype=np.float32) / full
 
-    def _grey(self, pixels: NDArray, path: Path) -> NDArray:
-        colour = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
-        if (colour == colour[..., :1]).all():  # grey stored as colour
-            return colour[..., 0]
+    def _gray(self, pixels: NDArray, path: Path) -> NDArray:
+        color = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
+        if (color == color[..., :1]).all():  # gray stored as color
+            return color[..., 0]
         if self.color == "error":
-            raise ScanError(f"{path}: a colour picture; convert it to grey, or use color='luminance'.")
-        return colour @ LUMA
+            raise ScanError(f"{path}: a color picture; convert it to gray, or use color='luminance'")
+        return color @ LUMA
 
     def _nifti(self, path: Path) -> tuple[NDArray, NDArray, dict[str, Any]]:
         try:
-            with path.open("rb") as raw:
-                packed = raw.read(2) == b"\x1f\x8b"
-            with gzip.open(path, "rb") if packed else path.open("rb") as stream:
-                image = nib.Nifti1Image.from_stream(stream)
+            with open_nifti(path) as stream:
+                image = nib.Nifti1Image.from_stream(cast(IOBase, stream))
                 pixels = np.asarray(image.dataobj)
                 stream.read(1)  # the byte after the last makes gzip check the CRC
         except NIFTI_FAULTS as error:
-            raise ScanError(f"{path}: unreadable, truncated or damaged ({error}); fetch the file again.") from error
+            raise ScanError(f"{path}: unreadable, truncated or damaged ({error}); download or copy it again") from error
         if pixels.ndim < 2 or 0 in pixels.shape or set(pixels.shape[2:]) - {1} or pixels.dtype.kind not in "iuf":
-            raise ScanError(f"{path}: shape {pixels.shape} of {pixels.dtype}; a grey slice [H, W] or [H, W, 1] is due.")
+            raise ScanError(
+                f"{path}: {pixels.dtype} of shape {pixels.shape}; expected a gray slice [H, W] or [H, W, 1]"
+            )
         proxy = cast(ArrayProxy, image.dataobj)  # nibabel clears the scaling in the header
         unscaled = proxy.slope == 1 and proxy.inter == 0
         kind = image.get_data_dtype()
@@ -139,7 +157,7 @@ class LoadSlice(Transform):
 
     def _ranged(self, pixels: NDArray, is_byte: bool, path: Path) -> NDArray:
         if not np.isfinite(pixels).all():
-            raise ScanError(f"{path}: holds NaN or infinite values; leave the slice out or mend it.")
+            raise ScanError(f"{path}: has NaN or infinite values; exclude or fix the slice")
         if self.value_range is not None:
             return self._windowed(pixels)
         if is_byte:
@@ -148,7 +166,7 @@ class LoadSlice(Transform):
         if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
             raise ScanError(
                 f"{path}: values from {low:g} to {high:g} are not in [0, 1]; give value_range=(low, high), the same "
-                "for all slices, or cut the slices from the volumes with extract_slices."
+                "for all slices, or extract the slices from the volumes with extract_slices"
             )
         return np.clip(pixels, 0, 1)
 
@@ -159,7 +177,7 @@ class LoadSlice(Transform):
 
 
 def _about(image: nib.Nifti1Image) -> dict[str, Any]:
-    """Subject, plane and position where `extract_slices` noted them in the header's comment."""
+    """Subject, plane and position where `extract_slices` wrote them into the header's comment."""
     for extension in image.header.extensions:
         try:
             noted = json.loads(extension.text) if extension.get_code() == 6 else None

@@ -1,7 +1,8 @@
-"""A slice on another pixel size: two small matrix products, antialiased when shrinking, voxel centres kept right."""
+"""Resample a slice to another pixel size: two small matrix products, antialiased when shrinking."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
@@ -22,8 +23,22 @@ class ResampledPlane(NamedTuple):
     scale: tuple[float, float]
 
 
-def _source_centres(size: int, spacing: float, pixel_mm: float) -> NDArray:
-    """Where the new pixels' centres lie in old pixel indices. Old and new grid share their middle."""
+def check_pixel_mm(pixel_mm: float | Sequence[float]) -> tuple[float, float]:
+    """Return the pixel size along (rows, columns), or raise InputError."""
+    sizes = (pixel_mm, pixel_mm) if isinstance(pixel_mm, (int, float)) else tuple(pixel_mm)
+    if len(sizes) != 2 or not all(np.isfinite(size) and size > 0 for size in sizes):
+        raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimeters, one or (rows, columns)")
+    return float(sizes[0]), float(sizes[1])
+
+
+def check_mode(mode: str) -> None:
+    """Raise InputError for an unknown interpolation."""
+    if mode not in ("linear", "nearest"):
+        raise InputError(f"mode is {mode!r}; choose 'linear' or 'nearest'")
+
+
+def _source_centers(size: int, spacing: float, pixel_mm: float) -> NDArray:
+    """Where the new pixels' centers lie in old pixel indices. Old and new grid share their middle."""
     # 1e-6 of a pixel: 256 pixels of 0.868 mm on 1.736 mm are 128, whatever rounding the affine suffered
     new_size = max(1, ceil(size * spacing / pixel_mm - 1e-6 * size))
     return (size - 1) / 2 + (np.arange(new_size) - (new_size - 1) / 2) * (pixel_mm / spacing)
@@ -32,47 +47,44 @@ def _source_centres(size: int, spacing: float, pixel_mm: float) -> NDArray:
 @lru_cache(maxsize=64)
 def _weights(size: int, spacing: float, pixel_mm: float, mode: str) -> NDArray:
     """The `(new, old)` matrix of one axis: linear, the triangle widened to the new pixel when shrinking."""
-    centres = _source_centres(size, spacing, pixel_mm)
+    centers = _source_centers(size, spacing, pixel_mm)
     if mode == "nearest":
-        matrix = np.zeros((len(centres), size), dtype=np.float32)
-        nearest = np.clip(np.floor(centres + 0.5).astype(int), 0, size - 1)
-        matrix[np.arange(len(centres)), nearest] = 1
+        matrix = np.zeros((len(centers), size), dtype=np.float32)
+        nearest = np.clip(np.floor(centers + 0.5).astype(int), 0, size - 1)
+        matrix[np.arange(len(centers)), nearest] = 1
         return matrix
     reach = max(1.0, pixel_mm / spacing)
-    offset = np.arange(size)[None, :] - np.clip(centres, 0, size - 1)[:, None]
+    offset = np.arange(size)[None, :] - np.clip(centers, 0, size - 1)[:, None]
     matrix = np.clip(1 - np.abs(offset) / reach, 0, None)
     matrix /= matrix.sum(axis=1, keepdims=True)
     # sampled at voxels, a widened triangle's middle is off by up to 0.05 of a voxel: tilt it back, so that a ramp
     # keeps its place. At the border, where the triangle is cut, the tilt could make weights negative: left alone
     first = (matrix * offset).sum(axis=1)
     second = np.maximum((matrix * offset**2).sum(axis=1), 1e-12)
-    tilt = np.where((centres >= reach) & (centres <= size - 1 - reach), first / second, 0)
+    tilt = np.where((centers >= reach) & (centers <= size - 1 - reach), first / second, 0)
     matrix *= 1 - tilt[:, None] * offset
     return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def resample_plane(
-    pixels: NDArray, affine: NDArray, pixel_mm: float | tuple[float, float], *, mode: str = "linear"
+    pixels: NDArray, affine: NDArray, pixel_mm: float | Sequence[float], *, mode: str = "linear"
 ) -> ResampledPlane:
     """Resample a slice in its own plane to a pixel size.
 
     Values stay within the input's range (weights are positive and sum to one). The middle of the grid stays where
-    it was, and the affine says where every new pixel's centre lies.
+    it was, and the affine gives the position of every new pixel's center.
 
     Args:
         pixels: `[..., H, W]`.
         affine: 4x4 of the slice; its first two columns belong to rows and columns.
-        pixel_mm: new distance between pixel centres, one number or (rows, columns).
+        pixel_mm: new distance between pixel centers, one number or (rows, columns).
         mode: "linear" (antialiased when shrinking) or "nearest" (labels).
 
     Raises:
         InputError: for a pixel size that is not positive, or an unknown mode.
     """
-    targets = (pixel_mm, pixel_mm) if isinstance(pixel_mm, (int, float)) else tuple(pixel_mm)
-    if len(targets) != 2 or not all(np.isfinite(t) and t > 0 for t in targets):
-        raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimetres.")
-    if mode not in ("linear", "nearest"):
-        raise InputError(f"mode is {mode!r}; choose 'linear' or 'nearest'.")
+    targets = check_pixel_mm(pixel_mm)
+    check_mode(mode)
     new_affine = np.array(affine, dtype=np.float64)
     spacing = np.linalg.norm(new_affine[:3, :2], axis=0)
     first, scale = np.zeros(2), np.ones(2)
@@ -83,7 +95,7 @@ def resample_plane(
             continue
         matrix = _weights(size, old, new, mode)
         result = matrix @ result if axis == 0 else result @ matrix.T
-        first[axis], scale[axis] = _source_centres(size, old, new)[0], old / new
+        first[axis], scale[axis] = _source_centers(size, old, new)[0], old / new
     new_affine[:3, 3] += new_affine[:3, :2] @ first
     new_affine[:3, :2] /= scale
     return ResampledPlane(result, new_affine, (float(scale[0]), float(scale[1])))

@@ -1,4 +1,4 @@
-"""Between numpy, torch and MetaTensor: values out, values back with meta and affine."""
+"""Conversions between numpy, torch and MetaTensor that keep meta and affine."""
 
 from __future__ import annotations
 

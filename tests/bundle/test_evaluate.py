@@ -15,7 +15,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from monai_vqgen.bundles import run_stage
-from monai_vqgen.data.io.writing import write_slice_nifti
+from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 from monai_vqgen.evaluation import pick_split
 from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from factories import tiny_model
 
 from monai_vqgen.bundles import run_stage
-from monai_vqgen.data import extract_slices, load_datalist
+from monai_vqgen.data import SliceOptions, SplitOptions, extract_slices, load_datalist
 from monai_vqgen.errors import InputError, OutputExistsError, StageError
 from monai_vqgen.models.export import export_names
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
@@ -102,9 +102,8 @@ def real_slices(real_data, tmp_path_factory) -> torch.Tensor:
     """Slices `(n, 1, 128, 128)` of the volumes of every orientation, at the bundle's own pixels."""
     folder = tmp_path_factory.mktemp("real") / "slices"
     positions = [45.0, 60.0, 75.0]
-    extract_slices(
-        real_data / "volumes", folder, positions=positions, on_trim="warn", fractions=(1, 0, 0), progress=False
-    )
+    slices, split = SliceOptions(positions=positions, on_trim="warn"), SplitOptions((1, 0, 0))
+    extract_slices(real_data / "volumes", folder, slices=slices, split=split, progress=False)
     slices = torch.stack([LoadSlice()(record["image"]).as_tensor() for record in load_datalist(folder, "training")])
     assert len(slices) >= 20
     return slices

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 
 from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import read_volume
-from monai_vqgen.data.io.writing import write_slice_nifti
+from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.errors import CheckpointError, DatalistError, InputError, OutputExistsError, ScanError
 from monai_vqgen.inferers import VolumeReconstructionInferer
 from monai_vqgen.models import model_pixel_mm, reconstruction_names, reconstruction_records

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from skimage.metrics import structural_similarity
 
 from monai_vqgen.bundles import bundle_root, run_stage
-from monai_vqgen.data import extract_slices
+from monai_vqgen.data import SliceOptions, extract_slices
 from monai_vqgen.weights import fingerprint
 
 MODELS = bundle_root() / "models"
@@ -66,8 +66,8 @@ def test_slices_of_test_subjects_come_back_as_the_card_says(tmp_path, real_data)
         (scan,) = (real_data / "ds002748").rglob(f"{subject}_T1w.nii.gz")
         (tmp_path / "scans").mkdir(exist_ok=True)
         (tmp_path / "scans" / scan.name).symlink_to(scan)
-    slices = {"positions": [50.0, 65.0, 80.0], "image_size": (128, 128), "pixel_mm": 1.736, "on_trim": "warn"}
-    extract_slices(tmp_path / "scans", tmp_path / "slices", **slices, num_workers=0, progress=False)
+    slices = SliceOptions(positions=[50.0, 65.0, 80.0], image_size=128, pixel_mm=1.736, on_trim="warn")
+    extract_slices(tmp_path / "scans", tmp_path / "slices", slices=slices, num_workers=0, progress=False)
     folder = tmp_path / "slices" / "images"  # by itself: no datalist, every slice is reconstructed
     run_stage("inference", options={"dataset_dir": str(folder), "output_dir": str(tmp_path / "out"), "pixel_mm": None})
     paths = sorted(folder.glob("*.nii.gz"))

@@ -27,7 +27,7 @@ from PIL import Image
 
 from monai_vqgen.bundles import bundle_root
 from monai_vqgen.data import make_phantom
-from monai_vqgen.data.io.writing import write_slice_nifti, write_volume_nifti
+from monai_vqgen.data.io.nifti import write_slice_nifti, write_volume_nifti
 from monai_vqgen.networks import ConditionEncoder
 from tools.package_bundle import BUNDLE_NAME
 

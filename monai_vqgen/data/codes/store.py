@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from monai_vqgen.data.slices.geometry import SliceGeometry
+from monai_vqgen.data.slices.datalists import SliceGeometry
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.files import replace_path, write_json
 

@@ -1,7 +1,7 @@
-"""Volumes and slices as DICOM secondary captures that say what they are: derived, for research (extra `dicom`).
+"""Volumes and slices as DICOM secondary captures labeled as derived and for research (extra `dicom`).
 
-DICOM PS3.3, A.8.1 (Secondary Capture Image IOD), written by highdicom. A secondary capture has no place in the
-scanner's space: pixel spacing and the patient's orientation are all it tells. The NIfTI files carry the affine.
+DICOM PS3.3, A.8.1 (Secondary Capture Image IOD), written by highdicom. A secondary capture has no position in the
+scanner's space, only pixel spacing and patient orientation. The NIfTI files carry the affine.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from monai_vqgen.transforms.geometry import PLANES, view_plane
 __all__ = ["CaptureLabels", "check_highdicom", "write_secondary_captures"]
 
 MANUFACTURER = "monai_vqgen"
-LARGEST = 2**16 - 1  # grey values are stored as unsigned 16 bit
+LARGEST = 2**16 - 1  # gray values are stored as unsigned 16 bit
 FOOT_AND_HEAD = {"I": "F", "S": "H"}  # DICOM's letters for what NIfTI calls inferior and superior
 LONGEST_TEXT, LONGEST_LABEL = 1024, 64  # characters of DICOM's value representations ST and LO
 
 
 class CaptureLabels(NamedTuple):
-    """What the captures say of themselves.
+    """How the captures are labeled.
 
     Attributes:
         series_description: the name of the series in a viewer, at most 64 characters.
         derivation: how the images were made, at most 1,024 characters.
-        patient: PatientID, where no source says it.
-        source: a file of the DICOM series that they were derived from, or the folder of that series: patient and study
-            are taken from there.
+        patient: PatientID where there is no source.
+        source: a file of the DICOM series they were derived from, or the folder of that series: patient and study
+            are taken from it.
     """
 
     series_description: str
@@ -48,30 +48,30 @@ class CaptureLabels(NamedTuple):
 def write_secondary_captures(
     folder: str | Path, volume_s: NDArray, *, affine: NDArray, plane: str, labels: CaptureLabels
 ) -> list[Path]:
-    """Write one capture a plane: `0001.dcm`, `0002.dcm` and so on, in the order of increasing position.
+    """Write one capture per plane: `0001.dcm`, `0002.dcm` and so on, in the order of increasing position.
 
-    Grey values are stored in 16 bits between the volume's smallest and largest; slope and intercept lead back to them.
-    Equal images get equal identifiers, so that an archive which has them already knows them.
+    Gray values are stored in 16 bits between the volume's smallest and largest; slope and intercept recover them.
+    Equal images get equal identifiers, so an archive recognizes those it already has.
 
     Args:
-        folder: made where missing; each file is complete or not there.
+        folder: created if missing; each file is complete or absent.
         volume_s: `[X, Y, Z]`, or a slice `[H, W, 1]`; finite.
-        affine: 4x4, voxel centres to RAS+ millimetres.
+        affine: 4x4, voxel centers to RAS+ millimeters.
         plane: "axial", "coronal" or "sagittal": how the planes are cut and drawn.
-        labels: what they say of themselves.
+        labels: names and origin of the images.
 
     Returns:
         The files.
 
     Raises:
         InputError: highdicom is missing, labels that are too long, or an unknown plane.
-        ScanError: not a finite volume, or a source that is no DICOM.
+        ScanError: not a finite volume, or a source that is not DICOM.
     """
     highdicom = check_highdicom()
     _check_labels(labels)
     name = labels.series_description
     if not np.isfinite(volume_s).all():
-        raise ScanError(f"{name}: NaN or infinity among the grey values; nothing was written.")
+        raise ScanError(f"{name}: gray values are NaN or infinite; nothing was written")
     view = view_plane(np.asarray(volume_s, dtype=np.float64), affine, plane, name=name)
     low, high = float(view.volume_s.min()), float(view.volume_s.max())
     slope = (high - low) / LARGEST or 1.0
@@ -113,7 +113,7 @@ def check_highdicom() -> Any:
     try:
         import highdicom
     except ImportError as error:
-        raise InputError("DICOM output needs highdicom; pip install 'monai-vqgen[dicom]'.") from error
+        raise InputError("DICOM output needs highdicom; pip install 'monai-vqgen[dicom]'") from error
     return highdicom
 
 
@@ -124,18 +124,18 @@ def _check_labels(labels: CaptureLabels) -> None:
         ("patient", labels.patient, LONGEST_LABEL),
     ):
         if len(text) > longest:
-            raise InputError(f"{name} has {len(text)} characters; DICOM takes {longest} at most: shorten it.")
+            raise InputError(f"{name} has {len(text)} characters; DICOM allows {longest}: shorten it")
 
 
 def _identifier(highdicom: Any, what: str, labels: CaptureLabels, content: bytes = b"") -> str:
-    """A UID that depends on the labels and the content, and on nothing else."""
+    """A UID that depends only on the labels and the content."""
     words = [what, labels.series_description, labels.derivation, labels.patient, hashlib.sha256(content).hexdigest()]
     number = int.from_bytes(hashlib.sha256("\n".join(words).encode()).digest()[:16], "big")
     return str(highdicom.UID.from_uuid(f"{number:032x}"))
 
 
 def _identity(labels: CaptureLabels, *, study: str) -> dict[str, Any]:
-    """Whose images they are, and the study that they belong to."""
+    """The patient and study of the images."""
     if labels.source is None:
         return {"study_instance_uid": study, "patient_id": labels.patient or None}
     import pydicom
@@ -145,8 +145,8 @@ def _identity(labels: CaptureLabels, *, study: str) -> dict[str, Any]:
         path = next((file for file in sorted(path.iterdir()) if file.is_file() and is_dicom(file)), path)
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
-    except Exception as error:  # pydicom raises many kinds for what is no DICOM
-        raise ScanError(f"{path}: no DICOM file ({error}); name one of the source's series.") from error
+    except Exception as error:  # pydicom raises many kinds for files that are not DICOM
+        raise ScanError(f"{path}: not a DICOM file ({error}); give a file of the source series") from error
     taken = {
         "study_instance_uid": "StudyInstanceUID",
         "patient_id": "PatientID",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_vqgen.data.io.volumes import Volume, _finished
+from monai_vqgen.data.io.nifti import StoredVoxels
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.geometry import check_affine
 
@@ -24,13 +24,13 @@ def is_dicom(path: Path) -> bool:
 
 
 def dicom_series_folders(files: Iterable[Path]) -> list[Path]:
-    """The folders whose files are DICOM (the first three of a folder are asked)."""
-    asked: dict[Path, int] = {}
+    """The folders whose files are DICOM (the first three files of each folder are checked)."""
+    checked: dict[Path, int] = {}
     found: dict[Path, None] = {}
     for path in files:
-        if path.parent in found or asked.get(path.parent, 0) >= 3 or path.name == "DICOMDIR":
+        if path.parent in found or checked.get(path.parent, 0) >= 3 or path.name == "DICOMDIR":
             continue
-        asked[path.parent] = asked.get(path.parent, 0) + 1
+        checked[path.parent] = checked.get(path.parent, 0) + 1
         if is_dicom(path):
             found[path.parent] = None
     return list(found)
@@ -46,38 +46,36 @@ def patient_id(folder: Path) -> str | None:
 
         header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"])
         return str(header.get("PatientID") or "").strip() or None
-    except Exception:  # pydicom raises many kinds for damaged files; reading the series will say what is wrong
+    except Exception:  # pydicom raises many kinds for damaged files; reading the series reports the fault
         return None
 
 
-def read_dicom_series(folder: str | Path) -> Volume:
+def read_dicom_series(folder: Path) -> StoredVoxels:
     """Read the DICOM series in a folder.
 
     Raises:
-        ScanError: pydicom is missing, several series in one folder, fewer than two slices, unreadable.
+        ScanError: pydicom is missing, several series in one folder, fewer than two slices, or unreadable files.
     """
-    folder = Path(folder)
     try:
         import pydicom
     except ImportError as error:
-        raise ScanError(f"{folder}: DICOM needs pydicom; pip install 'monai-vqgen[dicom]'.") from error
+        raise ScanError(f"{folder}: reading DICOM needs pydicom; pip install 'monai-vqgen[dicom]'") from error
     from monai.data import PydicomReader
 
     files = sorted(path for path in folder.iterdir() if path.is_file() and is_dicom(path))
     if len(files) < 2:
-        raise ScanError(f"{folder}: {len(files)} DICOM slices; a series of at least two is due.")
+        raise ScanError(f"{folder}: {len(files)} DICOM slices; expected a series of at least two")
     try:
         series = {str(pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID) for path in files}
         if len(series) > 1:
-            raise ScanError(f"{folder}: holds {len(series)} DICOM series; give each a folder of its own.")
-        reader = PydicomReader(fname_regex=None)  # type: ignore[arg-type]  # documented: None asks each file
+            raise ScanError(f"{folder}: holds {len(series)} DICOM series; give each a folder of its own")
+        reader = PydicomReader(fname_regex=None)  # type: ignore[arg-type]  # documented: None reads every file
         voxels, meta = reader.get_data(reader.read(str(folder)))
     except ScanError:
         raise
     except Exception as error:  # pydicom and MONAI raise many kinds for damaged files
-        raise ScanError(f"{folder}: unreadable DICOM series ({error}); export it again.") from error
+        raise ScanError(f"{folder}: unreadable DICOM series ({error}); export it again") from error
     voxels = np.asarray(voxels)
     if voxels.ndim != 3 or min(voxels.shape) < 2:
-        raise ScanError(f"{folder}: the series has shape {voxels.shape}; a volume of three axes is due.")
-    affine = check_affine(np.asarray(meta["affine"]), str(folder))
-    return _finished(voxels, 1.0, 0.0, affine, folder)
+        raise ScanError(f"{folder}: the series has shape {voxels.shape}; expected a 3-D volume")
+    return StoredVoxels(voxels, check_affine(np.asarray(meta["affine"]), str(folder)))

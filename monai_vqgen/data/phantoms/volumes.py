@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from monai_vqgen.data.io.writing import write_volume_nifti
+from monai_vqgen.data.io.nifti import write_volume_nifti
 from monai_vqgen.data.phantoms.anatomy import HALF_EXTENT_MM, Subject, brightness
 from monai_vqgen.errors import InputError, OutputExistsError
 from monai_vqgen.files import write_bytes

@@ -1,4 +1,4 @@
-"""A page of slices to look at: a row a subject, a column a position, drawn as the slices are stored (radiological)."""
+"""A picture of slices for review: one row per subject, one column per position, drawn as stored (radiological)."""
 
 from __future__ import annotations
 
@@ -12,29 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.files import write_bytes
 
 __all__ = ["write_contact_sheet"]
 
 LABEL_PX = 14
 LEAST_WIDTH_PX = 120
-"""A label's room: smaller slices are drawn at a whole multiple of their size."""
+"""Room for a label: smaller slices are enlarged by a whole factor."""
 SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
-"""What lies at the image's left and right edge."""
-
-
-def _pick(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` items, evenly spread, first and last among them."""
-    if len(items) <= count:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+"""The directions at the image's left and right edge."""
 
 
 def _rows(items: Sequence[Mapping[str, Any]], rows: int, columns: int) -> list[list[Mapping[str, Any]]]:
     scans: dict[str, list[Mapping[str, Any]]] = {}
     for item in items:
         scans.setdefault(item["subject"], []).append(item)
-    return [_pick(scans[subject], columns) for subject in _pick(sorted(scans), rows)]
+    subjects = sorted(scans)
+    chosen = [scans[subjects[index]] for index in evenly_spaced(rows, len(subjects))]
+    return [[slices[index] for index in evenly_spaced(columns, len(slices))] for slices in chosen]
 
 
 def _label(item: Mapping[str, Any]) -> str:
@@ -54,10 +50,10 @@ def write_contact_sheet(
 
     Args:
         path: the PNG.
-        folder: what the items' `image` is relative to.
+        folder: the items' `image` is relative to it.
         items: of a datalist, with subject, plane and position_mm.
-        rows: most subjects drawn.
-        columns: most positions drawn.
+        rows: subjects drawn at most.
+        columns: positions drawn at most.
     """
     grid = _rows(items, rows, columns)
     tiles = [[_load(folder / item["image"]) for item in row] for row in grid]

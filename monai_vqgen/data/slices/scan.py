@@ -1,58 +1,109 @@
-"""One scan's slices, cut and written: what a worker process does."""
+"""The slices of one scan, extracted and written: the work of one worker process."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai_vqgen.data.io.volumes import read_volume
-from monai_vqgen.data.io.writing import write_slice_nifti
+from monai_vqgen.data.io.nifti import write_slice_nifti
+from monai_vqgen.data.io.volume import read_volume
 from monai_vqgen.data.slices.sources import ScanRecord
 from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms.cutting import (
+from monai_vqgen.transforms.intensity import scale_to_window
+from monai_vqgen.transforms.size import (
+    apply_frame,
+    check_on_trim,
+    check_size,
+    frame_affine,
+    frame_loses,
+    place_frame,
+    trimmed,
+)
+from monai_vqgen.transforms.volume_slicing import (
     Plane,
     PreparedVolume,
+    check_position_options,
+    check_positions,
     cut_plane,
     locate_planes,
     outside_message,
     prepare_volume,
 )
-from monai_vqgen.transforms.fitting import apply_frame, frame_affine, frame_loses, place_frame, trimmed
-from monai_vqgen.transforms.intensity import scale_to_window
 
-__all__ = ["ScanOutcome", "SliceOptions", "slices_of_scan"]
+__all__ = ["ScanOutcome", "SliceOptions", "position_range", "slices_of_scan"]
 
 logger = logging.getLogger(__name__)
 
 
+def position_range(start_mm: float, stop_mm: float, step_mm: float) -> list[float]:
+    """Positions from start, below stop, every step (all mm).
+
+    Example:
+        >>> position_range(40, 50, 3)
+        [40, 43, 46, 49]
+    """
+    if not step_mm > 0 or not stop_mm > start_mm:
+        raise InputError(f"positions from {start_mm} to {stop_mm} by {step_mm} mm; expected start < stop and step > 0")
+    count = int((stop_mm - start_mm) / step_mm - 1e-9) + 1
+    return [round(start_mm + i * step_mm, 6) for i in range(count)]
+
+
 class SliceOptions(NamedTuple):
-    """What every scan's slices have in common; see `extract_slices`."""
+    """Which slices of a scan are extracted, and how.
 
-    plane: str
-    positions: tuple[float, ...]
-    reference: str
-    pixel_mm: float | None
-    image_size: tuple[int, int]
-    on_trim: str
-    lower: float
-    upper: float
+    Attributes:
+        plane: "axial", "coronal" or "sagittal".
+        positions: one or several, in millimeters from the reference; default the range.
+        start_mm: first position where none are given; the default is 40 mm below the top of the brain.
+        stop_mm: these positions stay below it.
+        step_mm: distance between these positions.
+        reference: "brain_edge" (top, front or left of the brain's box), "brain_center" or "volume_center".
+        pixel_mm: size of a pixel (antialiased), or None for the scan's own.
+        image_size: rows and columns, or one number for both; padded or cropped around the brain's box.
+        on_trim: "error" skips a slice whose brain does not fit, "warn" crops it; both are logged.
+        lower: percentile of the volume's foreground that becomes 0.
+        upper: percentile that becomes 1.
+    """
 
-    def checked(self) -> SliceOptions:
-        """Return itself, or raise InputError."""
-        if not self.positions:
-            raise InputError("no positions are given; name at least one in millimetres.")
-        if self.on_trim not in ("error", "warn"):
-            raise InputError(f"on_trim is {self.on_trim!r}; choose 'error' or 'warn'.")
+    plane: str = "axial"
+    positions: float | Sequence[float] | None = None
+    start_mm: float = 40.0
+    stop_mm: float = 100.0
+    step_mm: float = 3.0
+    reference: str = "brain_edge"
+    pixel_mm: float | None = 1.736
+    image_size: int | Sequence[int] = (128, 128)
+    on_trim: str = "error"
+    lower: float = 0.5
+    upper: float = 99.5
+
+    @property
+    def positions_mm(self) -> tuple[float, ...]:
+        """All positions; raises InputError for what is not a position."""
+        if self.positions is not None:
+            return check_positions(self.positions)
+        return tuple(position_range(self.start_mm, self.stop_mm, self.step_mm))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns; raises InputError for what is not a size."""
+        return check_size(self.image_size)
+
+    def check(self) -> None:
+        """Raise InputError for an option that cannot work."""
+        check_position_options(self.plane, "mm", self.reference)
+        check_on_trim(self.on_trim)
         if not 0 <= self.lower < self.upper <= 100:
-            raise InputError(f"percentiles are {self.lower} and {self.upper}; 0 <= lower < upper <= 100 is due.")
+            raise InputError(f"percentiles are {self.lower} and {self.upper}; expected 0 <= lower < upper <= 100")
         if self.pixel_mm is not None and not self.pixel_mm > 0:
-            raise InputError(f"pixel_mm is {self.pixel_mm}; give a positive size in millimetres, or None.")
-        return self
+            raise InputError(f"pixel_mm is {self.pixel_mm}; give a positive size in millimeters, or None")
+        _ = self.positions_mm, self.size
 
 
 class ScanOutcome(NamedTuple):
-    """A scan's datalist items and what was left out, with reasons."""
+    """A scan's datalist items, and what was skipped for which reason."""
 
     subject: str
     items: list[dict[str, Any]]
@@ -62,59 +113,63 @@ class ScanOutcome(NamedTuple):
 
 
 def slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path) -> ScanOutcome:
-    """Read a scan once, write its slices. A fault is a logged skip, never the end of the run."""
+    """Read a scan once and write its slices. A fault is a logged skip and does not end the run."""
     outcome = ScanOutcome(record.subject, [], [])
     try:
-        volume = read_volume(record.path)
-        prepared = prepare_volume(
-            volume.voxels_s,
-            volume.affine,
-            options.plane,
-            lower=options.lower,
-            upper=options.upper,
-            name=str(record.path),
-        )
-        if not prepared.window.high > prepared.window.low:
-            raise ScanError(f"{record.path}: the volume is constant; leave the scan out or export it again.")
+        prepared = _prepare(record, options)
     except ScanError as error:
         _skip(outcome, record, str(error))
         return outcome
     own = prepared.view.spacing[:2]
     outcome = outcome._replace(pixel_mm=own if options.pixel_mm is None else (options.pixel_mm, options.pixel_mm))
-    planes = locate_planes(prepared, options.positions, reference=options.reference)
+    planes = locate_planes(prepared, options.positions_mm, reference=options.reference)
     used: set[str] = set()
-    for position, plane in zip(options.positions, planes, strict=True):
+    for position, plane in zip(options.positions_mm, planes, strict=True):
         if plane is None:
             _skip(outcome, record, outside_message(prepared, position, unit="mm", reference=options.reference))
             continue
         name = f"{record.name}_{options.plane}_{plane.position_mm:06.2f}mm.nii.gz"
         if name in used:
-            _skip(outcome, record, f"{record.path}: position {position:g} mm falls on a plane already taken.")
+            _skip(outcome, record, f"{record.path}: position {position:g} mm falls on a plane already taken")
             continue
         used.add(name)
+        about = {"subject": record.subject, "plane": options.plane, "position_mm": round(plane.position_mm, 2)}
         try:
-            _write(prepared, plane, record, options, images / name)
+            _write(prepared, plane, options, images / name, about)
         except ScanError as error:
             _skip(outcome, record, str(error))
             continue
-        about = {"subject": record.subject, "plane": options.plane, "position_mm": round(plane.position_mm, 2)}
         outcome.items.append({"image": f"images/{name}", **about, **record.columns})
     return outcome
 
 
-def _write(prepared: PreparedVolume, plane: Plane, record: ScanRecord, options: SliceOptions, path: Path) -> None:
+def _prepare(record: ScanRecord, options: SliceOptions) -> PreparedVolume:
+    volume = read_volume(record.path)
+    prepared = prepare_volume(
+        volume.voxels_s,
+        volume.affine,
+        options.plane,
+        lower=options.lower,
+        upper=options.upper,
+        name=str(record.path),
+    )
+    if not prepared.window.high > prepared.window.low:
+        raise ScanError(f"{record.path}: the volume is constant; exclude the scan or export it again")
+    return prepared
+
+
+def _write(prepared: PreparedVolume, plane: Plane, options: SliceOptions, path: Path, about: dict[str, Any]) -> None:
     cut = cut_plane(prepared, plane, pixel_mm=options.pixel_mm)
-    frame = place_frame(cut.box, options.image_size)
+    frame = place_frame(cut.box, options.size)
     if frame_loses(frame, cut.box) and trimmed(cut.pixels, frame, prepared.threshold):
         message = (
-            f"{prepared.name}: the brain does not fit into {options.image_size[0]} x {options.image_size[1]} pixels "
-            f"at {plane.position_mm:.1f} mm; take a larger image_size or pixel_mm, or on_trim='warn' to crop it."
+            f"{prepared.name}: the brain does not fit into {options.size[0]} x {options.size[1]} pixels "
+            f"at {plane.position_mm:.1f} mm; give a larger image_size or pixel_mm, or on_trim='warn' to crop it"
         )
         if options.on_trim == "error":
             raise ScanError(message)
-        logger.warning("%s Cropped.", message)
+        logger.warning("%s. Cropped.", message)
     scaled = scale_to_window(apply_frame(cut.pixels, frame, fill=prepared.window.low), prepared.window)
-    about = {"subject": record.subject, "plane": options.plane, "position_mm": round(plane.position_mm, 2)}
     write_slice_nifti(path, scaled, frame_affine(cut.affine, frame), about)
 
 

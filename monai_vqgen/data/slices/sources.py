@@ -1,4 +1,4 @@
-"""Which scans a folder holds, whose they are, and what participants.tsv says about their owners."""
+"""The scans of a folder, their subjects, and what participants.tsv states about these."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from monai_vqgen.data.io.dicom import dicom_series_folders, patient_id
 from monai_vqgen.errors import DatalistError, InputError
 
-__all__ = ["ScanRecord", "discover_volumes", "read_participants", "scan_stem", "subject_of"]
+__all__ = ["ScanOptions", "ScanRecord", "discover_volumes", "read_participants", "scan_stem", "subject_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ SUBJECT_PATTERNS = (
     re.compile(r"^(OAS3\d{4})"),  # OASIS-3: OAS30001_MR_d0129
     re.compile(r"(?:^|[_-])((?:patient|subject|subj|sub)[-_]?\d+)", re.IGNORECASE),  # openms_long_patient01_study1
 )
-LEFT_OUT = frozenset({"derivatives", "sourcedata"})  # BIDS: what was made of the scans, and what they were made of
-NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f]+')  # what file names cannot hold, on any system
+LEFT_OUT = frozenset({"derivatives", "sourcedata"})  # BIDS: made from the scans, and what they were made from
+NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f]+')  # not allowed in file names on some system
 
 
 class ScanRecord(NamedTuple):
@@ -41,9 +41,23 @@ class ScanRecord(NamedTuple):
     name: str
     """Unique among the folder's scans: the subject, or the file's stem where a subject has several scans."""
     columns: dict[str, float | str]
-    """What participants.tsv says about the subject: age, sex, group ..."""
+    """The subject's columns in participants.tsv: age, sex, group ..."""
     guessed: bool = False
-    """Nothing named the subject: the file's stem, or the series' folder, stands for it."""
+    """No name or header gave the subject: the file's stem, or the series' folder, is used instead."""
+
+
+class ScanOptions(NamedTuple):
+    """Which scans of a folder are taken, and how their subjects are named; see `discover_volumes`.
+
+    Attributes:
+        suffix: BIDS contrast.
+        subject_pattern: regular expression for the subject in a file's name or path.
+        source: free text about the data, copied into the datalist.
+    """
+
+    suffix: str = "T1w"
+    subject_pattern: str | None = None
+    source: str = ""
 
 
 def scan_stem(path: Path) -> str:
@@ -55,19 +69,19 @@ def scan_stem(path: Path) -> str:
 
 
 def subject_of(path: Path, *, pattern: str | None = None, patient: str | None = None) -> str | None:
-    """Whose scan it is, or None where nothing says so.
+    """The subject of a scan, or None where nothing names it.
 
-    The first that is there: the pattern, the patient of a DICOM header, then what the names of the file and of its
-    folders say: BIDS `sub-XX`, OASIS `OAS1_0001`, `patient01`, `subject_7`.
+    The first that matches: the pattern, the patient of a DICOM header, then the names of the file and of its folders:
+    BIDS `sub-XX`, OASIS `OAS1_0001`, `patient01`, `subject_7`.
 
     Args:
-        path: relative to the data set, so that folders above it say nothing.
-        pattern: a regular expression, for the file's stem, then for the path with slashes; its first group, if any,
-            is the subject.
+        path: relative to the data set, so that folders above it do not matter.
+        pattern: a regular expression, tried on the file's stem, then on the path with slashes; its first group, if
+            any, is the subject.
         patient: PatientID of a DICOM series.
 
     Raises:
-        InputError: for a pattern that is no regular expression.
+        InputError: the pattern is not a regular expression.
 
     Example:
         >>> subject_of(Path("ds/sub-01_ses-2_T1w.nii.gz")), subject_of(Path("long_patient04_study2.nii"))
@@ -78,7 +92,7 @@ def subject_of(path: Path, *, pattern: str | None = None, patient: str | None = 
         try:
             own = re.compile(pattern)
         except re.error as error:
-            raise InputError(f"subject_pattern {pattern!r} is no regular expression: {error}.") from error
+            raise InputError(f"subject_pattern {pattern!r} is not a regular expression: {error}") from error
         match = own.search(stem) or own.search(path.with_name(stem).as_posix())
         if match:
             return (match.group(1) if own.groups else None) or match.group(0)
@@ -112,7 +126,7 @@ def _find(folder: Path, suffix: str) -> list[Path]:
     if bids:
         bids = [path for path in bids if scan_stem(path).endswith(suffix)]
         if not bids:
-            raise DatalistError(f"{folder} is a BIDS tree without a *_{suffix} scan; choose another suffix.")
+            raise DatalistError(f"{folder} is a BIDS tree without a *_{suffix} scan; choose another suffix")
         return bids
     flat = _niftis(folder.iterdir())
     if flat:
@@ -125,28 +139,28 @@ def discover_volumes(
 ) -> list[ScanRecord]:
     """Find the scans of a folder, sorted by subject and name whatever order the file system gives.
 
-    In this order, the first that is there: a BIDS tree (`sub-*/[ses-*]/anat/*_T1w.nii.gz`), a flat folder of NIfTI
+    The first of these that is found: a BIDS tree (`sub-*/[ses-*]/anat/*_T1w.nii.gz`), a flat folder of NIfTI
     files, folders of DICOM series (one series a folder), NIfTI files in any sub-folder. `derivatives` and `sourcedata`
-    are not looked into; give them as the folder where they are meant.
+    are skipped; to use one, give it as the folder.
 
     Args:
-        folder: where the scans lie; `participants.tsv` beside them is joined by subject.
+        folder: of the scans; `participants.tsv` in it is joined by subject.
         suffix: which BIDS contrast to take.
         subject_pattern: a regular expression whose first group is the subject, for names that `subject_of` does not
-            know; otherwise the file's stem (the series' folder, from the data set on) is taken for its subject.
+            know; otherwise the file's stem (the series' folder, relative to the data set) is used as the subject.
 
     Raises:
         DatalistError: the folder does not exist or holds no scans.
-        InputError: the pattern is no regular expression.
+        InputError: the pattern is not a regular expression.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatalistError(f"{folder} is no folder; give the folder that holds the scans.")
+        raise DatalistError(f"{folder} is not a folder; give the folder of the scans")
     paths = _find(folder, suffix)
     if not paths:
         raise DatalistError(
-            f"{folder} holds no scans; NIfTI files (.nii, .nii.gz), a BIDS tree or DICOM are due "
-            "(derivatives and sourcedata are not looked into)."
+            f"{folder} holds no scans; expected NIfTI files (.nii, .nii.gz), a BIDS tree or DICOM series "
+            "(derivatives and sourcedata are skipped)"
         )
     participants = read_participants(folder / "participants.tsv")
     found = {path: subject_of(_inside(path, folder), pattern=subject_pattern, patient=_patient(path)) for path in paths}
@@ -163,7 +177,7 @@ def discover_volumes(
 
 
 def _inside(path: Path, folder: Path) -> Path:
-    """The path from the data set on; the folder's own name where it is itself the series."""
+    """The path relative to the data set; the folder's own name where it is itself the series."""
     return path.relative_to(folder) if path != folder else Path(folder.resolve().name)
 
 
@@ -172,15 +186,15 @@ def _patient(path: Path) -> str | None:
 
 
 def _stand_in(path: Path, folder: Path) -> str:
-    """What is taken for the subject where nothing says whose a scan is.
+    """The name used as the subject where nothing names it.
 
-    Series are often called alike ("T1", "1"), so that only the whole path tells their owners apart.
+    Series often have the same name ("T1", "1"), so only the whole path distinguishes their subjects.
     """
     return _inside(path, folder).as_posix() if path.is_dir() else scan_stem(path)
 
 
 def _unused(names: set[str], wish: str, path: Path) -> str:
-    """A file name like the wish that is not among the names: the path's parts, at last a number."""
+    """A file name close to the wish that is not among the names: the path's parts, then a number."""
     name = NOT_IN_NAMES.sub("_", wish)
     if name in names:
         name = "_".join(path.with_name(scan_stem(path)).parts)
@@ -202,7 +216,7 @@ def read_participants(path: Path) -> dict[str, dict[str, float | str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     if rows and "participant_id" not in rows[0]:
-        logger.warning("%s has no column participant_id; it is not used.", path)
+        logger.warning("%s has no column participant_id and is not used", path)
         return {}
     table: dict[str, dict[str, float | str]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Train, validation and test by subject: seeded, sorted, the same on every file system."""
+"""Training, validation and test by subject: seeded, sorted, the same on every file system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from monai_vqgen.errors import DatalistError, InputError
 
-__all__ = ["SubjectSplit", "read_split", "split_subjects"]
+__all__ = ["SplitOptions", "SubjectSplit", "read_split", "split_subjects"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +25,35 @@ class SubjectSplit(NamedTuple):
     test: list[str]
 
 
+class SplitOptions(NamedTuple):
+    """How subjects are divided among training, validation and test.
+
+    Attributes:
+        fractions: of subjects in training, validation and test; they sum to 1.
+        seed: of the shuffle.
+        file: a split made earlier, see `read_split`; used instead of `fractions` and `seed`.
+    """
+
+    fractions: Sequence[float] = (0.75, 0.125, 0.125)
+    seed: int = 0
+    file: str | Path | None = None
+
+    def choose(self, subjects: Iterable[str]) -> SubjectSplit:
+        """Split these subjects; raises as `read_split` or `split_subjects` does."""
+        if self.file:
+            return read_split(self.file, subjects)
+        return split_subjects(subjects, self.fractions, seed=self.seed)
+
+
 def split_subjects(
     subjects: Iterable[str], fractions: Sequence[float] = (0.75, 0.125, 0.125), *, seed: int = 0
 ) -> SubjectSplit:
-    """Share subjects out. Repeat entries count once, order does not matter.
+    """Divide subjects among the parts. Repeated entries count once, order does not matter.
 
     Every part with a fraction above zero gets at least one subject; the rest follow the fractions.
 
     Args:
-        subjects: names, as often and in any order.
+        subjects: names, repeated or not, in any order.
         fractions: of training, validation and test; they sum to one.
         seed: of the shuffle.
 
@@ -47,17 +67,17 @@ def split_subjects(
     """
     shares = np.asarray(list(fractions), dtype=float)
     if shares.shape != (3,) or not np.isfinite(shares).all() or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
-        raise InputError(f"fractions are {tuple(fractions)}; give three shares (training, validation, test) of one.")
+        raise InputError(f"fractions are {tuple(fractions)}; give three shares of 1 (training, validation, test)")
     names = sorted(set(subjects))
     needed = int((shares > 0).sum())
     if len(names) < needed:
         found = f"only {len(names)} subject{'s' if len(names) != 1 else ''} ({', '.join(names) or 'none'})"
         raise DatalistError(
             f"{found} for {needed} parts: parts must not share a subject. Add scans of other subjects, "
-            "set the fractions of the parts you do not need to 0, or say with subject_pattern whose scan is whose."
+            "set the fractions of parts you do not need to 0, or name the subjects with subject_pattern"
         )
     counts = np.where(shares > 0, np.maximum(1, np.floor(shares * len(names) + 1e-9)), 0).astype(int)
-    while counts.sum() != len(names):  # a handful of steps: rounding, and parts lifted to one subject
+    while counts.sum() != len(names):  # a few steps: rounding, and parts raised to one subject
         error = counts - shares * len(names)
         if counts.sum() < len(names):
             counts[int(np.argmin(np.where(shares > 0, error, np.inf)))] += 1
@@ -71,26 +91,25 @@ def split_subjects(
 
 
 def read_split(path: str | Path, subjects: Iterable[str]) -> SubjectSplit:
-    """A split that was decided before, from a JSON file with three lists: training, validation and test.
+    """A split made earlier, from a JSON file with three lists: training, validation and test.
 
-    Subjects that no part lists are left out; the caller can tell them by their absence. Listed subjects without a scan
-    are logged.
+    Subjects that no part lists are left out. Listed subjects without a scan are logged.
 
     Args:
         path: the file.
-        subjects: those whose scans there are, as often and in any order.
+        subjects: those with scans, repeated or not, in any order.
 
     Raises:
-        DatalistError: no such file, no such lists, a subject in two of them, or a part that lists subjects of whom none
+        DatalistError: no such file, no such lists, a subject in two of them, or a part none of whose subjects
             has a scan.
     """
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise DatalistError(f"{path}: no readable JSON file ({error}); give a split as {_SPLIT_FORM}") from error
+        raise DatalistError(f"{path}: not a readable JSON file ({error}); give a split as {_SPLIT_FORM}") from error
     lists = [content.get(part) if isinstance(content, dict) else None for part in SubjectSplit._fields]
     if any(not isinstance(names, list) or any(not isinstance(name, str) for name in names) for names in lists):
-        raise DatalistError(f"{path}: no lists of subjects; give a split as {_SPLIT_FORM}")
+        raise DatalistError(f"{path}: lists of subjects are missing; give a split as {_SPLIT_FORM}")
     listed = [name for names in lists for name in names or ()]
     twice = sorted({name for name in listed if listed.count(name) > 1})
     if twice:
@@ -102,7 +121,7 @@ def read_split(path: str | Path, subjects: Iterable[str]) -> SubjectSplit:
         if not getattr(split, part) and (names or part == "training"):
             some = ", ".join((names or ["none listed"])[:5])
             raise DatalistError(
-                f"{path}: there is no scan of its {part} subjects ({some}); is this the split of these scans?"
+                f"{path}: none of its {part} subjects has a scan ({some}); give the split of these scans"
             )
     if missing:
         logger.warning("%s: no usable scan of %s", path, ", ".join(missing))

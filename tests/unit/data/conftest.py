@@ -115,9 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def bucket(monkeypatch) -> Iterator[Bucket]:
-    """An empty bucket that answers at `bucket.url`; downloads do not pause between two attempts."""
+    """An empty bucket that answers at `bucket.url`; downloads take small chunks and do not pause between attempts."""
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("monai_vqgen.data.web.FIRST_PAUSE_S", 0.0)
+    for name, value in {"FIRST_PAUSE_S": 0.0, "RETRIES": 1, "CHUNK": 100}.items():
+        monkeypatch.setattr(f"monai_vqgen.data.download.{name}", value)
     bucket = Bucket()
     handler = type("Handler", (_Handler,), {"bucket": bucket})
     bucket.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -7,8 +7,7 @@ import pytest
 from scipy import ndimage
 
 from monai_vqgen.data import make_phantom, read_volume
-from monai_vqgen.transforms import foreground_box, foreground_window
-from monai_vqgen.transforms.foreground import find_foreground
+from monai_vqgen.transforms.foreground import find_foreground, foreground_box, foreground_window
 
 
 def oracle_box(volume, threshold):

@@ -74,7 +74,7 @@ def test_image_left_is_patient_right_and_the_normal_grows_with_position(plane):
 
 
 def test_volumes_that_are_none_are_named():
-    with pytest.raises(ScanError, match=r"x\.nii: .*three axes.*\(4, 5\)"):
+    with pytest.raises(ScanError, match=r"x\.nii: shape \(4, 5\)"):
         view_plane(np.zeros((4, 5)), np.eye(4), "axial", name="x.nii")
     with pytest.raises(ScanError, match="no voxels"):
         view_plane(np.zeros((4, 0, 5)), np.eye(4), "axial")

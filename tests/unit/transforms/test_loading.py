@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_vqgen.data.io.writing import write_slice_nifti
+from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms import LoadSlice
 
@@ -26,7 +26,7 @@ def test_png_of_8_and_16_bit_and_grey_stored_as_colour(tmp_path):
 
 def test_colour_is_an_error_or_its_luminance(tmp_path):
     Image.fromarray(np.stack([GREY, GREY // 2, 255 - GREY], axis=2)).save(tmp_path / "c.png")
-    with pytest.raises(ScanError, match=r"c\.png: a colour picture"):
+    with pytest.raises(ScanError, match=r"c\.png: a color picture"):
         LoadSlice()(tmp_path / "c.png")
     expected = np.stack([GREY, GREY // 2, 255 - GREY], axis=2) @ [0.299, 0.587, 0.114] / 255
     np.testing.assert_allclose(LoadSlice(color="luminance")(tmp_path / "c.png").numpy()[0], expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""From a volume to slices at places given in millimetres: the arithmetic behind `ExtractSlice`, in numpy.
+"""From a volume to slices at positions in millimeters: the arithmetic behind `ExtractSlice`, in numpy.
 
 volume (X, Y, Z) --prepare_volume--> PreparedVolume --locate_planes--> planes --cut_plane--> SlicePixels
                    view, box, window                   index, mm                 pixels, affine
@@ -21,9 +21,10 @@ __all__ = ["REFERENCES", "Plane", "PreparedVolume", "SlicePixels", "cut_plane", 
 
 REFERENCES = ("brain_edge", "brain_center", "volume_center")
 UNITS = ("mm", "fraction")
-GRID_TOLERANCE = 0.1  # voxels that the corners of two grids may lie apart: headers round differently
+GRID_TOLERANCE = 0.1  # voxels that the corners of two grids may lie apart, since headers round differently
 
-Extent = tuple[tuple[float, float], tuple[float, float]]
+Extent = tuple[tuple[float, float], ...]
+"""First and last pixel along each axis."""
 
 
 class PreparedVolume(NamedTuple):
@@ -38,11 +39,11 @@ class PreparedVolume(NamedTuple):
 
 
 class Plane(NamedTuple):
-    """One voxel plane: its number (index) along the normal and where its centre lies."""
+    """One voxel plane: its number (index) along the normal and the position of its center."""
 
     number: int
     position: float
-    """In the unit asked for (mm or fraction), of this very plane, not of the request."""
+    """In the unit asked for (mm or fraction), of this plane rather than of the request."""
     position_mm: float
 
 
@@ -50,7 +51,7 @@ class SlicePixels(NamedTuple):
     """A slice in the volume's own intensities."""
 
     pixels: NDArray
-    """float32 `[H, W]`, rows down and columns right as one would look at it."""
+    """float32 `[H, W]` in display order: rows down, columns right."""
     affine: NDArray
     box: Extent
     """First and last row, first and last column of the *volume's* foreground, in this slice's pixel indices."""
@@ -60,11 +61,11 @@ def check_position_options(plane: str, unit: str, reference: str) -> None:
     """Raise InputError for names that do not exist or do not go together."""
     check_plane(plane)
     if reference not in REFERENCES:
-        raise InputError(f"reference {reference!r} is unknown; choose one of {', '.join(REFERENCES)}.")
+        raise InputError(f"reference {reference!r} is unknown; choose one of {', '.join(REFERENCES)}")
     if unit not in UNITS:
-        raise InputError(f"unit {unit!r} is unknown; choose one of {', '.join(UNITS)}.")
+        raise InputError(f"unit {unit!r} is unknown; choose one of {', '.join(UNITS)}")
     if unit == "fraction" and reference != "brain_edge":
-        raise InputError(f"a fraction is of the brain's box from its edge; reference {reference!r} needs unit 'mm'.")
+        raise InputError(f"unit 'fraction' needs reference 'brain_edge'; give unit 'mm' with {reference!r}")
 
 
 def check_positions(positions: float | Sequence[float]) -> tuple[float, ...]:
@@ -72,9 +73,9 @@ def check_positions(positions: float | Sequence[float]) -> tuple[float, ...]:
     try:
         places = tuple(float(p) for p in cast(Iterable[float], [positions] if np.isscalar(positions) else positions))
     except (TypeError, ValueError) as error:
-        raise InputError(f"positions are {positions!r}; give a number or a list of numbers.") from error
+        raise InputError(f"positions are {positions!r}; give a number or a list of numbers") from error
     if not places:
-        raise InputError("no positions are given; name at least one.")
+        raise InputError("positions are empty; give at least one")
     return places
 
 
@@ -93,16 +94,16 @@ def prepare_volume(
 
     Args:
         volume_s: three axes, any order and direction.
-        affine: 4x4, voxel centres to RAS+ millimetres.
+        affine: 4x4, voxel centers to RAS+ millimeters.
         plane: "axial", "coronal" or "sagittal".
         mask_s: a brain mask; it may be stored in another axis order than the volume, but on the same grid.
         mask_affine: the mask's own; default the volume's.
         lower: percentile of the foreground where the window begins.
         upper: percentile where it ends.
-        name: what the volume is called in messages.
+        name: of the volume in messages.
 
     Raises:
-        ScanError: not a volume, a useless affine, a mask on another grid, or nothing above the background.
+        ScanError: not a volume, an unusable affine, a mask on another grid, or nothing above the background.
     """
     view = view_plane(volume_s, affine, plane, name=name)
     mask_view = None
@@ -111,7 +112,7 @@ def prepare_volume(
     foreground = find_foreground(view.volume_s, mask_s=mask_view)
     if foreground.box is None:
         what = "the brain mask is" if mask_s is not None else "the volume is"
-        raise ScanError(f"{name}: {what} empty, no voxel lies above the background; leave the scan out or mend it.")
+        raise ScanError(f"{name}: {what} empty, no voxel lies above the background; exclude or fix the scan")
     window = foreground_window(view.volume_s, foreground=foreground, mask_s=mask_view, lower=lower, upper=upper)
     return PreparedVolume(plane, view, foreground.box, foreground.threshold, window, name)
 
@@ -124,7 +125,7 @@ def _mask_view(mask_s: NDArray, affine: NDArray, view: PlaneView, plane: str, na
     if mask.volume_s.shape != view.volume_s.shape or shift_mm > GRID_TOLERANCE * min(view.spacing):
         raise ScanError(
             f"{name}: the brain mask lies on another grid (shape {mask.volume_s.shape} instead of "
-            f"{view.volume_s.shape} in the {plane} view, corners up to {shift_mm:.2f} mm apart); resample the mask."
+            f"{view.volume_s.shape} in the {plane} view, corners up to {shift_mm:.2f} mm apart); resample the mask"
         )
     return mask.volume_s
 
@@ -146,7 +147,7 @@ def locate_planes(
     """The voxel planes closest to positions; None where a position lies outside.
 
     Brain references reach from the box's first to its last plane, `volume_center` over the whole volume; half a
-    plane beyond the last voxel centre still belongs to it.
+    plane beyond the last voxel center still belongs to it.
     """
     origin, first, last = _origin_and_range(prepared, reference)
     spacing = prepared.view.spacing[2]
@@ -168,12 +169,12 @@ def allowed_range(prepared: PreparedVolume, *, unit: str = "mm", reference: str 
 
 
 def outside_message(prepared: PreparedVolume, position: float, *, unit: str, reference: str) -> str:
-    """What a position outside the brain is told: the file, the range, the mend."""
+    """The error for a position outside the brain: file, position and allowed range."""
     low, high = allowed_range(prepared, unit=unit, reference=reference)
     unit_name = " mm" if unit == "mm" else ""
     return (
         f"{prepared.name}: position {position:g}{unit_name} from {reference} lies outside "
-        f"{low:.1f} to {high:.1f}{unit_name}; choose a position in that range."
+        f"{low:.1f} to {high:.1f}{unit_name}; choose a position in that range"
     )
 
 

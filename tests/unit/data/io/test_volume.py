@@ -76,10 +76,10 @@ def test_what_is_no_volume_is_named(tmp_path):
     (tmp_path / "text.nii").write_text("hello, this is no scan " * 50)
     (tmp_path / "text.nii.gz").write_bytes(gzip.compress(b"x" * 5000))
     for name, fault in {
-        "flat.nii.gz": "three axes",
+        "flat.nii.gz": "3-D volume",
         "one.nii.gz": "two voxels",
-        "colour.nii.gz": "grey",
-        "complex.nii.gz": "grey",
+        "colour.nii.gz": "gray",
+        "complex.nii.gz": "gray",
         "text.nii": "unreadable",
         "text.nii.gz": "unreadable",
         "gone.nii": "no such file",

@@ -1,4 +1,4 @@
-"""One slice or several of a volume, by plane and place; what comes back is a MetaTensor that knows where it lies."""
+"""Extract one slice or several from a volume by plane and position, as MetaTensors with the right affine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from monai.transforms.transform import Transform
 from monai.utils.enums import MetaKeys, TransformBackends
 from numpy.typing import NDArray
 
-from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms.cutting import (
+from monai_vqgen.errors import ScanError
+from monai_vqgen.transforms.geometry import view_plane
+from monai_vqgen.transforms.resampling import check_mode, check_pixel_mm
+from monai_vqgen.transforms.tensors import affine_of, name_of, to_numpy
+from monai_vqgen.transforms.volume_slicing import (
     Plane,
     PreparedVolume,
     check_position_options,
@@ -25,26 +28,24 @@ from monai_vqgen.transforms.cutting import (
     outside_message,
     prepare_volume,
 )
-from monai_vqgen.transforms.geometry import view_plane
-from monai_vqgen.transforms.tensors import affine_of, name_of, to_numpy
 
 __all__ = ["ExtractSlice", "ExtractSlices"]
 
 
 class ExtractSlices(Transform):
-    """Cut slices out of a volume at places in millimetres, the same anatomy whatever the stored axis order.
+    """Extract slices of a volume at positions in millimeters: the same anatomy whatever the stored axis order.
 
         axial      rows: posterior, columns: left, position grows downwards from the top of the brain
         coronal    rows: inferior,  columns: left, position grows backwards from its front
         sagittal   rows: inferior,  columns: posterior, position grows rightwards from its left
 
-    A slice is the voxel plane whose centre is nearest to the position; nothing is interpolated across planes, and the
+    A slice is the voxel plane whose center is nearest to the position; nothing is interpolated across planes, and the
     slice of an oblique volume stays oblique (its affine says how). In its own plane it is resampled where `pixel_mm`
     is given. The brain's box is that of `foreground_box` or of a mask.
 
     Args:
         plane: "axial", "coronal" or "sagittal".
-        positions: one or several, in millimetres along the plane's normal, or fractions (0 to 1) of the box's extent
+        positions: one or several, in millimeters along the plane's normal, or fractions (0 to 1) of the box's extent
             from its edge.
         unit: "mm" or "fraction".
         reference: where 0 mm is: "brain_edge" (first plane of the box: top, front or left), "brain_center",
@@ -55,11 +56,11 @@ class ExtractSlices(Transform):
     Shapes: `[C, X, Y, Z]` to a list of `[C, H, W]`, float32 MetaTensors in the volume's own intensities (scale them
     with `ScaleForeground`). The 4x4 affine's first two columns belong to H and W, the third to the normal, so a NIfTI
     `[H, W, 1]` with it is right. Without a MetaTensor the affine is taken as the identity. meta: `plane`,
-    `position_mm` (of the very plane, not of the request), `foreground_box` (first and last row and column of the
+    `position_mm` (of the plane found, not of the request), `foreground_box` (first and last row and column of the
     volume's box, in this slice), `foreground_window` and `foreground_threshold` of the whole volume.
 
     Raises:
-        InputError: an unknown plane, unit or reference, no positions.
+        InputError: an unknown plane, unit, reference or mode, or no positions.
         ScanError: not a volume, an empty one, a mask on another grid, or a position outside the brain; names the file
             and the allowed range.
 
@@ -82,14 +83,13 @@ class ExtractSlices(Transform):
         mode: str = "linear",
     ) -> None:
         check_position_options(plane, unit, reference)
-        if mode not in ("linear", "nearest"):
-            raise InputError(f"mode is {mode!r}; choose 'linear' or 'nearest'.")
+        check_mode(mode)
         self.plane, self.unit, self.reference, self.mode = plane, unit, reference, mode
         self.positions = check_positions(positions)
-        self.pixel_mm = _pixel_size(pixel_mm)
+        self.pixel_mm = check_pixel_mm(pixel_mm) if pixel_mm is not None else None
 
     def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> list[MetaTensor]:
-        """Cut the slices, in the order of the positions."""
+        """Extract the slices, in the order of the positions."""
         prepared = self.prepare(img, mask)
         return [self.cut(img, prepared, plane) for plane in self.locate(prepared)]
 
@@ -136,7 +136,7 @@ class ExtractSlices(Transform):
 
 
 class ExtractSlice(Transform):
-    """Cut one slice out of a volume; the middle of the brain's box where no position is given.
+    """Extract one slice of a volume; the middle of the brain's box where no position is given.
 
     Everything else is as in `ExtractSlices`.
 
@@ -176,24 +176,15 @@ class ExtractSlice(Transform):
         self.slices = ExtractSlices(plane, [position], unit=unit, reference=reference, pixel_mm=pixel_mm, mode=mode)
 
     def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> MetaTensor:
-        """Cut the slice."""
+        """Extract the slice."""
         return self.slices(img, mask)[0]
-
-
-def _pixel_size(pixel_mm: float | Sequence[float] | None) -> float | tuple[float, float] | None:
-    if pixel_mm is None:
-        return None
-    sizes = (pixel_mm, pixel_mm) if isinstance(pixel_mm, (int, float)) else tuple(pixel_mm)
-    if len(sizes) != 2 or not all(np.isfinite(s) and s > 0 for s in sizes):
-        raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimetres, one or (rows, columns).")
-    return float(sizes[0]), float(sizes[1])
 
 
 def _first_channel(img: NdarrayOrTensor) -> NDArray:
     volume = to_numpy(img)
     if volume.ndim != 4 or volume.shape[0] < 1:
         raise ScanError(
-            f"{name_of(img)}: shape {tuple(volume.shape)}; a volume [C, X, Y, Z] is due (EnsureChannelFirst adds C)."
+            f"{name_of(img)}: shape {tuple(volume.shape)}; expected a volume [C, X, Y, Z] (EnsureChannelFirst adds C)"
         )
     return volume[0]
 
@@ -203,6 +194,6 @@ def _turned(prepared: PreparedVolume, channel: NDArray, affine: NDArray) -> NDAr
 
 
 def _slice_meta(img: NdarrayOrTensor) -> dict[str, Any]:
-    """The volume's meta that still holds for a slice: whose it is, not how it lay in its array."""
+    """The volume's meta that still holds for a slice: its subject, not its layout in the array."""
     meta = dict(img.meta) if isinstance(img, MetaTensor) else {}
     return {key: meta[key] for key in ("filename_or_obj", "subject", MetaKeys.SPACE) if key in meta}

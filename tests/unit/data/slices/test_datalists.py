@@ -40,7 +40,7 @@ def test_ready_made_folders_and_their_synonyms(tmp_path, names):
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(DatalistError, match=r"neither datalist\.json nor a folder"):
         load_datalist(tmp_path, "training")
-    with pytest.raises(DatalistError, match="is no folder"):
+    with pytest.raises(DatalistError, match="is not a folder"):
         load_datalist(tmp_path / "gone", "training")
     with pytest.raises(InputError, match="'holdout'"):
         load_datalist(tmp_path, "holdout")

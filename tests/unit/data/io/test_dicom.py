@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from monai_vqgen.data import discover_volumes, extract_slices, make_phantom, read_volume
+from monai_vqgen.data import SliceOptions, discover_volumes, extract_slices, make_phantom, read_volume
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms import LoadSlice
 
@@ -57,7 +57,9 @@ def test_a_patients_series_are_one_subject_whatever_the_folders_are_called(tmp_p
 
 def test_series_go_through_extraction(series, tmp_path):
     folder, _ = series
-    report = extract_slices(folder, tmp_path / "s", positions=[60.0], num_workers=0, progress=False)
+    report = extract_slices(
+        folder, tmp_path / "s", slices=SliceOptions(positions=[60.0]), num_workers=0, progress=False
+    )
     assert not report.skipped
     for file in (tmp_path / "s" / "images").iterdir():
         assert float(LoadSlice()(file).max()) > 0.8

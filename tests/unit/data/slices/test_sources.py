@@ -116,7 +116,7 @@ def test_equal_names_in_sub_folders_stay_apart(tmp_path):
 def test_folders_without_scans_are_named(tmp_path):
     with pytest.raises(DatalistError, match="holds no scans"):
         discover_volumes(touch(tmp_path, "readme.txt"))
-    with pytest.raises(DatalistError, match="is no folder"):
+    with pytest.raises(DatalistError, match="is not a folder"):
         discover_volumes(tmp_path / "gone")
 
 

@@ -35,6 +35,6 @@ def test_monais_saver_writes_a_slice_of_any_plane_where_it_lies(tmp_path, plane,
 def test_several_channels_are_refused_and_no_file_is_left(tmp_path):
     with pytest.raises(RuntimeError) as error:  # MONAI wraps what its writers raise
         SaveImage(tmp_path, writer=CompleteNiftiWriter)(MetaTensor(torch.zeros(2, 3, 4), affine=torch.eye(4)))
-    assert "shape (2, 3, 4): one channel is due" in str(error.value)
+    assert "shape (2, 3, 4): expected one channel" in str(error.value)
     assert ScanError.__name__ in str(error.value)
     assert not list(tmp_path.rglob("*.nii*"))

@@ -23,9 +23,9 @@ from monai_vqgen.transforms import (
     FitToSized,
     LoadSliced,
     ScaleForegroundd,
-    foreground_window,
-    resample_plane,
 )
+from monai_vqgen.transforms.foreground import foreground_window
+from monai_vqgen.transforms.resampling import resample_plane
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])  # RAS; the top of the box is z index 16
 

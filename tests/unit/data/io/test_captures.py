@@ -93,11 +93,11 @@ def test_what_cannot_be_written_is_refused_before_a_file_is_made(tmp_path):
             labels=labels,
         )
 
-    with pytest.raises(ScanError, match="NaN or infinity"):
+    with pytest.raises(ScanError, match="NaN or infinite"):
         write(np.full((4, 5, 1), np.nan))
     with pytest.raises(InputError, match="plane 'oblique' is unknown"):
         write(plane="oblique")
-    with pytest.raises(InputError, match="series_description has 65 characters; DICOM takes 64"):
+    with pytest.raises(InputError, match="series_description has 65 characters; DICOM allows 64"):
         write(labels=LABELS._replace(series_description="x" * 65))
     (tmp_path / "text.dcm").write_text("no DICOM")
     with pytest.raises(ScanError, match=r"text\.dcm: no DICOM file"):

@@ -9,7 +9,7 @@ import pytest
 from monai_vqgen.data import discover_volumes, make_phantom, make_phantoms
 from monai_vqgen.data.phantoms.volumes import ORIENTATIONS
 from monai_vqgen.errors import InputError, OutputExistsError
-from monai_vqgen.transforms.cutting import locate_planes, prepare_volume
+from monai_vqgen.transforms.volume_slicing import locate_planes, prepare_volume
 
 
 @pytest.fixture(scope="module")

@@ -65,12 +65,12 @@ def test_a_split_decided_before_is_taken_as_it_is(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no readable JSON"),
-        ({"training": ["a"]}, "no lists of subjects"),
-        ({"training": ["a", 3], "validation": [], "test": []}, "no lists of subjects"),
+        ("{", "not a readable JSON"),
+        ({"training": ["a"]}, "lists of subjects are missing"),
+        ({"training": ["a", 3], "validation": [], "test": []}, "lists of subjects are missing"),
         ({"training": ["a"], "validation": ["a"], "test": ["b"]}, "a listed more than once"),
-        ({"training": ["z"], "validation": ["a"], "test": ["b"]}, r"no scan of its training subjects .z."),
-        ({"training": ["a"], "validation": ["b"], "test": ["y", "z"]}, r"no scan of its test subjects .y, z."),
+        ({"training": ["z"], "validation": ["a"], "test": ["b"]}, r"none of its training subjects has a scan .z."),
+        ({"training": ["a"], "validation": ["b"], "test": ["y", "z"]}, r"none of its test subjects has a scan .y, z."),
     ],
 )
 def test_a_split_that_cannot_be_taken_is_refused_by_name(tmp_path, content, message):
@@ -80,7 +80,7 @@ def test_a_split_that_cannot_be_taken_is_refused_by_name(tmp_path, content, mess
 
 
 def test_the_published_split_has_48_8_and_8_subjects_and_shares_none():
-    path = Path(__file__).parents[3] / "configs" / "splits" / "ds002748.json"
+    path = Path(__file__).parents[4] / "configs" / "splits" / "ds002748.json"
     listed = [name for part in SubjectSplit._fields for name in json.loads(path.read_text())[part]]
     split = read_split(path, listed)
     assert [len(names) for names in split] == [48, 8, 8]

@@ -12,11 +12,22 @@ from nibabel.affines import apply_affine
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from monai_vqgen.data import extract_slices, load_datalist, make_phantoms, position_range
+from monai_vqgen.data import ScanOptions, SliceOptions, SplitOptions, extract_slices, load_datalist, make_phantoms
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
-from monai_vqgen.transforms import LoadSlice, foreground_window
+from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.transforms.foreground import foreground_window
 
-QUICK = {"num_workers": 0, "progress": False, "positions": [40.0, 64.0, 88.0]}
+QUICK = {"positions": [40.0, 64.0, 88.0]}
+
+
+def extract(scans, output_dir, *, num_workers=0, overwrite=False, **options):
+    """`extract_slices` with the fields of its options in one list."""
+    parts = {}
+    for name, kind in {"split": SplitOptions, "scans": ScanOptions, "slices": SliceOptions}.items():
+        fields = {field: options.pop(field) for field in kind._fields if field in options}
+        parts[name] = kind(**fields)
+    assert not options
+    return extract_slices(scans, output_dir, **parts, num_workers=num_workers, overwrite=overwrite, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +38,7 @@ def scans(tmp_path_factory):
 
 
 def test_every_pixel_is_the_scans_value_at_that_place(scans, tmp_path):
-    report = extract_slices(scans, tmp_path / "slices", pixel_mm=None, image_size=96, **QUICK)
+    report = extract(scans, tmp_path / "slices", pixel_mm=None, image_size=96, **QUICK)
     assert report.num_slices == {"training": 6, "validation": 3, "test": 3}
     for item in load_datalist(tmp_path / "slices", "test"):
         image = LoadSlice()(item["image"])
@@ -42,7 +53,7 @@ def test_every_pixel_is_the_scans_value_at_that_place(scans, tmp_path):
 
 
 def test_datalist_splits_by_subject_with_columns_and_contact_sheet(scans, tmp_path):
-    report = extract_slices(scans, tmp_path / "s", **QUICK, source="phantoms")
+    report = extract(scans, tmp_path / "s", **QUICK, source="phantoms")
     content = json.loads(report.datalist.read_text())
     subjects = [{item["subject"] for item in content[part]} for part in ("training", "validation", "test")]
     assert sum(map(len, subjects)) == len(set.union(*subjects)) == 4
@@ -63,7 +74,7 @@ def test_the_datalist_states_the_pixel_size_that_the_slices_have(tmp_path):
     for index in range(3):
         nib.save(nib.Nifti1Image(voxels, np.diag([4.0, 4.0, 4.0, 1])), tmp_path / "scans" / f"sub-{index}.nii.gz")
     for pixel_mm, stated in ((2.5, 2.5), (None, 4.0)):
-        report = extract_slices(tmp_path / "scans", tmp_path / str(pixel_mm), pixel_mm=pixel_mm, **QUICK)
+        report = extract(tmp_path / "scans", tmp_path / str(pixel_mm), pixel_mm=pixel_mm, **QUICK)
         content = json.loads(report.datalist.read_text())
         assert (content["plane"], content["pixel_mm"], content["image_size"]) == ("axial", stated, [128, 128])
         affine = nib.load(tmp_path / str(pixel_mm) / content["test"][0]["image"]).affine
@@ -71,26 +82,26 @@ def test_the_datalist_states_the_pixel_size_that_the_slices_have(tmp_path):
 
 
 def test_scans_of_several_pixel_sizes_left_as_they_are_have_none_in_common(scans, tmp_path):
-    report = extract_slices(scans, tmp_path / "s", pixel_mm=None, **QUICK)
+    report = extract(scans, tmp_path / "s", pixel_mm=None, **QUICK)
     assert json.loads(report.datalist.read_text())["pixel_mm"] is None
 
 
 def test_a_set_without_training_slices_is_complete(scans, tmp_path):
-    report = extract_slices(scans, tmp_path, **QUICK, fractions=(0, 0, 1))
+    report = extract(scans, tmp_path, **QUICK, fractions=(0, 0, 1))
     assert report.num_slices == {"training": 0, "validation": 0, "test": 12}
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert np.asarray(sheet).std() > 20
 
 
 def test_one_position_needs_no_list(scans, tmp_path):
-    report = extract_slices(scans, tmp_path, **{**QUICK, "positions": 65})
+    report = extract(scans, tmp_path, **{**QUICK, "positions": 65})
     assert sum(report.num_slices.values()) == 4
     assert json.loads(report.datalist.read_text())["description"] == "axial slices at 65 mm from brain_edge"
 
 
 def test_two_processes_write_the_same_bytes(scans, tmp_path):
     for workers in (0, 2):
-        extract_slices(scans, tmp_path / str(workers), **{**QUICK, "num_workers": workers})
+        extract(scans, tmp_path / str(workers), **{**QUICK, "num_workers": workers})
     files = sorted(p.relative_to(tmp_path / "0") for p in (tmp_path / "0").rglob("*") if p.is_file())
     assert len(files) == 14
     for file in files:
@@ -110,12 +121,12 @@ def test_bad_scans_are_logged_skips_that_the_datalist_lists(scans, tmp_path, cap
     nan = np.full((60, 60, 99), np.nan, dtype=np.float32)
     nib.save(nib.Nifti1Image(nan, np.eye(4)), folder / "nan.nii.gz")
     with caplog.at_level("WARNING"):
-        report = extract_slices(folder, tmp_path / "s", **{**QUICK, "positions": [64.0, 500.0]})
+        report = extract(folder, tmp_path / "s", **{**QUICK, "positions": [64.0, 500.0]})
     reasons = {entry["file"]: entry["reason"] for entry in report.skipped if "500 mm" not in entry["reason"]}
     for name, fault in {
         "cut": "damaged",
         "flip": "damaged",
-        "flat": "three axes",
+        "flat": "3-D volume",
         "constant": "constant",
         "empty": "empty",
         "nan": "no voxel is a number",
@@ -133,10 +144,10 @@ def test_names_that_say_no_subject_are_warned_of_once_and_a_pattern_mends_them(s
     folder.mkdir()
     for index, name in enumerate(("x1_a", "x1_b", "x2_a", "x3_a")):
         shutil.copy(scans / f"sub-{index + 1:02d}_T1w.nii.gz", folder / f"{name}.nii.gz")
-    extract_slices(folder, tmp_path / "a", **QUICK)
+    extract(folder, tmp_path / "a", **QUICK)
     assert caplog.text.count("--subject_pattern") == 1
     caplog.clear()
-    report = extract_slices(folder, tmp_path / "b", subject_pattern=r"(x\d)_", **QUICK)
+    report = extract(folder, tmp_path / "b", subject_pattern=r"(x\d)_", **QUICK)
     assert "--subject_pattern" not in caplog.text
     assert report.num_subjects == {"training": 1, "validation": 1, "test": 1}
     content = json.loads(report.datalist.read_text())
@@ -146,37 +157,37 @@ def test_names_that_say_no_subject_are_warned_of_once_and_a_pattern_mends_them(s
 
 
 def test_positions_that_fall_on_one_plane_are_written_once(scans, tmp_path):
-    report = extract_slices(scans, tmp_path / "s", **{**QUICK, "positions": [64.0, 64.2]})
+    report = extract(scans, tmp_path / "s", **{**QUICK, "positions": [64.0, 64.2]})
     assert sum(report.num_slices.values()) == 4
     assert all("already taken" in entry["reason"] for entry in report.skipped)
 
 
 def test_a_brain_that_does_not_fit_is_skipped_or_cropped_with_a_warning(scans, tmp_path, caplog):
     with pytest.raises(DatalistError, match="does not fit into 48 x 48"):
-        extract_slices(scans, tmp_path / "a", image_size=48, **QUICK)
+        extract(scans, tmp_path / "a", image_size=48, **QUICK)
     with caplog.at_level("WARNING"):
-        extract_slices(scans, tmp_path / "b", image_size=48, on_trim="warn", **QUICK)
+        extract(scans, tmp_path / "b", image_size=48, on_trim="warn", **QUICK)
     assert "Cropped" in caplog.text
 
 
 def test_earlier_results_are_kept_unless_told_otherwise(scans, tmp_path):
-    extract_slices(scans, tmp_path, **QUICK)
+    extract(scans, tmp_path, **QUICK)
     before = (tmp_path / "datalist.json").read_bytes()
     with pytest.raises(OutputExistsError, match="overwrite"):
-        extract_slices(scans, tmp_path, **{**QUICK, "positions": [50.0]})
+        extract(scans, tmp_path, **{**QUICK, "positions": [50.0]})
     assert (tmp_path / "datalist.json").read_bytes() == before
-    extract_slices(scans, tmp_path, **{**QUICK, "positions": [50.0]}, overwrite=True)
+    extract(scans, tmp_path, **{**QUICK, "positions": [50.0]}, overwrite=True)
     assert len(list((tmp_path / "images").iterdir())) == 4
 
 
 def test_folders_and_options_that_cannot_work(scans, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(DatalistError, match="holds no scans"):
-        extract_slices(tmp_path / "none", tmp_path / "s")
+        extract(tmp_path / "none", tmp_path / "s")
     (tmp_path / "one").mkdir()
     shutil.copy(scans / "sub-01_T1w.nii.gz", tmp_path / "one")
     with pytest.raises(DatalistError, match="only 1 subject"):
-        extract_slices(tmp_path / "one", tmp_path / "s")
+        extract(tmp_path / "one", tmp_path / "s")
     for options in (
         {"plane": "oblique"},
         {"reference": "nose"},
@@ -187,17 +198,16 @@ def test_folders_and_options_that_cannot_work(scans, tmp_path):
         {"image_size": (0, 4)},
         {"on_trim": "maybe"},
         {"lower": 99, "upper": 1},
-        {"position_step_mm": 0},
-        {"position_start_mm": 100, "position_stop_mm": 40},
+        {"step_mm": 0},
+        {"start_mm": 100, "stop_mm": 40},
     ):
         with pytest.raises(InputError):
-            extract_slices(scans, tmp_path / "s", **options)
+            extract(scans, tmp_path / "s", **options)
     assert not (tmp_path / "s").exists(), "nothing is written before the options are sound"
 
 
 def test_a_range_stops_before_its_end():
-    assert position_range(40, 100, 3) == [float(p) for p in range(40, 100, 3)]
-    assert position_range(0, 0.3, 0.1) == [0, 0.1, 0.2]
+    assert list(SliceOptions(start_mm=40, stop_mm=100, step_mm=3).positions_mm) == [float(p) for p in range(40, 100, 3)]
 
 
 @pytest.mark.real
@@ -208,7 +218,7 @@ def test_real_volumes_of_every_geometry_go_through(real_data, tmp_path):
     for path in [paths[2], *paths[3:6]]:  # oblique LAS, 0.8 mm RAS, full heads of 3 mm
         (folder / path.name).symlink_to(path)
     for plane, position in (("axial", 65.0), ("coronal", 80.0), ("sagittal", 50.0)):
-        report = extract_slices(folder, tmp_path / plane, plane=plane, **{**QUICK, "positions": [position]})
+        report = extract(folder, tmp_path / plane, plane=plane, **{**QUICK, "positions": [position]})
         assert not report.skipped
         assert sum(report.num_slices.values()) == 4
         for file in (tmp_path / plane / "images").iterdir():
