@@ -71,7 +71,7 @@ bench: setup
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks --output out/bench/results.json $(BENCH_OPTIONS)
 
 bundle: setup
-	$(BIN)/python -m tools.package_bundle --output dist
+	$(BIN)/python -m tools package_bundle --output dist
 
 # MONAI Label goes in last and alone: its own list of requirements would have pip build sam2 with a second torch.
 # The stamp goes by what the lists say, not by their dates: one environment outside can serve every fresh clone.

@@ -1,4 +1,4 @@
-"""What maintainers run from a clone: `python -m tools reproduce`, `... compare`."""
+"""What maintainers run from a clone: `python -m tools reproduce`, `... compare`, `... package_bundle`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options; each verb names the function that it runs as `run`."""
     parser = argparse.ArgumentParser(prog="python -m tools", description="Tools for maintainers, run from a clone")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for add in (_add_reproduce, _add_compare):
+    for add in (_add_reproduce, _add_compare, _add_package_bundle):
         add(verbs)
     return parser
 
@@ -49,6 +49,11 @@ def _add_compare(verbs: Verbs) -> None:
     add_file(verb, "--results", help="write the table between the marks of the list, size and split in this document")
 
 
+def _add_package_bundle(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "package_bundle", "the bundle as the zip that MONAI downloads", _package_bundle)
+    add_path(verb, "--output", default="dist", help="folder of the zip")
+
+
 def _reproduce(options: argparse.Namespace) -> None:
     from tools.reproduce import reproduce
 
@@ -77,6 +82,12 @@ def _compare(options: argparse.Namespace) -> None:
         seed=options.seed,
         results=options.results,
     )
+
+
+def _package_bundle(options: argparse.Namespace) -> None:
+    from tools.package_bundle import package_bundle
+
+    package_bundle(options.output)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,19 +14,17 @@ other bytes).
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from monai_vqgen.bundles import bundle_root
-from monai_vqgen.errors import InputError, VQGenError
+from monai_vqgen.errors import InputError
 from monai_vqgen.files import replace_file
 
-__all__ = ["BUNDLE_NAME", "build_bundle"]
+__all__ = ["BUNDLE_NAME", "build_bundle", "package_bundle"]
 
 BUNDLE_NAME = "brain_mri_slices_vqvae_pixelcnn"
 """What to give MONAI as `--name`. MONAI Label takes some words in it for a task (detection, classification, ...)."""
@@ -83,21 +81,10 @@ def build_bundle(output_dir: str | Path, *, source: str | Path | None = None) ->
     return path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Build the zip and print its path, size and checksum; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.package_bundle", description="The bundle as a zip.")
-    parser.add_argument("--output", default="dist", help="folder of the zip (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        path = build_bundle(options.output)
-    except VQGenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2  # as argparse's own errors
+def package_bundle(output_dir: str | Path = "dist") -> Path:
+    """Build the zip of this package's bundle; print its path, size and checksum, and the command that downloads it."""
+    path = build_bundle(output_dir)
     content = path.read_bytes()
     print(f"{path}  {len(content)} bytes  sha256 {hashlib.sha256(content).hexdigest()}")
     print(f"python -m monai.bundle download --name {BUNDLE_NAME} --url URL/{path.name} --bundle_dir FOLDER")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return path

@@ -19,7 +19,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_vqgen.errors import InputError
-from tools.package_bundle import BUNDLE_NAME, build_bundle, main
+from tools.__main__ import main
+from tools.package_bundle import BUNDLE_NAME, build_bundle
 
 REPOSITORY = Path(__file__).parents[2]
 BUNDLE = REPOSITORY / "bundle"
@@ -135,7 +136,7 @@ def test_a_folder_without_a_version_is_refused(tmp_path, metadata):
 
 
 def test_the_command_prints_the_checksum(tmp_path, capsys):
-    assert main(["--output", str(tmp_path)]) == 0
+    assert main(["package_bundle", "--output", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     lines = capsys.readouterr().out
     assert hashlib.sha256(path.read_bytes()).hexdigest() in lines
@@ -147,4 +148,4 @@ def test_make_bundle_builds_it_although_a_folder_has_that_name():
     dry = subprocess.run(
         ["make", "--no-print-directory", "-n", "bundle"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    assert dry.stdout.splitlines()[-1].split()[1:] == ["-m", "tools.package_bundle", "--output", "dist"]
+    assert dry.stdout.splitlines()[-1].split()[1:] == ["-m", "tools", "package_bundle", "--output", "dist"]

@@ -72,7 +72,7 @@ def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
 def test_a_comparison_that_is_told_to_stop_leaves_no_training_behind(scans, tmp_path):
     designs = tmp_path / "designs.yaml"
     designs.write_text(GOOD)
-    command = [sys.executable, "-m", "monai_vqgen", "compare", "--data", str(scans), "--designs", str(designs)]
+    command = [sys.executable, "-m", "tools", "compare", "--data", str(scans), "--designs", str(designs)]
     command += ["--output", str(tmp_path / "out"), "--size", "tiny", "--steps", "100000", "--jobs", "2"]
     running = subprocess.Popen(command, cwd=Path(presets.__file__).parents[2], stderr=subprocess.DEVNULL)
     try:

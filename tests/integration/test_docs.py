@@ -10,8 +10,8 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
-from monai_vqgen.__main__ import build_parser
 from monai_vqgen.data import make_phantoms
+from tools.__main__ import build_parser
 from tools.designs import read_designs
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from monai_vqgen.__main__ import build_parser
 from monai_vqgen.demo.presets import PRESETS
 from monai_vqgen.errors import InputError
+from tools.__main__ import build_parser
 from tools.compare import DesignFigures, compare, comparison_section
 from tools.designs import Design, design_stages, read_designs
 
@@ -29,7 +29,7 @@ def options(design: Design, stage: int = 0) -> dict[str, str]:
 def test_a_committed_list_starts_with_ours_and_is_run_by_the_command_above_it(path):
     assert read_designs(path)[0] == Design("ours", "architecture")
     words = shlex.split(path.read_text().splitlines()[0])
-    assert words[:4] == ["#", "python", "-m", "monai_vqgen"]
+    assert words[:4] == ["#", "python", "-m", "tools"]
     given = build_parser().parse_args(words[4:])
     assert (given.verb, given.designs) == ("compare", str(path.relative_to(ROOT)))
     assert given.size in PRESETS
