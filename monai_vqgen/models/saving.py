@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from monai_vqgen.files import write_json
 from monai_vqgen.models.record import autoencoder_record, prior_name, prior_record
 from monai_vqgen.weights import fingerprint, save_weights
 
-if TYPE_CHECKING:
-    from monai_vqgen.models.trained_model import TrainedModel
-
 __all__ = ["describe", "write_model"]
 
 
-def write_model(model: TrainedModel, folder: Path) -> Path:
+def write_model(model: Any, folder: Path) -> Path:
     """Write `model.pt`, the priors and their records; each record follows its weights and carries their fingerprint.
 
     Returns:
@@ -42,7 +39,7 @@ def write_model(model: TrainedModel, folder: Path) -> Path:
     return folder
 
 
-def describe(model: TrainedModel) -> str:
+def describe(model: Any) -> str:
     """What a model is, trained on what, and how many weights it has."""
     record, grids = model.record, [" x ".join(map(str, grid)) for grid in model.grids]
     size = f"{_product(record.image_size)} pixels" if record.image_size else "any size"

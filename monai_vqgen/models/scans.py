@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from monai_vqgen.data import discover_volumes, load_datalist, read_volume
 from monai_vqgen.errors import DatalistError, InputError, ScanError
-from monai_vqgen.models.trained_model import TrainedModel
+from monai_vqgen.models.record import ModelRecord
 from monai_vqgen.transforms import LoadSlice
 
 __all__ = ["LoadScand", "UsableScans", "as_volume", "model_pixel_mm", "reconstruction_records"]
@@ -45,12 +45,12 @@ def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list
     return [{"image": str(record.path), "subject": record.subject} for record in discover_volumes(folder)]
 
 
-def model_pixel_mm(model: TrainedModel, dataset_dir: str | Path, split: str = "test") -> float | None:
+def model_pixel_mm(record: ModelRecord, dataset_dir: str | Path, split: str = "test") -> float | None:
     """Pixel size in mm to resample scans to: the model's for volumes, None for slices, which have it already."""
     try:
         load_datalist(dataset_dir, split)
     except DatalistError:
-        return model.record.pixel_mm or BUNDLE_PIXEL_MM
+        return record.pixel_mm or BUNDLE_PIXEL_MM
     return None
 
 

@@ -12,7 +12,6 @@ from monai_vqgen.networks.priors import (
     MaskedPixelCNN,
     PlainIncremental,
     Prior,
-    pick_prior,
     start_from_codebooks,
 )
 from monai_vqgen.networks.quantizers import (
@@ -40,6 +39,5 @@ __all__ = [
     "Prior",
     "Quantized",
     "Quantizer",
-    "pick_prior",
     "start_from_codebooks",
 ]

@@ -188,8 +188,8 @@ def test_volumes_are_shown_at_the_bundles_pixel_size_and_slices_as_they_are(tmp_
     (tmp_path / "slices" / "test").mkdir(parents=True)
     write_slice_nifti(tmp_path / "slices" / "test" / "a.nii.gz", np.zeros((12, 12)), np.eye(4), {})
     model = tiny_model(with_priors=False, record={"pixel_mm": 2.5})
-    assert model_pixel_mm(model, tmp_path / "scans") == 2.5
-    assert model_pixel_mm(model, tmp_path / "slices") is None
+    assert model_pixel_mm(model.record, tmp_path / "scans") == 2.5
+    assert model_pixel_mm(model.record, tmp_path / "slices") is None
 
 
 @pytest.mark.real

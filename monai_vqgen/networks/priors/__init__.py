@@ -7,7 +7,6 @@ from monai_vqgen.networks.priors.decoder_only import DecoderOnlyPrior
 from monai_vqgen.networks.priors.gated.network import GatedPixelCNN
 from monai_vqgen.networks.priors.initialization import start_from_codebooks
 from monai_vqgen.networks.priors.masked import MaskedPixelCNN
-from monai_vqgen.networks.priors.selection import pick_prior
 
 __all__ = [
     "DecoderOnlyPrior",
@@ -16,6 +15,5 @@ __all__ = [
     "MaskedPixelCNN",
     "PlainIncremental",
     "Prior",
-    "pick_prior",
     "start_from_codebooks",
 ]

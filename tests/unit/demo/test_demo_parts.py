@@ -53,9 +53,8 @@ def test_each_prior_trains_with_the_dropout_of_its_level(tmp_path):
     stages = bundle_stages(preset, scans=tmp_path, output=tmp_path / "out", seed=1)
     trainings = [stage.command for stage in stages if "train_prior.json" in stage.command]
     assert len(trainings) == 2
-    for command in trainings:
-        assert "--prior_defs::0::dropout 0.3 " in command
-        assert "--prior_defs::1::dropout 0.0 " in command
+    for command, dropout in zip(trainings, (0.3, 0.0), strict=True):
+        assert f"--prior_def::dropout {dropout} " in command
 
 
 def test_presets_are_chosen_by_the_data_and_unknown_ones_refused():
@@ -177,7 +176,7 @@ def test_a_release_keeps_its_hands_off_other_folders(tmp_path):
         assert left.read_text() == '{"seed": 5}'
     with pytest.raises(InputError, match=r"nowhere\.md cannot be read"):
         reproduce(tmp_path / "scans", tmp_path / "out", size="tiny", results=tmp_path / "nowhere.md")
-    with pytest.raises(DatalistError, match=r"no scan of its .* subjects"):
+    with pytest.raises(DatalistError, match=r"none of its .* subjects has a scan"):
         reproduce(tmp_path / "scans", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -40,7 +40,7 @@ def test_the_list_of_designs_sets_the_default_beside_everything_it_was_chosen_am
     assert {design.overlay for design in designs} - {None} == {"configs/system_a.yaml", "configs/system_b.yaml"}
     assert sum(design.group == "noise" for design in designs) >= 2
     varied = {name.rpartition("::")[2] for design in designs for name in design.options}
-    assert varied >= {"dim", "kmeans", "restart_below", "quantizers", "gradient_estimator", "finer_dropout"}  # networks
+    assert varied >= {"num_codes", "code_dim", "quantizers", "strides", "finer_dropout"}  # networks
     assert varied >= {"ssim_weight", "l1_weight"}
     assert varied >= {"lr_scheduler", "amp", "network", "affine_probability", "gamma_probability"}
 

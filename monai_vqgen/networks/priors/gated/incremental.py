@@ -13,18 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from monai_vqgen.networks.causal import CausalAttention
-from monai_vqgen.networks.priors.base import IncrementalPass, check_prior_inputs
+from monai_vqgen.networks.priors.base import IncrementalPass
 from monai_vqgen.networks.priors.gated.slabs import ContextRows, SlabStack
-from monai_vqgen.networks.priors.gated.weights import at, attention_weights, matrix, stack_weights
-
-if TYPE_CHECKING:
-    from monai_vqgen.networks.priors.gated.network import GatedPixelCNN
+from monai_vqgen.networks.priors.gated.weights import CachedAttention, GatedWeights, at
 
 __all__ = ["GatedIncremental"]
 
@@ -53,12 +49,12 @@ class _KeyValueCache:
     (see `AttentionWeights`).
     """
 
-    def __init__(self, attention: CausalAttention, *, coordinates_ps: Tensor, batch_size: int) -> None:
-        self._weights = attention_weights(attention, coordinates_ps)
+    def __init__(self, attention: CachedAttention, *, row: int, batch_size: int) -> None:
+        self._weights = attention.weights
         self._position = self._weights.position_n.unbind()
         n, b, heads = len(self._position), batch_size, attention.num_heads
         like, size = self._weights.qkv, attention.width // attention.num_heads + 1
-        self._row, self._channels = coordinates_ps.shape[-1], (like.shape[0],)
+        self._row, self._channels = row, (like.shape[0],)
         # Positions come last: products with one query or one row of weights then run along them, without strides.
         # Zeros, because a value without a share still takes part in a product, and must be finite.
         self._cache = like.new_zeros(2, b * heads, size, n)
@@ -97,84 +93,58 @@ class GatedIncremental(IncrementalPass):
     """The incremental pass of a `GatedPixelCNN`; logits equal the full forward's to float precision.
 
     Args:
-        prior: the network; dropout is off whatever its mode, and later changes of its weights have no effect.
+        weights: of the network, for this grid.
         grid: sizes of the spatial axes.
         batch_size: number of grids.
-        coarser: grids of the coarser levels, coarsest first.
-        condition: float `(batch_size, f)` or None.
-
-    Raises:
-        InputError: coarser grids or condition that do not fit.
+        context_bsc: the context map, channels last, or None.
     """
 
     @torch.inference_mode()
     def __init__(
-        self,
-        prior: GatedPixelCNN,
-        grid: Sequence[int],
-        *,
-        batch_size: int,
-        coarser: Sequence[Tensor] = (),
-        condition: Tensor | None = None,
+        self, weights: GatedWeights, grid: Sequence[int], *, batch_size: int, context_bsc: Tensor | None
     ) -> None:
-        table = prior.embedding.weight.detach()
-        blank = torch.zeros(batch_size, *grid, dtype=torch.long, device=table.device)
-        check_prior_inputs(prior, blank, coarser=coarser, condition=condition)
-        self._grid, self._row, self._b, self._c = tuple(grid), grid[-1], batch_size, prior.channels
-        coordinates_ps = prior.coordinates(grid)
-        positions = [p[0].movedim(0, -1).contiguous() for p in self._positions(prior, coordinates_ps)]
-        context_bsc = None
-        if prior.context is not None:
-            context_bsc = prior.context(coarser, condition).movedim(1, -1).contiguous()
+        self._grid, self._row, self._b, self._c = tuple(grid), grid[-1], batch_size, weights.channels
         self._slabs = [
-            SlabStack(
-                prior, axis, grid=grid, batch_size=batch_size, position_sc=positions[axis], context_bsc=context_bsc
-            )
+            SlabStack(weights, axis, grid=grid, batch_size=batch_size, context_bsc=context_bsc)
             for axis in range(len(grid) - 1)
         ]
-        self._prepare_codes(prior, table)
-        self._prepare_rows(prior, position_sc=positions[-1], context_bsc=context_bsc)
-        attentions: Any = prior.attentions
+        self._prepare_codes(weights)
+        self._prepare_rows(weights, context_bsc=context_bsc)
         self._caches = {
-            int(index): _KeyValueCache(attention, coordinates_ps=coordinates_ps, batch_size=batch_size)
-            for index, attention in attentions.items()
+            index: _KeyValueCache(attention, row=self._row, batch_size=batch_size)
+            for index, attention in weights.attentions.items()
         }
-        self._prepare_head(prior)
+        self._prepare_head(weights)
         self._position, self._features_ready = 0, False
 
-    @staticmethod
-    def _positions(prior: GatedPixelCNN, coordinates_ps: Tensor) -> tuple[Tensor, ...]:
-        return prior.position(coordinates_ps[None]).chunk(prior.spatial_dims, dim=1)
-
-    def _prepare_codes(self, prior: GatedPixelCNN, table: Tensor) -> None:
+    def _prepare_codes(self, weights: GatedWeights) -> None:
         """The codes so far, behind a margin of "outside" codes, which are K."""
-        inputs: Any = prior.inputs
-        self._margin: int = inputs[0].taps
+        self._margin = weights.inputs[0].taps
         lead = [n + self._margin for n in self._grid[:-1]]
-        self._codes = torch.full((self._b, *lead, self._row), prior.num_codes, device=table.device)
+        table = weights.embedding_kc
+        self._codes = torch.full((self._b, *lead, self._row), weights.num_codes, device=table.device)
         # What a code adds to the horizontal stack's input 1, 2, ... positions later, straight from a table.
-        kernel = inputs[-1].conv.weight.detach().flatten(2)
+        kernel = weights.inputs[-1].kernel.flatten(2)
         self._code_terms = torch.einsum("kc,oct->kto", table, kernel.flip(-1)).contiguous()
         self._terms = self._code_terms.new_empty(self._b, *self._code_terms.shape[1:])
 
-    def _prepare_rows(self, prior: GatedPixelCNN, *, position_sc: Tensor, context_bsc: Tensor | None) -> None:
+    def _prepare_rows(self, weights: GatedWeights, *, context_bsc: Tensor | None) -> None:
         """Row buffers of the horizontal stack, and the views of them that each column needs."""
-        weights = [stack_weights(layer, len(self._grid) - 1) for layer in prior.layers]  # type: ignore[arg-type]
-        self._products = [(w.taps[0], w.residual) for w in weights]
-        self._biases = [w.bias for w in weights]
+        layers, start = weights.stacks[-1], weights.inputs[-1]
+        self._products = [(layer.taps[0], layer.residual) for layer in layers]
+        self._biases = [layer.bias for layer in layers]
         self._context = None
         if context_bsc is not None:
-            contexts = [w.context for w in weights if w.context is not None]
+            contexts = [layer.context for layer in layers if layer.context is not None]
             self._context = ContextRows(context_bsc, contexts, grid=self._grid, lead=len(self._grid) - 1)
-        inputs: Any = prior.inputs
-        self._start_sc = position_sc + inputs[-1].conv.bias.detach()
-        b, c, w, reach = self._b, self._c, self._row, prior.kernel_size // 2
+        self._start_sc = start.position_sc + start.bias
+        b, c, w, reach = self._b, self._c, self._row, weights.kernel_size // 2
         spare = self._code_terms.shape[1]  # columns past the row's end, written and never read
-        rows = [position_sc.new_zeros(b, reach + w + spare, c) for _ in range(len(weights) + 1)]
+        rows = [self._start_sc.new_zeros(b, reach + w + spare, c) for _ in range(len(layers) + 1)]
         self._inputs_bwc = rows[0][:, reach : reach + w]
         self._later = [rows[0][:, reach + x + 1 : reach + x + 1 + spare] for x in range(w)]
         self._outputs = [rows[-1][:, reach + x] for x in range(w)]
-        self._gated_bc = position_sc.new_empty(b, c)
+        self._gated_bc = self._start_sc.new_empty(b, c)
         columns = []
         for layer, gate in enumerate(self._slabs[-1].links):
             here, after = (row[:, reach : reach + w].unbind(1) for row in rows[layer : layer + 2])
@@ -183,16 +153,10 @@ class GatedIncremental(IncrementalPass):
             columns.append([_Step(*step) for step in zip(*(view[:w] for view in views), strict=True)])
         self._steps = list(zip(*columns, strict=True))
 
-    def _prepare_head(self, prior: GatedPixelCNN) -> None:
-        blocks: Any = prior.output_blocks
-        head: Any = prior.head
-        self._blocks = [
-            (matrix(block.hidden), block.hidden.bias.detach(), matrix(block.output), block.output.bias.detach())
-            for block in blocks
-        ]
-        self._hidden, self._hidden_bias = matrix(head[1]), head[1].bias.detach()
+    def _prepare_head(self, weights: GatedWeights) -> None:
+        self._blocks = weights.output_blocks
         self._positive_bc, self._inner_bc = (self._gated_bc.new_empty(self._b, self._c) for _ in range(2))
-        self._output, self._output_bias = matrix(head[3]), head[3].bias.detach()
+        self._hidden, self._hidden_bias, self._output, self._output_bias = weights.head
 
     def logits(self) -> Tensor:
         """Logits `(b, k)` of the next position."""

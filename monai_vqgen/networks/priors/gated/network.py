@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +22,8 @@ from monai_vqgen.networks.causal import (
 )
 from monai_vqgen.networks.priors.base import IncrementalPass, Prior, check_prior_inputs
 from monai_vqgen.networks.priors.context import ContextNetwork
+from monai_vqgen.networks.priors.gated.incremental import GatedIncremental
+from monai_vqgen.networks.priors.gated.weights import gated_weights
 
 __all__ = ["GatedPixelCNN"]
 
@@ -179,10 +182,19 @@ class GatedPixelCNN(Prior):
     def incremental(
         self, grid: Sequence[int], *, batch_size: int, coarser: Sequence[Tensor] = (), condition: Tensor | None = None
     ) -> IncrementalPass:
-        """The same logits one position at a time, each feature computed once; see `GatedIncremental`."""
-        from monai_vqgen.networks.priors.gated.incremental import GatedIncremental
+        """The same logits one position at a time, each feature computed once (`GatedIncremental`).
 
-        return GatedIncremental(self, grid, batch_size=batch_size, coarser=coarser, condition=condition)
+        Dropout is off whatever the mode, and later changes of the weights have no effect.
+        """
+        device = self.embedding.weight.device
+        with torch.inference_mode():
+            blank = torch.zeros(batch_size, *grid, dtype=torch.long, device=device)
+            check_prior_inputs(self, blank, coarser=coarser, condition=condition)
+            weights = gated_weights(self, self.coordinates(grid))
+            context_bsc = None
+            if self.context is not None:
+                context_bsc = self.context(coarser, condition).movedim(1, -1).contiguous()
+        return GatedIncremental(weights, grid, batch_size=batch_size, context_bsc=context_bsc)
 
 
 def _check_architecture(*, kernels: dict[str, int], counts: dict[str, tuple[int, int]], heads: tuple[int, int]) -> None:

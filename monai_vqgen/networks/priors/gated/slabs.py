@@ -13,17 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_vqgen.networks.causal import CroppedConv
-from monai_vqgen.networks.priors.gated.weights import StackWeights, at, stack_weights
-
-if TYPE_CHECKING:
-    from monai_vqgen.networks.priors.gated.network import GatedPixelCNN
+from monai_vqgen.networks.priors.gated.weights import GatedWeights, StackWeights, at
 
 __all__ = ["ContextRows", "SlabStack", "patches"]
 
@@ -74,47 +69,43 @@ class SlabStack:
     """One stack but the last of a gated PixelCNN, advanced one slab at a time.
 
     Args:
-        prior: the network, in eval mode.
+        weights: of the network, for this grid.
         axis: the stack's axis.
         grid: sizes of the spatial axes.
         batch_size: number of grids.
-        position_sc: the stack's position term, `(*grid, c)`.
         context_bsc: the context map, channels last, or None.
     """
 
     def __init__(
         self,
-        prior: GatedPixelCNN,
+        weights: GatedWeights,
         axis: int,
         *,
         grid: Sequence[int],
         batch_size: int,
-        position_sc: Tensor,
         context_bsc: Tensor | None,
     ) -> None:
         self._axis, self._slab = axis, tuple(grid[axis + 1 :])
-        self._input: CroppedConv = prior.inputs[axis]  # type: ignore[assignment]
-        self._outside = prior.num_codes
-        kernel = self._input.conv.weight.detach().flatten(2, 2 + axis).movedim(2, -1).flatten(2)  # (c, c, k... taps)
+        self._input, self._outside = weights.inputs[axis], weights.num_codes
+        kernel = self._input.kernel.flatten(2, 2 + axis).movedim(2, -1).flatten(2)  # (c, c, k... taps)
         # What each code at each tap adds to the convolution; a code outside of the grid adds nothing.
-        terms_ktc = torch.einsum("kc,oct->kto", prior.embedding.weight.detach(), kernel)
+        terms_ktc = torch.einsum("kc,oct->kto", weights.embedding_kc, kernel)
         self._terms = torch.cat([terms_ktc, torch.zeros_like(terms_ktc[:1])]).flatten(0, 1)
         self._taps = torch.arange(kernel.shape[2], device=kernel.device)
-        self._position_sc = position_sc + self._input.conv.bias.detach()  # type: ignore[union-attr]
-        layers = list(prior.layers)
-        self._weights: list[StackWeights] = [stack_weights(layer, axis) for layer in layers]  # type: ignore[arg-type]
-        self.biases = [weights.bias for weights in self._weights]
+        self._position_sc = self._input.position_sc + self._input.bias
+        self._weights = weights.stacks[axis]
+        self.biases = [layer.bias for layer in self._weights]
         self._context = None
         if context_bsc is not None:
-            contexts = [weights.context for weights in self._weights if weights.context is not None]
+            contexts = [layer.context for layer in self._weights if layer.context is not None]
             self._context = ContextRows(context_bsc, contexts, grid=grid, lead=axis + 1)
-        self._allocate(prior, batch_size=batch_size, like=position_sc)
+        self._allocate(weights, batch_size=batch_size, like=self._position_sc)
 
-    def _allocate(self, prior: GatedPixelCNN, *, batch_size: int, like: Tensor) -> None:
-        b, c, reach, count = batch_size, prior.channels, prior.kernel_size // 2, len(self._weights)
+    def _allocate(self, weights: GatedWeights, *, batch_size: int, like: Tensor) -> None:
+        b, c, reach, count = batch_size, weights.channels, weights.kernel_size // 2, len(self._weights)
         padded = [n + 2 * reach for n in self._slab]
         taps = len(self._weights[0].taps)
-        columns = math.prod([prior.kernel_size] * len(self._slab)) * c
+        columns = math.prod([weights.kernel_size] * len(self._slab)) * c
         positions = math.prod(self._slab)
         # One padded slab serves all layers: a layer's input is read into columns before the next layer's overwrites it.
         self._padded_bsc = like.new_zeros(b, *padded, c)
@@ -122,7 +113,7 @@ class SlabStack:
         self._interior_bsc = at(self._padded_bsc, slice(None), *inner)
         # One row without its margins is a matrix that a product can be added to in place.
         self._interior_mc = self._interior_bsc.flatten(0, -2) if self._interior_bsc.is_contiguous() else None
-        self._patches = patches(self._padded_bsc, kernel_size=prior.kernel_size)
+        self._patches = patches(self._padded_bsc, kernel_size=weights.kernel_size)
         self._columns = [[like.new_zeros(b * positions, columns) for _ in range(taps)] for _ in range(count)]
         self._pre_mc = like.new_empty(b * positions, 2 * c)
         self._gated_mc = like.new_empty(b * positions, c)

@@ -20,7 +20,18 @@ from torch import Tensor, nn
 
 from monai_vqgen.networks.causal import CausalAttention, CroppedConv, GatedLayer
 
-__all__ = ["AttentionWeights", "StackWeights", "at", "attention_weights", "halve_gates", "matrix", "stack_weights"]
+__all__ = [
+    "AttentionWeights",
+    "CachedAttention",
+    "GatedWeights",
+    "StackWeights",
+    "at",
+    "attention_weights",
+    "gated_weights",
+    "halve_gates",
+    "matrix",
+    "stack_weights",
+]
 
 
 class StackWeights(NamedTuple):
@@ -52,6 +63,84 @@ class AttentionWeights(NamedTuple):
     """`(heads * (size + 1), c)`"""
     position_n: Tensor
     """`(n, 3 * heads * (size + 1))`: what each position adds to queries, keys and values."""
+
+
+class InputWeights(NamedTuple):
+    """The first, strict convolution of one stack."""
+
+    kernel: Tensor
+    """`(c, c, 1..., taps, k...)`"""
+    bias: Tensor
+    """`(c,)`"""
+    taps: int
+    """Slabs that it looks back."""
+    reach: int
+    """Positions that it looks to either side within a slab."""
+    position_sc: Tensor
+    """`(*grid, c)`: what each position adds."""
+
+
+class CachedAttention(NamedTuple):
+    """One self-attention with what its cache needs to know."""
+
+    weights: AttentionWeights
+    num_heads: int
+    width: int
+
+
+class GatedWeights(NamedTuple):
+    """Everything that an incremental pass over one grid takes from a gated PixelCNN; later changes have no effect."""
+
+    num_codes: int
+    channels: int
+    kernel_size: int
+    embedding_kc: Tensor
+    inputs: tuple[InputWeights, ...]
+    """One an axis."""
+    stacks: tuple[tuple[StackWeights, ...], ...]
+    """One an axis, of all layers."""
+    attentions: dict[int, CachedAttention]
+    """By the layer that each follows."""
+    output_blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    """Weight and bias of both products of each block."""
+    head: tuple[Tensor, Tensor, Tensor, Tensor]
+    """Weight and bias of the hidden and of the last product."""
+
+
+def gated_weights(prior: Any, coordinates_ps: Tensor) -> GatedWeights:
+    """The weights of a `GatedPixelCNN`, with the coordinates of a grid applied."""
+    positions = prior.position(coordinates_ps[None]).chunk(prior.spatial_dims, dim=1)
+    inputs = tuple(
+        InputWeights(
+            conv.conv.weight.detach(),
+            conv.conv.bias.detach(),
+            conv.taps,
+            conv.reach,
+            position[0].movedim(0, -1).contiguous(),
+        )
+        for conv, position in zip(prior.inputs, positions, strict=True)
+    )
+    blocks = [(*_linear(block.hidden), *_linear(block.output)) for block in prior.output_blocks]
+    return GatedWeights(
+        num_codes=prior.num_codes,
+        channels=prior.channels,
+        kernel_size=prior.kernel_size,
+        embedding_kc=prior.embedding.weight.detach(),
+        inputs=inputs,
+        stacks=tuple(tuple(stack_weights(layer, axis) for layer in prior.layers) for axis in range(len(inputs))),
+        attentions={
+            int(index): CachedAttention(
+                attention_weights(attention, coordinates_ps), attention.num_heads, attention.width
+            )
+            for index, attention in prior.attentions.items()
+        },
+        output_blocks=blocks,
+        head=(*_linear(prior.head[1]), *_linear(prior.head[3])),
+    )
+
+
+def _linear(layer: Any) -> tuple[Tensor, Tensor]:
+    return matrix(layer), layer.bias.detach()
 
 
 def at(values: Tensor, *index: Any) -> Tensor:

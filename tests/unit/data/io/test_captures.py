@@ -100,6 +100,6 @@ def test_what_cannot_be_written_is_refused_before_a_file_is_made(tmp_path):
     with pytest.raises(InputError, match="series_description has 65 characters; DICOM allows 64"):
         write(labels=LABELS._replace(series_description="x" * 65))
     (tmp_path / "text.dcm").write_text("no DICOM")
-    with pytest.raises(ScanError, match=r"text\.dcm: no DICOM file"):
+    with pytest.raises(ScanError, match=r"text\.dcm: not a DICOM file"):
         write(labels=LABELS._replace(source=tmp_path / "text.dcm"))
     assert not (tmp_path / "out").exists()
