@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from monai_vqgen.evaluation.evaluator import ModelEvaluation, pick_split, split_records
+from monai_vqgen.evaluation.evaluator import (
+    ModelEvaluation,
+    ReportOptions,
+    SamplingOptions,
+    pick_split,
+    split_records,
+)
+from monai_vqgen.evaluation.sections import EvaluationData
 
-__all__ = ["ModelEvaluation", "pick_split", "split_records"]
+__all__ = [
+    "EvaluationData",
+    "ModelEvaluation",
+    "ReportOptions",
+    "SamplingOptions",
+    "pick_split",
+    "split_records",
+]

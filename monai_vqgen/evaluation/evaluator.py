@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ignite.engine import Engine
 from monai.inferers import Inferer, SimpleInferer
@@ -19,13 +19,12 @@ from monai_vqgen.evaluation.sample_scores import check_sample_report
 from monai_vqgen.evaluation.scores import (
     SHOWN,
     ReconstructionPass,
-    SliceSet,
     data_figures,
     encode_slices,
     reconstruct_slices,
 )
 from monai_vqgen.evaluation.sections import (
-    Judged,
+    EvaluationData,
     autoencoder_sections,
     codec_section,
     prior_sections,
@@ -33,11 +32,9 @@ from monai_vqgen.evaluation.sections import (
 )
 from monai_vqgen.files import write_json
 from monai_vqgen.metrics import CodebookCounter, FeatureSpace
-from monai_vqgen.models.priors import TrainedPriors
-from monai_vqgen.models.sampling import SampleBatch, SamplingOptions, draw_samples
-from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.models import Samples, TrainedModel, draw_conditions
 
-__all__ = ["ModelEvaluation", "flat_numbers", "pick_split", "split_records"]
+__all__ = ["ModelEvaluation", "ReportOptions", "SamplingOptions", "flat_numbers", "pick_split", "split_records"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,30 +77,55 @@ class Attachable(Protocol):
         """Listen to an engine's events."""
 
 
+class SamplingOptions(NamedTuple):
+    """How many samples an evaluation draws, and how; None takes a setting that is recorded with the weights.
+
+    Attributes:
+        num_samples: how many.
+        seed: of the draws.
+        temperature: a number or one a level, coarsest first, as with the next two.
+        top_k: draw from the k likeliest codes only.
+        top_p: draw from the likeliest codes that hold this much probability.
+    """
+
+    num_samples: int = 16
+    seed: int = 0
+    temperature: float | Sequence[float] | None = None
+    top_k: int | Sequence[int | None] | None = None
+    top_p: float | Sequence[float | None] | None = None
+
+
+class ReportOptions(NamedTuple):
+    """What an evaluation reports beyond reconstruction, codebooks and priors.
+
+    Attributes:
+        codecs: compress the test slices with JPEG, JPEG 2000 and WebP too (under a second a slice).
+        samples: compare the samples with real slices (minutes; ask for 512 samples or more). Their conditions are then
+            those of training slices drawn at random, so that both show the same mix of positions.
+        feature_space: in which samples are compared, for example `NetworkFeatures`; by default a whitened filter bank,
+            which needs no weights.
+    """
+
+    codecs: bool = False
+    samples: bool = False
+    feature_space: FeatureSpace | None = None
+
+
 class ModelEvaluation:
-    """Judge a trained model on slices, write `metrics.json` and then its pictures to a folder: a bundle's evaluator.
+    """Evaluate a trained model on slices, write `metrics.json` and then its pictures to a folder: a bundle's evaluator.
 
     Pictures: `reconstructions.png`, `usage.png`; with priors `overview.png`, `samples.png`, and
     `real_and_sampled.png` with its key in JSON; on demand `rate_distortion.png`, `closest_pairs.png` and
     `positions.png`.
 
     Args:
-        network: the trained autoencoder.
-        priors: the trained priors, of this autoencoder; without them the autoencoder is judged alone.
-        training: slices for the baselines: the mean image and the per-position histograms (these also with the
-            slices' mirror images, whichever is the stronger baseline).
-        test: slices that everything is measured on.
+        model: what is evaluated; without priors only its autoencoder.
+        data: slices and their records.
         output_dir: where the results go.
-        split_records: the records of each split, for the counts of subjects and slices.
-        split: which of them `test` is; goes into the results.
-        inferer: reconstructs a batch; by default one pass of the network.
         sampling: how many samples to draw, and how.
+        report: what is reported besides.
         batch_size: slices or samples at once.
-        codecs: whether to compress the test slices with JPEG, JPEG 2000 and WebP too (under a second a slice).
-        sample_report: whether to set the samples against real slices too (minutes; ask for 512 samples or more). The
-            samples' conditions are then those of training slices drawn at random, so that they ask for the same mix.
-        feature_space: that the samples are judged in, for example `NetworkFeatures`; by default a whitened filter bank,
-            which needs no weights.
+        inferer: reconstructs a batch; by default one pass of the network.
         val_handlers: are attached to the one step of an engine that the evaluation is; at its end `state.metrics` holds
             every number of `metrics.json` (see `flat_numbers`). `--tracking` adds its own.
 
@@ -114,36 +136,29 @@ class ModelEvaluation:
 
     def __init__(
         self,
-        network: HierarchicalVQVAE,
-        priors: TrainedPriors | None = None,
+        model: TrainedModel,
+        data: EvaluationData,
         *,
-        training: SliceSet,
-        test: SliceSet,
         output_dir: str | Path,
-        split_records: Mapping[str, Sequence[Mapping[str, Any]]],
-        split: str = "test",
-        inferer: Inferer | None = None,
-        sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (it cannot be changed)
+        sampling: SamplingOptions | None = None,
+        report: ReportOptions | None = None,
         batch_size: int = 16,
-        codecs: bool = False,
-        sample_report: bool = False,
-        feature_space: FeatureSpace | None = None,
+        inferer: Inferer | None = None,
         val_handlers: Sequence[Attachable] = (),
     ) -> None:
-        self.judged = Judged(network, training, test, batch_size)
-        self.priors = None if priors is None else _of_slices(priors, network, test)
-        self.folder, self.split_records, self.split = Path(output_dir), split_records, split
-        self.inferer = inferer or SimpleInferer()
-        self.sampling = sampling
-        self.codecs, self.sample_report, self.val_handlers = codecs, sample_report, val_handlers
-        self.feature_space = feature_space
-        if feature_space is not None and not sample_report:
-            raise InputError("a feature network judges the report of samples: ask for it with sample_report true")
-        if sample_report and self.priors is None:
+        self.model, self.data, self.folder = model, data, Path(output_dir)
+        self.model.batch_size = batch_size
+        self.sampling, self.report = sampling or SamplingOptions(), report or ReportOptions()
+        self.inferer, self.val_handlers = inferer or SimpleInferer(), val_handlers
+        if model.priors:
+            _check_size(model, data.image_size)
+        if self.report.feature_space is not None and not self.report.samples:
+            raise InputError("a feature network serves the report of samples: ask for it with sample_report true")
+        if self.report.samples and not model.priors:
             raise InputError("sample_report asks for samples, and there are no priors: leave with_priors on")
-        if sample_report and self.priors is not None:
-            sets = {"training slices": training.data, "test slices": test.data}
-            check_sample_report(sampling.num_samples, sets, image_size=self.priors.image_size)
+        if self.report.samples:
+            sets = {"training slices": data.training.data, "test slices": data.test.data}
+            check_sample_report(self.sampling.num_samples, sets, image_size=model.record.image_size or None)
 
     def run(self) -> dict[str, Any]:
         """Measure, write, and return the content of `metrics.json`."""
@@ -155,68 +170,56 @@ class ModelEvaluation:
 
     def _measure(self, engine: Engine, _: None) -> dict[str, Any]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.feature_space is not None:
-            self.feature_space(self.judged.test[0]["image"][None])
-        judged, samples = self.judged, self._draw()  # all this first: a wrong argument costs seconds, not minutes
-        result = reconstruct_slices(judged.network, judged.test, batch_size=judged.batch_size, inferer=self.inferer)
-        counters = [CodebookCounter(size) for size in judged.network.codebook_sizes]
-        data = data_figures(self.split_records, judged.test[0]["image"].shape[1:])
-        metrics = {"judged": self.split, "data": data, **autoencoder_sections(judged, result, counters)}
+        model, data, report = self.model, self.data, self.report
+        if report.feature_space is not None:
+            report.feature_space(data.test[0]["image"][None])
+        samples = self._draw() if model.priors else None  # first: a wrong argument costs seconds, not minutes
+        result = reconstruct_slices(model, data.test, inferer=self.inferer)
+        counters = [CodebookCounter(size) for size in model.autoencoder.codebook_sizes]
+        metrics = {
+            "judged": data.split,
+            "data": data_figures(data.records, data.image_size),
+            **autoencoder_sections(model, data, result, counters),
+        }
         if samples is not None:
             metrics.update(self._priors_and_samples(result, samples))
-        if self.codecs:
-            metrics["codecs"] = codec_section(judged, rated_system("ours", metrics), self.folder)
+        if report.codecs:
+            metrics["codecs"] = codec_section(model, data, rated_system("ours", metrics), self.folder)
         write_json(self.folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
         save_reconstruction_pictures(self.folder, result.shown, [c.total_counts().numpy() for c in counters])
         if samples is not None:
-            mixed = MIXED if self.sample_report else SHOWN
-            save_sample_pictures(
-                self.folder, result, samples, judged.test, split=self.split, mixed=mixed, seed=self.sampling.seed
-            )
+            mixed = MIXED if report.samples else SHOWN
+            save_sample_pictures(self.folder, result, samples, data.test, split=data.split, mixed=mixed)
         _log(metrics)
         engine.state.metrics = flat_numbers(metrics)
         return metrics
 
-    def _draw(self) -> SampleBatch | None:
-        if self.priors is None:
-            return None
-        return draw_samples(
-            self.judged.network,
-            self.priors,
-            **self.sampling._asdict(),
-            like=self.judged.training.data if self.sample_report else None,
-            batch_size=self.judged.batch_size,
-        )
+    def _draw(self) -> Samples:
+        options = self.sampling._asdict()
+        count, like = options.pop("num_samples"), self.data.training.data if self.report.samples else None
+        conditions = draw_conditions(self.model.condition, count, seed=self.sampling.seed, like=like)
+        return self.model.sample(count, conditions=conditions, **options)
 
-    def _priors_and_samples(self, result: ReconstructionPass, samples: SampleBatch) -> dict[str, Any]:
-        assert self.priors is not None, "samples were drawn from them"
-        judged = self.judged
-        codes = encode_slices(
-            judged.network, judged.training, batch_size=judged.batch_size, description="encoding training slices"
-        )
-        sections = prior_sections(judged, self.priors, result, codes, samples)
-        if self.sample_report:
+    def _priors_and_samples(self, result: ReconstructionPass, samples: Samples) -> dict[str, Any]:
+        model, data = self.model, self.data
+        codes = encode_slices(model, data.training, description="encoding training slices")
+        sections = prior_sections(model, data, result, codes, samples)
+        if self.report.samples:
+            space = self.report.feature_space
             sections["samples"] = sample_section(
-                judged,
-                samples,
-                result,
-                codes,
-                self.folder,
-                feature_space=self.feature_space,
-                seed=self.sampling.seed,
+                model, data, result, codes, samples, folder=self.folder, feature_space=space
             )
         return sections
 
 
-def _of_slices(priors: TrainedPriors, network: HierarchicalVQVAE, slices: SliceSet) -> TrainedPriors:
-    """The priors with the size of these slices, where their files do not tell it; refuses slices of another size."""
-    image_size = tuple(int(n) for n in slices[0]["image"].shape[1:])
-    if image_size != (priors.image_size or image_size) or tuple(network.grids(image_size)) != priors.grids:
+def _check_size(model: TrainedModel, image_size: tuple[int, ...]) -> None:
+    """Refuse slices of another size than the priors were trained on."""
+    known = model.record.image_size
+    if image_size != (known or image_size) or tuple(model.autoencoder.grids(image_size)) != model.grids:
         raise InputError(
-            f"the slices are of {image_size} pixels, the priors of {priors.image_size or 'another size'}: evaluate on "
-            "slices of the size that the priors learned from, or give --image_size"
+            f"the slices are of {image_size} pixels, the priors of {known or 'another size'}: evaluate on slices of "
+            "the size that the priors were trained on, or give --image_size"
         )
-    return priors._replace(image_size=image_size)
 
 
 def _json_numbers(content: Any) -> Any:

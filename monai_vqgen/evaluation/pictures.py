@@ -1,4 +1,7 @@
-"""The pictures of an evaluation, beside its `metrics.json`."""
+"""The pictures of an evaluation, beside its `metrics.json`.
+
+Shape legend: n training slices, m others, c channels, h w rows and columns.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from monai_vqgen.evaluation.scores import SHOWN, ReconstructionPass, SliceSet
 from monai_vqgen.files import write_json
-from monai_vqgen.models.sampling import SampleBatch
+from monai_vqgen.metrics import AlignedNeighbors
+from monai_vqgen.models import Samples
 from monai_vqgen.plots.pictures import (
     PictureRow,
     grid_picture,
@@ -19,7 +24,7 @@ from monai_vqgen.plots.pictures import (
     save_usage,
 )
 
-__all__ = ["save_reconstruction_pictures", "save_sample_pictures"]
+__all__ = ["save_closest_pairs", "save_positions", "save_reconstruction_pictures", "save_sample_pictures"]
 
 MOST_DRAWN = 64
 """Samples in their grid picture."""
@@ -49,12 +54,11 @@ def save_reconstruction_pictures(folder: Path, shown: Mapping[str, np.ndarray], 
 def save_sample_pictures(
     folder: Path,
     result: ReconstructionPass,
-    samples: SampleBatch,
+    samples: Samples,
     test: SliceSet,
     *,
     split: str = "test",
     mixed: int = SHOWN,
-    seed: int = 0,
 ) -> None:
     """`samples.png`, `overview.png`, and `real_and_sampled.png` with its key in JSON.
 
@@ -65,9 +69,8 @@ def save_sample_pictures(
         test: the real ones.
         split: which split they are of.
         mixed: how many real slices, and as many samples, stand in random order in the unlabelled grid.
-        seed: of that order.
     """
-    drawn = samples.images_ncs[:, 0].numpy()
+    drawn = samples.images[:, 0].numpy()
     rows = [(f"{split} slices", result.shown["original"]), ("reconstructed", result.shown["reconstruction"])]
     rows.append(("samples", drawn))
     width = min(len(images) for _, images in rows)
@@ -75,7 +78,7 @@ def save_sample_pictures(
     save_png(grid_picture(drawn[:MOST_DRAWN]), folder / "samples.png")
     some = np.linspace(0, len(test) - 1, min(mixed, len(test))).round().astype(int).tolist()
     real = np.stack([np.asarray(test[i]["image"])[0] for i in some])
-    _save_mixed(folder, real, drawn[:mixed], seed)
+    _save_mixed(folder, real, drawn[:mixed], samples.seed)
 
 
 def _save_mixed(folder: Path, real_nhw: np.ndarray, drawn_nhw: np.ndarray, seed: int) -> None:
@@ -84,3 +87,59 @@ def _save_mixed(folder: Path, real_nhw: np.ndarray, drawn_nhw: np.ndarray, seed:
     save_numbered_grid(np.concatenate([real_nhw, drawn_nhw])[order], folder / "real_and_sampled.png")
     sampled = [place + 1 for place, index in enumerate(order.tolist()) if index >= len(real_nhw)]
     write_json(folder / "real_and_sampled.json", {"sampled": sampled})
+
+
+def save_closest_pairs(
+    samples_mchw: Tensor, training_nchw: Tensor, nearest: AlignedNeighbors, path: str | Path, *, count: int = 8
+) -> None:
+    """Write the samples that lie nearest to a training slice, mirrored and moved to meet it, each above that slice.
+
+    Args:
+        samples_mchw: all samples.
+        training_nchw: all training slices.
+        nearest: of the samples.
+        path: the PNG.
+        count: how many pairs.
+    """
+    order = nearest.distances_m.argsort(stable=True)[:count].tolist()
+    aligned = [
+        _aligned(samples_mchw[i, 0].numpy(), nearest.shifts_m2[i].tolist(), mirrored=bool(nearest.mirrored_m[i]))
+        for i in order
+    ]
+    save_rows(
+        [
+            PictureRow("sample,\naligned", np.stack(aligned)),
+            PictureRow("nearest\ntraining slice", training_nchw[nearest.indices_m[order], 0].numpy()),
+        ],
+        path,
+    )
+
+
+def _aligned(image_hw: np.ndarray, shift: Sequence[int], *, mirrored: bool) -> np.ndarray:
+    """The image mirrored left to right, then moved down and right; black where it no longer covers the plane."""
+    (height, width), (down, right) = image_hw.shape, shift
+    margins = ((max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0)))
+    padded_hw = np.pad(image_hw[:, ::-1] if mirrored else image_hw, margins)
+    return padded_hw[max(-down, 0) :, max(-right, 0) :][:height, :width]
+
+
+def save_positions(
+    samples_mhw: np.ndarray, positions_mm: Sequence[float], path: str | Path, *, columns: int = 8, rows: int = 4
+) -> None:
+    """Write samples by the position they were asked for: one column a position, of the samples nearest to it.
+
+    Args:
+        samples_mhw: images in [0, 1].
+        positions_mm: of each.
+        path: the PNG.
+        columns: how many positions, evenly over their range.
+        rows: samples a position, at most.
+    """
+    asked = np.asarray(positions_mm, dtype=float)
+    centers = np.linspace(asked.min(), asked.max(), columns + 1)
+    centers = (centers[1:] + centers[:-1]) / 2
+    rows = min(rows, max(len(asked) // columns, 1))
+    chosen = np.stack([np.argsort(np.abs(asked - center), kind="stable")[:rows] for center in centers])
+    labels = ["samples\nby position"] + [""] * (rows - 1)
+    pictures = [PictureRow(label, samples_mhw[chosen[:, row]]) for row, label in enumerate(labels)]
+    save_rows(pictures, path, titles=[f"{center:.0f} mm" for center in centers])

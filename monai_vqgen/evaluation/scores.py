@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import InputError
-from monai_vqgen.inferers import AncestralSampler, crop, finished_time
+from monai_vqgen.inferers import finished_time
 from monai_vqgen.metrics import (
     PositionHistogram,
     ReconstructionScores,
@@ -26,9 +26,7 @@ from monai_vqgen.metrics import (
     reconstruction_scores,
     uniform_bits_per_code,
 )
-from monai_vqgen.models.priors import TrainedPriors
-from monai_vqgen.models.sampling import SampleBatch
-from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.models import Samples, TrainedModel
 
 __all__ = [
     "SHOWN",
@@ -88,49 +86,46 @@ def batches(slices: SliceSet, batch_size: int, *, description: str) -> Iterator[
 
 
 def encode_slices(
-    network: HierarchicalVQVAE,
-    slices: SliceSet,
-    *,
-    batch_size: int = 16,
-    mirror: bool = False,
-    description: str = "encoding",
+    model: TrainedModel, slices: SliceSet, *, mirror: bool = False, description: str = "encoding"
 ) -> tuple[Tensor, ...]:
     """Codes of every slice, or of its mirror image, one grid `(n, *s)` a level, coarsest first, on the CPU."""
-    device = next(network.parameters()).device
-    parts = []
-    with torch.no_grad():
-        for images_bcs in batches(slices, batch_size, description=description):
-            images_bcs = images_bcs.flip(-1) if mirror else images_bcs
-            parts.append([grid.cpu() for grid in network.encode(images_bcs.to(device))])
+    parts = [
+        [grid.cpu() for grid in model.encode(images_bcs.flip(-1) if mirror else images_bcs)]
+        for images_bcs in batches(slices, model.batch_size, description=description)
+    ]
     return tuple(torch.cat(level) for level in zip(*parts, strict=True))
 
 
-def raw_bits_per_pixel(network: HierarchicalVQVAE, image_size: Sequence[int]) -> float:
+def raw_bits_per_pixel(network: Any, image_size: Sequence[int]) -> float:
     """Bits a pixel that the codes take when every code costs log2 of its codebook's size."""
     grids = network.grids(image_size)
     bits = sum(math.prod(grid) * math.log2(size) for grid, size in zip(grids, network.codebook_sizes, strict=True))
     return bits / math.prod(image_size)
 
 
+def _crop(images_bcs: Tensor, size: Sequence[int]) -> Tensor:
+    """The first pixels of each axis: sizes that no stride divides were padded at the end."""
+    window: tuple[Any, ...] = (..., *(slice(length) for length in size))
+    return images_bcs[window]
+
+
 def _shown_indices(count: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int).tolist()))
 
 
-def reconstruct_slices(
-    network: HierarchicalVQVAE, test: SliceSet, *, batch_size: int, inferer: Inferer
-) -> ReconstructionPass:
+def reconstruct_slices(model: TrainedModel, test: SliceSet, *, inferer: Inferer) -> ReconstructionPass:
     """Reconstruct every test slice, by the inferer from all levels, and from the coarsest alone."""
-    device = next(network.parameters()).device
+    network, device = model.autoencoder, model.device
     full: list[ReconstructionScores] = []
     top_only: list[ReconstructionScores] = []
     codes, kept, first = [], {"original": [], "reconstruction": [], "top_only": []}, 0  # type: ignore[var-annotated]
     wanted = set(_shown_indices(len(test)))
     with torch.no_grad():
-        for images_bcs in batches(test, batch_size, description="reconstructing"):
+        for images_bcs in batches(test, model.batch_size, description="reconstructing"):
             grids = network.encode(images_bcs.to(device))
             size = images_bcs.shape[2:]
             all_levels = inferer(images_bcs.to(device), network).clamp(0, 1).cpu()
-            coarsest = crop(network.decode(grids[:1]), size).clamp(0, 1).cpu()
+            coarsest = _crop(network.decode(grids[:1]), size).clamp(0, 1).cpu()
             full.append(reconstruction_scores(all_levels, images_bcs))
             top_only.append(reconstruction_scores(coarsest, images_bcs))
             codes.append([grid.cpu() for grid in grids])
@@ -143,15 +138,13 @@ def reconstruct_slices(
 
 
 def prior_figures(
-    priors: TrainedPriors,
+    model: TrainedModel,
     *,
     test_codes: Sequence[Tensor],
     training_codes: Sequence[Tensor],
     mirrored_codes: Sequence[Tensor],
     records: Sequence[Mapping[str, Any]],
     training_records: Sequence[Mapping[str, Any]],
-    sizes: Sequence[int],
-    batch_size: int,
 ) -> list[dict[str, Any]]:
     """Bits per code of each prior on the test slices, beside the uniform's and the per-position histogram's.
 
@@ -160,15 +153,13 @@ def prior_figures(
     The histogram is fitted twice, to the training slices and to these with their mirror images (on which the priors
     may have been trained as well); the lower of the two figures is reported, the stronger baseline.
     """
-    test_bits = _bits_of_priors(priors, test_codes, records, batch_size)
+    test_bits = _bits_of_priors(model, test_codes, records)
     some = (
         torch.linspace(0, len(training_records) - 1, min(len(records), len(training_records))).round().long().tolist()
     )
-    training_bits = _bits_of_priors(
-        priors, [grid[some] for grid in training_codes], [training_records[i] for i in some], batch_size
-    )
+    training_bits = _bits_of_priors(model, [grid[some] for grid in training_codes], [training_records[i] for i in some])
     figures = []
-    for level, size in enumerate(sizes):
+    for level, size in enumerate(prior.num_codes for prior in model.priors):
         seen = (training_codes[level], torch.cat([training_codes[level], mirrored_codes[level]]))
         histograms = [PositionHistogram(size).fit(codes).bits_per_code(test_codes[level]) for codes in seen]
         figures.append(
@@ -183,16 +174,13 @@ def prior_figures(
     return figures
 
 
-def _bits_of_priors(
-    priors: TrainedPriors, codes: Sequence[Tensor], records: Sequence[Mapping[str, Any]], batch_size: int
-) -> list[float]:
+def _bits_of_priors(model: TrainedModel, codes: Sequence[Tensor], records: Sequence[Mapping[str, Any]]) -> list[float]:
     """Mean bits per code of each level's prior on these slices."""
-    sampler = AncestralSampler(priors.networks, batch_size=batch_size)
-    device = next(priors.networks[0].parameters()).device
-    condition_nf = encode_records(priors.condition, records) if priors.condition is not None else None
+    sampler, device, size = model.sampler(), model.device, model.batch_size
+    condition_nf = encode_records(model.condition, records) if model.condition is not None else None
     parts = []
-    for start in tqdm(range(0, len(records), batch_size), desc="scoring priors", unit="batch", leave=False):
-        rows = slice(start, start + batch_size)
+    for start in tqdm(range(0, len(records), size), desc="scoring priors", unit="batch", leave=False):
+        rows = slice(start, start + size)
         condition = condition_nf[rows].to(device) if condition_nf is not None else None
         parts.append(sampler.log_prob([grid[rows].to(device) for grid in codes], condition=condition))
     return [
@@ -201,14 +189,14 @@ def _bits_of_priors(
     ]
 
 
-def whole_grid_seconds(priors: TrainedPriors, codes: Sequence[Tensor], condition_nf: Tensor | None) -> float:
+def whole_grid_seconds(priors: Sequence[Any], codes: Sequence[Tensor], condition_nf: Tensor | None) -> float:
     """Time that plain sampling of these grids would take: one pass over the whole grid for every position.
 
     Extrapolated: a few passes a level are timed and multiplied by the number of positions.
     """
     seconds, device = 0.0, codes[0].device
     with torch.inference_mode():
-        for level, prior in enumerate(priors.networks):
+        for level, prior in enumerate(priors):
             arguments = (codes[level], tuple(codes[:level]), condition_nf)
             prior(*arguments)  # the first pass pays for memory and kernels
             start = finished_time(device)
@@ -218,17 +206,15 @@ def whole_grid_seconds(priors: TrainedPriors, codes: Sequence[Tensor], condition
     return seconds
 
 
-def sampling_figures(priors: TrainedPriors, samples: SampleBatch, batch_size: int) -> dict[str, Any]:
+def sampling_figures(model: TrainedModel, samples: Samples) -> dict[str, Any]:
     """Our time beside whole-grid passes on batches of the same size."""
-    device = samples.codes[0].device
-    total = 0.0
-    count = len(samples.conditions)
-    for start in range(0, count, batch_size):
-        rows = slice(start, start + batch_size)
+    total, count = 0.0, len(samples.conditions)
+    for start in range(0, count, model.batch_size):
+        rows = slice(start, start + model.batch_size)
         condition = None
-        if priors.condition is not None:
-            condition = priors.condition.encode(samples.conditions[rows]).to(device)
-        total += whole_grid_seconds(priors, [grid[rows] for grid in samples.codes], condition)
+        if model.condition is not None:
+            condition = model.condition.encode(samples.conditions[rows]).to(model.device)
+        total += whole_grid_seconds(model.priors, [grid[rows] for grid in samples.codes], condition)
     return {
         "num_samples": count,
         "seconds": samples.seconds,

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.evaluation import sample_pictures as module
-from monai_vqgen.evaluation.sample_pictures import save_closest_pairs, save_positions
+from monai_vqgen.evaluation import pictures as module
+from monai_vqgen.evaluation.pictures import save_closest_pairs, save_positions
 from monai_vqgen.evaluation.sample_scores import (
     SMALLEST_SIDE,
     ImageSet,

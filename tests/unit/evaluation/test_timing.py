@@ -8,7 +8,6 @@ import torch
 from monai_vqgen.evaluation import scores as figures
 from monai_vqgen.evaluation.scores import WHOLE_GRID_PASSES, whole_grid_seconds
 from monai_vqgen.inferers.threads import finished_time, one_thread
-from monai_vqgen.models.priors import TrainedPriors
 
 
 def test_the_clock_waits_for_a_gpu_and_for_nothing_else(monkeypatch):
@@ -39,8 +38,7 @@ def test_whole_grid_time_is_one_pass_for_every_position_of_every_level(monkeypat
     networks = (Clocked(clock, 0.5), Clocked(clock, 2.0))
     codes = [torch.zeros(3, 2, 4, dtype=torch.long), torch.zeros(3, 4, 8, dtype=torch.long)]
     condition = torch.zeros(3, 1)
-    priors = TrainedPriors(networks, ((2, 4), (4, 8)), None, "abc")
-    assert whole_grid_seconds(priors, codes, condition) == 8 * 0.5 + 32 * 2.0
+    assert whole_grid_seconds(networks, codes, condition) == 8 * 0.5 + 32 * 2.0
     for level, network in enumerate(networks):
         assert network.seen == [(codes[level].shape, level, condition)] * (WHOLE_GRID_PASSES + 1)  # one to warm up
 
