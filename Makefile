@@ -16,13 +16,14 @@ BUNDLE ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help setup demo test test-all lint format bench bundle reproduce compare label test-label label-serve clean
+.PHONY: help setup demo test test-all lint format docs bench bundle reproduce compare label test-label label-serve clean
 
 help:
 	@echo "make demo [DATA=folder] [OUTPUT=out/demo]  scans to new slices, ends with a report"
 	@echo "make test      the tests (a few minutes)"
 	@echo "make test-all  the tests, slow ones included"
 	@echo "make lint      format, lint and type checks"
+	@echo "make docs      the documentation site, in out/site"
 	@echo "make bench     the benchmarks, written to out/bench/results.json"
 	@echo "make reproduce DATA=folder  train and evaluate the release again; goes on where it stopped"
 	@echo "make compare DATA=folder    train designs of the autoencoder side by side; goes on where it stopped"
@@ -66,6 +67,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: setup
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks --output out/bench/results.json $(BENCH_OPTIONS)

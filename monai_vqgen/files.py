@@ -30,7 +30,7 @@ def replace_path(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
         durable: wait until the disk has the content. Not for one of many files of which a last, durable one says that
             they are all there: a thousand slices would wait a thousand times.
 
-    Example:
+    Examples:
         >>> with replace_path("picture.png") as partial:  # doctest: +SKIP
         ...     picture.save(partial)
     """
@@ -54,7 +54,7 @@ def replace_file(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
         path: the final name.
         durable: see `replace_path`.
 
-    Example:
+    Examples:
         >>> with replace_file("note.txt") as file:  # doctest: +SKIP
         ...     file.write(b"complete")
     """

@@ -39,7 +39,7 @@ def fingerprint(module: nn.Module) -> str:
     The bytes are read on the CPU and in C order, so device and memory format do not matter. Codes and priors know the
     autoencoder that they belong to by its fingerprint.
 
-    Example:
+    Examples:
         >>> fingerprint(nn.Identity())[:8]
         'e3b0c442'
     """

@@ -113,7 +113,7 @@ def download_openneuro(
         DownloadError: unknown data set or subject, server unreachable, wrong checksum, no space on the disk. The files
             in place are complete, and running it again resumes.
 
-    Example:
+    Examples:
         >>> download_openneuro("ds002748", "scans", subjects=["01", "02"]).files  # doctest: +SKIP
     """
     base_url, checksums, folder = base_url or OPENNEURO_URL, checksums or {}, Path(folder)

@@ -110,7 +110,7 @@ def parts_of_all(own: Mapping[str, Tensor], output_dir: str | os.PathLike[str]) 
     Raises:
         StageError: another process has ended.
 
-    Example:
+    Examples:
         >>> with parts_of_all({"codes": Tensor([1.0])}, "out/codes") as parts:
         ...     [part["codes"].item() for part in parts]
         [1.0]

@@ -26,7 +26,7 @@ def accumulated_update(steps: int) -> Callable[[Any, Any], dict[str, Any]] | Non
     Raises:
         InputError: steps is no whole number of at least 1.
 
-    Example:
+    Examples:
         >>> accumulated_update(1) is None
         True
     """
@@ -51,7 +51,7 @@ class AccumulatedUpdate:
     Give it to MONAI's `SupervisedTrainer` as ``iteration_update``. Batches are mappings of tensors (b, ...). Mixed
     precision is the objective's own; the trainer's ``amp`` is not used.
 
-    Example:
+    Examples:
         >>> update = AccumulatedUpdate(4)
     """
 

@@ -97,7 +97,7 @@ def check_one_size(*datasets: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         InputError: names the sizes.
 
-    Example:
+    Examples:
         >>> check_one_size([{"image": torch.zeros(1, 8, 8)}], [{"image": torch.zeros(1, 8, 8)}])
     """
     sizes = {tuple(item["image"].shape[1:]) for dataset in datasets for item in dataset}

@@ -47,7 +47,7 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
         InputError: An option is in none of the configuration files that the command names, or a switch is set to
             another word than True or False.
 
-    Example:
+    Examples:
         >>> check_command_line(["a_program_of_yours.py", "--anything", "1"])
     """
     arguments = sys.argv if arguments is None else arguments

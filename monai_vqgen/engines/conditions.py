@@ -29,7 +29,7 @@ def encode_records(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any
     Returns:
         Features (n, f).
 
-    Example:
+    Examples:
         >>> encode_records(ConditionEncoder({"age": (20, 60)}), [{"age": 70.0, "subject": "sub-01"}])
         tensor([[1., 1.]])
     """

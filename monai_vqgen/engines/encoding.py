@@ -42,7 +42,7 @@ def check_mirroring(plane: str | None, probability: float = 1.0) -> None:
     Raises:
         InputError: the slices are sagittal.
 
-    Example:
+    Examples:
         >>> check_mirroring("axial")
     """
     if plane == "sagittal" and probability > 0:

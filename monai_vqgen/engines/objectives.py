@@ -55,7 +55,7 @@ class AutoencoderObjective(nn.Module):
         InputError: no positive weight, or a negative one; at a call, images of less than 11 pixels an axis with an
             `ssim_weight`.
 
-    Example:
+    Examples:
         >>> from monai_vqgen.networks import HierarchicalVQVAE
         >>> network = HierarchicalVQVAE(channels=8, residual_channels=4)
         >>> result = AutoencoderObjective(network)(torch.rand(2, 1, 32, 32))
@@ -134,7 +134,7 @@ class PriorObjective(nn.Module):
     Returns of ``forward(codes_bs, coarser, condition_bf)``: ``loss`` (scalar, nats per code) and, per grid (b,),
     ``nats_per_code`` and ``bits_per_code``.
 
-    Example:
+    Examples:
         >>> from monai_vqgen.networks import GatedPixelCNN
         >>> prior = GatedPixelCNN(16, channels=8, num_layers=2, attention_every=0)
         >>> result = PriorObjective(prior)(torch.zeros(2, 4, 4, dtype=torch.int64))

@@ -48,7 +48,7 @@ class EpochSeeding:
         seed: The run's seed.
         dataset: A data set whose ``transform`` is random, or None.
 
-    Example:
+    Examples:
         >>> EpochSeeding(7).attach(Engine(lambda engine, batch: None))
     """
 

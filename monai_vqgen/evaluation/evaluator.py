@@ -234,7 +234,7 @@ def _json_numbers(content: Any) -> Any:
 def flat_numbers(content: Any, name: str = "") -> dict[str, float]:
     """Every finite number of nested figures under one name, as trackers of experiments want them.
 
-    Example:
+    Examples:
         >>> flat_numbers({"judged": "test", "prior": [{"level": 0, "bits_per_code": 3.5}]})
         {'prior/0/level': 0.0, 'prior/0/bits_per_code': 3.5}
     """

@@ -50,7 +50,7 @@ class BestCheckpoint:
     Raises:
         CheckpointError: the metric is not among the evaluator's.
 
-    Example:
+    Examples:
         >>> saver = BestCheckpoint(nn.Linear(1, 1), "out/model.pt", metric="loss")
     """
 

@@ -55,7 +55,7 @@ class ObjectiveMean(Metric):
 def objective_means(*names: str) -> dict[str, ObjectiveMean]:
     """Metrics of an engine by name: the means of what the objective returns under these names.
 
-    Example:
+    Examples:
         >>> sorted(objective_means("loss", "mse"))
         ['loss', 'mse']
     """

@@ -27,7 +27,7 @@ def name_tracked(handlers: Sequence[Any], part: str) -> Sequence[Any]:
     Returns:
         The handlers.
 
-    Example:
+    Examples:
         >>> name_tracked([], "train")
         []
     """

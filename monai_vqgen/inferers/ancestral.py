@@ -52,7 +52,7 @@ class AncestralSampler:
     Raises:
         InputError: arguments out of range, priors that do not fit each other, grids or codes that do not fit them.
 
-    Example:
+    Examples:
         >>> from monai_vqgen.networks import GatedPixelCNN
         >>> top = GatedPixelCNN(8, channels=8, num_layers=2, attention_every=0)
         >>> bottom = GatedPixelCNN(8, channels=8, num_layers=2, attention_every=0, coarser_codes=[8])

@@ -44,7 +44,7 @@ class GumbelNoise:
     Raises:
         InputError: a seed, level or sample out of range.
 
-    Example:
+    Examples:
         >>> noise = GumbelNoise(7, level=0, num_codes=512)
         >>> noise.rows([3, 4], first=10, count=2).shape
         torch.Size([2, 2, 512])

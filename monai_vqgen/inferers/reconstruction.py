@@ -67,7 +67,7 @@ class VolumeReconstructionInferer(Inferer):
         InputError: an argument is out of its range, or the input has another number of channels or axes.
         ScanError: a volume has no foreground at all, or an affine that cannot place it.
 
-    Example:
+    Examples:
         >>> volume = torch.rand(1, 1, 12, 10, 6)
         >>> VolumeReconstructionInferer("axial", pixel_mm=2.0)(volume, torch.nn.Identity()).shape
         torch.Size([1, 1, 12, 10, 6])

@@ -31,7 +31,7 @@ class Truncation:
     Raises:
         InputError: an argument out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Truncation(top_k=2).apply(torch.tensor([[1.0, 3.0, 2.0]]))
         tensor([[-inf, 3., 2.]])

@@ -104,7 +104,7 @@ def split_two_samples(
     Raises:
         InputError: a share outside (0, 1), or too few subjects for both sides to hold images of both sets.
 
-    Example:
+    Examples:
         >>> split = split_two_samples(4, 2, first_subjects=["a", "a", "b", "b"])
         >>> len(split.first_train), len(split.second_held_out)
         (2, 1)
@@ -161,7 +161,7 @@ def linear_two_sample(first_nf: Tensor, second_mf: Tensor, split: TwoSampleSplit
     Raises:
         InputError: features of different sizes or not finite, or a split of other sizes.
 
-    Example:
+    Examples:
         >>> first = torch.rand(40, 3)
         >>> linear_two_sample(first, first + 5, split_two_samples(40, 40)).accuracy
         1.0
@@ -240,7 +240,7 @@ def cnn_two_sample(
     Raises:
         InputError: images of different sizes, not finite or out of range, or a split of other sizes.
 
-    Example:
+    Examples:
         >>> images = torch.rand(16, 1, 32, 32)
         >>> 0 <= cnn_two_sample(images, images / 2, split_two_samples(16, 16), steps=5).accuracy <= 1
         True

@@ -35,7 +35,7 @@ class CodebookUse(NamedTuple):
 def codebook_use(counts_k: Tensor) -> CodebookUse:
     """Judge a codebook by how often each code occurs; an empty count has perplexity 0.
 
-    Example:
+    Examples:
         >>> codebook_use(torch.tensor([5, 5, 0, 0]))
         CodebookUse(size=4, codes_in_use=2, usage=0.5, perplexity=2.0)
     """
@@ -57,7 +57,7 @@ class CodebookCounter:
     Raises:
         CodesMismatchError: a code outside the codebook.
 
-    Example:
+    Examples:
         >>> counter = CodebookCounter(4)
         >>> counter.update(torch.tensor([[0, 1], [1, 0]]))
         >>> counter.compute().usage

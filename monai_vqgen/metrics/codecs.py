@@ -165,7 +165,7 @@ def codec_curves(originals: Iterable[torch.Tensor], *, codecs: Sequence[Codec] =
     Raises:
         InputError: there is no original, or it is no single-channel slice.
 
-    Example:
+    Examples:
         >>> curves = codec_curves([torch.rand(2, 1, 32, 32)], codecs=CODECS[:1])
         >>> few, many = curves.points["JPEG"][0], curves.points["JPEG"][-1]
         >>> few.bits_per_pixel < many.bits_per_pixel, few.psnr < many.psnr
@@ -199,7 +199,7 @@ def at_rate(points: Sequence[CodecPoint], bits_per_pixel: float) -> CodecPoint:
     Raises:
         InputError: there are no points.
 
-    Example:
+    Examples:
         >>> low = CodecPoint(1, 0.5, 0.1, 30, 28, 0.8, 0.7, 0.9, 0.8)
         >>> high = CodecPoint(2, 1.0, 0.1, 34, 32, 0.9, 0.8, 0.95, 0.9)
         >>> at_rate([low, high], 0.75).psnr, at_rate([low, high], 0.4).psnr

@@ -98,7 +98,7 @@ class WhitenedFeatures:
     Raises:
         InputError: fewer than one component; at `fit`, fewer than two images or no variance; a call before `fit`.
 
-    Example:
+    Examples:
         >>> from monai_vqgen.metrics import FilterBankFeatures
         >>> space = WhitenedFeatures(FilterBankFeatures(), components=8).fit(torch.rand(40, 1, 32, 32))
         >>> space(torch.rand(5, 1, 32, 32)).shape
@@ -164,7 +164,7 @@ class NetworkFeatures:
         InputError: an argument out of its range; images that the network does not take, or an output that is not one
             row of finite features an image.
 
-    Example:
+    Examples:
         >>> NetworkFeatures(torch.nn.Conv2d(3, 7, 5), name="random", channels=3)(torch.rand(4, 1, 32, 32)).shape
         torch.Size([4, 7])
     """

@@ -93,7 +93,7 @@ def frechet_score(real_nf: Tensor, generated_mf: Tensor) -> FrechetScore:
     Raises:
         InputError: fewer than two images in a set, features of different sizes, or not finite.
 
-    Example:
+    Examples:
         >>> features = torch.rand(100, 4)
         >>> round(frechet_score(features, features + 2).distance, 3)
         16.0
@@ -195,7 +195,7 @@ def precision_recall(
         InputError: a set of k images or fewer, or with fewer than k of other subjects; subjects that are not one an
             image; features of different sizes, or not finite.
 
-    Example:
+    Examples:
         >>> features = torch.rand(20, 4)
         >>> precision_recall(features, features)
         PrecisionRecall(precision=1.0, recall=1.0, neighbors=3)
@@ -230,7 +230,7 @@ def density_coverage(
         InputError: a set of k images or fewer, or real images of which one has fewer than k of other subjects; subjects
             that are not one an image; features of different sizes, or not finite.
 
-    Example:
+    Examples:
         >>> features = torch.rand(20, 4)
         >>> density_coverage(features, features)
         DensityCoverage(density=1.0, coverage=1.0, neighbors=5)
@@ -262,7 +262,7 @@ def pairwise_ms_ssim(images_bchw: Tensor, *, pairs: int = 500, seed: int = 0) ->
     Raises:
         InputError: fewer than two images, or images smaller than SSIM's window.
 
-    Example:
+    Examples:
         >>> pairwise_ms_ssim(torch.rand(1, 1, 64, 64).expand(4, -1, -1, -1))
         PairwiseSimilarity(mean=1.0, standard_deviation=0.0, pairs=6, scales=3)
     """

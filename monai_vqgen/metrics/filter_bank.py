@@ -71,7 +71,7 @@ class FilterBankFeatures:
         InputError: a number below one; at a call, images that are not (n, 1, h, w), not finite, out of range, or too
             small for the coarsest scale (8 pixels there, so 32 at three scales).
 
-    Example:
+    Examples:
         >>> FilterBankFeatures()(torch.rand(5, 1, 64, 64)).shape
         torch.Size([5, 224])
     """

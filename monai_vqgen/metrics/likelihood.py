@@ -21,7 +21,7 @@ _SMOOTHINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 def bits_per_code(log_prob_n: Tensor, num_positions: int) -> float:
     """Mean bits per code of grids with log-probabilities in nats.
 
-    Example:
+    Examples:
         >>> bits_per_code(torch.tensor([-4 * math.log(2)], dtype=torch.float64), 4)
         1.0
     """
@@ -45,7 +45,7 @@ class PositionHistogram:
         smoothing: pseudo-count of each code; None takes the value under which each training grid is likeliest given
             the others (leave-one-out), the fairest that the training split can tell.
 
-    Example:
+    Examples:
         >>> codes = torch.zeros(8, 2, 2, dtype=torch.int64)
         >>> PositionHistogram(4, smoothing=1.0).fit(codes).bits_per_code(codes)  # -log2(9 / 12)
         0.415...

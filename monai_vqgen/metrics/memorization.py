@@ -85,7 +85,7 @@ def memorization_audit(
         InputError: distances of two kinds, no images, a percentile outside [0, 100], or a threshold of zero, which
             means that held-out slices are training slices.
 
-    Example:
+    Examples:
         >>> from monai_vqgen.metrics import aligned_neighbors
         >>> real = torch.rand(30, 1, 32, 32)
         >>> audit = memorization_audit(aligned_neighbors(real[:1], real[:20]), aligned_neighbors(real[20:], real[:20]))
@@ -134,7 +134,7 @@ def authenticity(
     Raises:
         InputError: fewer than two training images or subjects, features of different sizes, or not finite.
 
-    Example:
+    Examples:
         >>> training = torch.eye(4)
         >>> authenticity(torch.stack([training[0] * 0.9, training[0] * -3]), training).authentic_m
         tensor([False,  True])

@@ -55,7 +55,7 @@ def feature_neighbors(images_mf: Tensor, training_nf: Tensor) -> FeatureNeighbor
     Raises:
         InputError: an empty set, features of different sizes, or not finite.
 
-    Example:
+    Examples:
         >>> feature_neighbors(torch.tensor([[4.0]]), torch.tensor([[0.0], [3.0]]))
         FeatureNeighbors(distances_m=tensor([1.], dtype=torch.float64), indices_m=tensor([1]))
     """
@@ -145,7 +145,7 @@ def aligned_neighbors(
     Raises:
         InputError: an empty set, images of different sizes, not finite or out of range, or shifts of half an image.
 
-    Example:
+    Examples:
         >>> training = torch.rand(5, 1, 32, 32)
         >>> copy = training[3:4].roll((2, -1), (2, 3)).flip(3)
         >>> found = aligned_neighbors(copy, training)

@@ -93,7 +93,7 @@ def fit_ridge(features_nf: Tensor, targets_n: Tensor, *, groups: Sequence[Hashab
     Raises:
         InputError: fewer than two slices or groups, mismatched lengths, values that are not finite.
 
-    Example:
+    Examples:
         >>> features = torch.rand(50, 3)
         >>> model = fit_ridge(features, 2 * features[:, 0] + 1)
         >>> bool((model.predict(features) - 2 * features[:, 0] - 1).abs().max() < 0.01)
@@ -149,7 +149,7 @@ def position_consistency(
         InputError: mismatched lengths or feature sizes, values that are not finite, training slices at one position
             only.
 
-    Example:
+    Examples:
         >>> x, y = torch.rand(60, 3), torch.rand(20, 3)
         >>> score = position_consistency(x, 9 * x[:, 0], held_out_mf=y, held_out_mm=9 * y[:, 0], samples_mf=y,
         ...                              asked_mm=9 * y[:, 0] + 2)

@@ -107,7 +107,7 @@ def ssim_map(images_bcs: torch.Tensor, original_bcs: torch.Tensor) -> torch.Tens
     Raises:
         InputError: the shapes differ, or a side is shorter than the window.
 
-    Example:
+    Examples:
         >>> x = torch.rand(2, 1, 16, 16)
         >>> ssim_map(x, x).shape, ssim_map(x, x).mean().item()
         (torch.Size([2, 1, 16, 16]), 1.0)
@@ -171,7 +171,7 @@ def reconstruction_scores(images_bcs: torch.Tensor, original_bcs: torch.Tensor) 
     Raises:
         InputError: the shapes differ, or a side is shorter than SSIM's window.
 
-    Example:
+    Examples:
         >>> x = torch.rand(2, 1, 64, 64)
         >>> reconstruction_scores(torch.zeros_like(x), x).ssim.mean().item() < 0.1
         True

@@ -90,7 +90,7 @@ def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
         path: of the weights, which need not be there; None is as good as a path without weights.
         arguments: of the constructor, in place of the recorded ones.
 
-    Example:
+    Examples:
         >>> recorded_autoencoder("nowhere/model.pt", channels=8).num_levels
         2
     """

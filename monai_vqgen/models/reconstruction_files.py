@@ -90,7 +90,7 @@ DERIVATION = "Reconstruction from the discrete codes of a vector-quantised autoe
 def plane_through(affine: np.ndarray) -> str:
     """The plane in which a slice `[H, W, 1]` lies: that of its third axis.
 
-    Example:
+    Examples:
         >>> plane_through(np.diag([1.0, 1.0, -3.0, 1.0]))
         'axial'
     """

@@ -61,7 +61,7 @@ class SamplingSettings(NamedTuple):
         Raises:
             InputError: another number of values than levels.
 
-        Example:
+        Examples:
             >>> SamplingSettings((0.8, 1.0), (None, None), (None, None)).replaced(top_k=5).top_k
             (5, 5)
         """

@@ -53,7 +53,7 @@ def join_conditions(*parts: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises:
         InputError: two parts give different values of one name.
 
-    Example:
+    Examples:
         >>> join_conditions({"sex": "F"}, {"position_mm": None})
         {'sex': 'F'}
     """
@@ -152,7 +152,7 @@ def code_masks(mask_bs: Tensor, grids: Sequence[Sequence[int]], *, image_size: S
     Returns:
         Booleans `(b, *grid)` a level.
 
-    Example:
+    Examples:
         >>> mask = torch.zeros(1, 4, 4, dtype=torch.bool)
         >>> mask[0, 0, 3] = True
         >>> code_masks(mask, [(1, 1), (2, 2)], image_size=(4, 4))[1].tolist()

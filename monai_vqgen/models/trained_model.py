@@ -46,7 +46,7 @@ class TrainedModel:
     Raises:
         InputError, CheckpointError, CodesMismatchError: see the methods.
 
-    Example:
+    Examples:
         >>> model = TrainedModel.from_bundle()  # the weights that come with the package
         >>> model.sample(2, position_mm=65, sex="f", age=30, seed=7).images.shape  # doctest: +SKIP
         torch.Size([2, 1, 128, 128])

@@ -40,7 +40,7 @@ class Knobs(BaseModel):
         Raises:
             InputError: a value of another type or outside its range.
 
-        Example:
+        Examples:
             >>> SamplingKnobs.of({"num_samples": "4", "seed": "", "image": "ignored"}).num_samples
             4
         """

@@ -40,7 +40,7 @@ def architecture(module: Recorded) -> dict[str, Any]:
     Raises:
         InputError: an argument that JSON cannot hold.
 
-    Example:
+    Examples:
         >>> from monai_vqgen.networks import FiniteScalarQuantizer
         >>> architecture(FiniteScalarQuantizer([5, 5]))
         {'_target_': 'monai_vqgen.networks.FiniteScalarQuantizer', 'levels': [5, 5]}
@@ -62,7 +62,7 @@ def build(description: Mapping[str, Any]) -> Any:
     Raises:
         CheckpointError: a class of elsewhere, or arguments that its constructor refuses.
 
-    Example:
+    Examples:
         >>> build({"_target_": "monai_vqgen.networks.FiniteScalarQuantizer", "levels": [5, 5]}).num_codes
         25
     """

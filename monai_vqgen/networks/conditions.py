@@ -39,7 +39,7 @@ class ConditionEncoder:
     Raises:
         InputError: a name or value that is not known, a number outside its range or not finite.
 
-    Example:
+    Examples:
         >>> encoder = ConditionEncoder({"position_mm": (20, 60)}, {"sex": ["F", "M"]})
         >>> encoder.encode({"position_mm": 40.0, "sex": "M"})
         tensor([[0., 1., 0., 1.]])

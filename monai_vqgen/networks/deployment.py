@@ -18,7 +18,7 @@ class CodeWriter(nn.Module):
     Args:
         autoencoder: trained; in evaluation mode.
 
-    Example:
+    Examples:
         >>> import torch
         >>> codes = CodeWriter(HierarchicalVQVAE(channels=8, residual_channels=4))(torch.zeros(1, 1, 32, 32))
         >>> [tuple(grid.shape) for grid in codes]
@@ -42,7 +42,7 @@ class CodeReader(nn.Module):
     Args:
         autoencoder: trained; in evaluation mode.
 
-    Example:
+    Examples:
         >>> import torch
         >>> codes = [torch.zeros(1, size, size, dtype=torch.int64) for size in (4, 8)]
         >>> CodeReader(HierarchicalVQVAE(channels=8, residual_channels=4))(*codes).shape

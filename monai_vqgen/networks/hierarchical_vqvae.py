@@ -72,7 +72,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         InputError: for strides or a number of quantisers that cannot work, or an image of other dimensions.
         CodesMismatchError: for codes outside the codebook or grids that do not fit one another.
 
-    Example:
+    Examples:
         >>> network = HierarchicalVQVAE(channels=16, residual_channels=8)
         >>> codes = network.encode(torch.zeros(1, 1, 64, 64))
         >>> [tuple(c.shape) for c in codes]

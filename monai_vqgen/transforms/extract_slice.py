@@ -64,7 +64,7 @@ class ExtractSlices(Transform):
         ScanError: not a volume, an empty one, a mask on another grid, or a position outside the brain; names the file
             and the allowed range.
 
-    Example:
+    Examples:
         >>> volume = torch.rand(1, 20, 24, 18) + 0.1
         >>> [tuple(s.shape) for s in ExtractSlices("axial", [3, 9])(volume)]
         [(1, 24, 20), (1, 24, 20)]
@@ -153,7 +153,7 @@ class ExtractSlice(Transform):
     Raises:
         InputError, ScanError: as `ExtractSlices`.
 
-    Example:
+    Examples:
         >>> tuple(ExtractSlice("coronal")(torch.rand(1, 20, 24, 18) + 0.1).shape)
         (1, 18, 20)
     """

@@ -139,7 +139,7 @@ def find_foreground(volume_s: NDArray, *, mask_s: NDArray | None = None) -> Fore
 def foreground_box(volume_s: NDArray, *, mask_s: NDArray | None = None) -> Box | None:
     """The box of the brain: above 2 % of the 99.5th percentile, largest component; None for an empty volume.
 
-    Example:
+    Examples:
         >>> volume = np.zeros((8, 8, 8))
         >>> volume[2:5, 3:6, 1:7] = 1
         >>> foreground_box(volume)

@@ -68,7 +68,7 @@ def view_plane(volume_s: NDArray, affine: NDArray, plane: str, *, name: str = "t
     Returns:
         A view (no copy) with the affine that belongs to it.
 
-    Example:
+    Examples:
         >>> view = view_plane(np.zeros((4, 5, 6)), np.eye(4), "axial")
         >>> view.volume_s.shape
         (5, 4, 6)

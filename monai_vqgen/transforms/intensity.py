@@ -58,7 +58,7 @@ class ScaleForeground(Transform):
     Raises:
         InputError: percentiles out of order; a slice without a window.
 
-    Example:
+    Examples:
         >>> scaled = ScaleForeground()(torch.arange(1000.0).reshape(1, 10, 10, 10))
         >>> float(scaled.min()), float(scaled.max())
         (0.0, 1.0)

@@ -79,7 +79,7 @@ class LoadSlice(Transform):
     Raises:
         ScanError: missing, unreadable, truncated, damaged, not a slice, NaN, or values of an unknown range.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.fromarray(np.full((4, 6), 255, dtype=np.uint8)).save(f"{folder}/white.png")

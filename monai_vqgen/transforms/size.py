@@ -112,7 +112,7 @@ class FitToSize(InvertibleTransform):
     Raises:
         InputError: the brain does not fit (with "error"), an invalid size, or an image that is not `[C, H, W]`.
 
-    Example:
+    Examples:
         >>> fit = FitToSize(8)
         >>> image = MetaTensor(torch.ones(1, 5, 4))
         >>> tuple(fit(image).shape), tuple(fit.inverse(fit(image)).shape)

@@ -24,6 +24,9 @@ HELD_BY = {
     "docs/MONAI_LABEL.md": "tests/label/test_docs.py",
     "docs/RESULTS.md": "tests/integration/test_docs.py",
     "docs/SCALING.md": "tests/integration/test_scaling_docs.py",
+    "docs/data.md": "tests/integration/test_readme.py",
+    "docs/getting_started.md": "tests/integration/test_readme.py",
+    "docs/training.md": "tests/integration/test_readme.py",
 }
 
 

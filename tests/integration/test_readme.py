@@ -19,6 +19,8 @@ from monai_vqgen.data import make_phantoms
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = ("getting_started.md", "training.md", "data.md", "sampling.md", "evaluation.md")
+GUIDES = "\n".join((ROOT / "docs" / name).read_text() for name in PAGES)
 
 TINY_NETWORK = {
     "network_def::channels": "16",
@@ -51,8 +53,8 @@ def stage_commands() -> list[str]:
 
 
 def fenced_commands() -> list[str]:
-    """The commands of the README's bash blocks that start a program of ours, not make."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    """The commands of the guides' bash blocks that start a program of ours, not make."""
+    blocks = re.findall(r"```bash\n(.*?)```", README + GUIDES, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     return [line for line in lines if re.match(r"(python|torchrun) ", line)]
 
@@ -117,7 +119,7 @@ def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
     assert ["sample.json" in commands[0], "inference.json" in commands[1]] == [True, True]
     assert "--nproc_per_node=2" in commands[2]
     assert "--positions_mm" in commands[3]
-    # run against a local server by tests/unit/data/test_openneuro.py; here, that it is understood
+    # run against a local server by tests/unit/data/test_download.py; here, that it is understood
     options = build_parser().parse_args(shlex.split(commands[4])[3:])
     assert (options.verb, options.accession, options.output) == ("download", "ds002748", "out/ds002748")
 
@@ -193,7 +195,7 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 
 def python_snippets() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", README + GUIDES, flags=re.DOTALL)
 
 
 def test_the_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +204,6 @@ def test_the_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     scan = sorted((tmp_path / "all").rglob("*.nii.gz"))[0]
     scan.rename(tmp_path / "scan.nii.gz")
     monkeypatch.chdir(tmp_path)
-    assert python_snippets()
+    assert len(python_snippets()) == 4
     for snippet in python_snippets():
         exec(compile(snippet, "README.md", "exec"), {})

@@ -133,7 +133,7 @@ class CodeStore:
     Raises:
         InputError: there is no code store, or it is damaged.
 
-    Example:
+    Examples:
         >>> store = CodeStore("out/codes")  # doctest: +SKIP
         >>> store.codes("training", 0).shape  # doctest: +SKIP
         torch.Size([270, 16, 16])

@@ -130,7 +130,7 @@ def make_phantoms(
         InputError: fewer than one subject.
         OutputExistsError: scans are there already.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     [path.name for path in make_phantoms(folder, 2, voxel_mm=6, progress=False)]

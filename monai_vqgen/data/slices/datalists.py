@@ -32,7 +32,7 @@ class SliceGeometry(NamedTuple):
 def evenly_spaced(count: int, among: int) -> list[int]:
     """Indices of at most `count` of `among` items, evenly spaced, the first and the last included.
 
-    Example:
+    Examples:
         >>> evenly_spaced(3, 10), evenly_spaced(5, 2), evenly_spaced(3, 0)
         ([0, 4, 9], [0, 1], [])
     """
@@ -65,7 +65,7 @@ def load_datalist(dataset_dir: str | Path, split: str) -> list[dict[str, Any]]:
 def read_slice_geometry(dataset_dir: str | Path) -> SliceGeometry:
     """Read plane and pixel size from `datalist.json`; ready-made folders have none.
 
-    Example:
+    Examples:
         >>> read_slice_geometry("/a/folder/of/png")
         SliceGeometry(plane=None, pixel_mm=None)
     """

@@ -75,7 +75,7 @@ def extract_slices(
         OutputExistsError: earlier results, and not `overwrite`.
         StageError: another of several processes has ended.
 
-    Example:
+    Examples:
         >>> extract_slices("scans", "slices", slices=SliceOptions("coronal", [60, 80]))  # doctest: +SKIP
     """
     check_joined()

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 def position_range(start_mm: float, stop_mm: float, step_mm: float) -> list[float]:
     """Positions from start, below stop, every step (all mm).
 
-    Example:
+    Examples:
         >>> position_range(40, 50, 3)
         [40, 43, 46, 49]
     """

@@ -83,7 +83,7 @@ def subject_of(path: Path, *, pattern: str | None = None, patient: str | None = 
     Raises:
         InputError: the pattern is not a regular expression.
 
-    Example:
+    Examples:
         >>> subject_of(Path("ds/sub-01_ses-2_T1w.nii.gz")), subject_of(Path("long_patient04_study2.nii"))
         ('sub-01', 'patient04')
     """

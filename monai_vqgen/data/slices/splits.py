@@ -61,7 +61,7 @@ def split_subjects(
         InputError: fractions that are not three shares of one.
         DatalistError: fewer subjects than parts that need one.
 
-    Example:
+    Examples:
         >>> split_subjects(["a", "b", "c", "d"], (0.5, 0.25, 0.25), seed=0)
         SubjectSplit(training=['a', 'c'], validation=['b'], test=['d'])
     """

@@ -24,7 +24,7 @@ class IncrementalPass(ABC):
     Call `logits()` for the next position's distribution, then `push(codes_b)` with the codes chosen there. A position
     whose code is known already can be pushed without asking for its logits. Both run without gradients.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from monai_vqgen.networks import GatedPixelCNN
         >>> prior = GatedPixelCNN(8, channels=4, num_layers=2, attention_every=0).eval()

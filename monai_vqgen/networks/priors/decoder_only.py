@@ -47,7 +47,7 @@ class DecoderOnlyPrior(Prior):
     Raises:
         InputError: arguments that cannot work, or inputs that do not fit the prior.
 
-    Example:
+    Examples:
         >>> prior = DecoderOnlyPrior(8, max_positions=30, channels=16, num_layers=1, num_heads=2)
         >>> prior(torch.randint(8, (3, 5, 6))).shape
         torch.Size([3, 8, 5, 6])

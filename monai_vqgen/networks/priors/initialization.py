@@ -46,7 +46,7 @@ def start_from_codebooks(
     Raises:
         CodesMismatchError: the codebooks' sizes are not the prior's.
 
-    Example:
+    Examples:
         >>> from monai_vqgen.networks import GatedPixelCNN
         >>> prior = GatedPixelCNN(8, channels=16, num_layers=2, attention_every=0)
         >>> _ = start_from_codebooks(prior, [torch.randn(8, 4)])

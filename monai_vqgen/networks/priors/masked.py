@@ -75,7 +75,7 @@ class MaskedPixelCNN(Prior):
     Raises:
         InputError: arguments that cannot work, or inputs that do not fit the prior.
 
-    Example:
+    Examples:
         >>> import torch
         >>> MaskedPixelCNN(8, channels=16, num_blocks=2)(torch.randint(8, (3, 5, 6))).shape
         torch.Size([3, 8, 5, 6])

@@ -48,7 +48,7 @@ class EMACodebook(Quantizer):
     Raises:
         InputError: for a value outside its range.
 
-    Example:
+    Examples:
         >>> codebook = EMACodebook(512, 16)
         >>> codebook(torch.randn(2, 16, 8, 8)).codes_bs.shape
         torch.Size([2, 8, 8])

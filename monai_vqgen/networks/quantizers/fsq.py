@@ -31,7 +31,7 @@ class FiniteScalarQuantizer(Quantizer):
     Raises:
         InputError: for fewer than two levels in a dimension, or none at all.
 
-    Example:
+    Examples:
         >>> FiniteScalarQuantizer((8, 8, 8)).num_codes
         512
     """

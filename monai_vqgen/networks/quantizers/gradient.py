@@ -31,7 +31,7 @@ class GradientCodebook(Quantizer):
     Raises:
         InputError: for a value outside its range.
 
-    Example:
+    Examples:
         >>> codebook = GradientCodebook(16, 4)
         >>> codebook(torch.zeros(1, 4, 2, 2)).loss.item() > 0
         True

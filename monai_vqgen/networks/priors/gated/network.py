@@ -74,7 +74,7 @@ class GatedPixelCNN(Prior):
     Raises:
         InputError: arguments that cannot work, or inputs that do not fit the prior.
 
-    Example:
+    Examples:
         >>> import torch
         >>> prior = GatedPixelCNN(8, channels=16, num_layers=2, attention_every=2, coarser_codes=[4])
         >>> prior(torch.randint(8, (3, 7, 6)), [torch.randint(4, (3, 4, 3))]).shape
