@@ -6,6 +6,7 @@ from monai_vqgen.evaluation.evaluator import (
     ModelEvaluation,
     ReportOptions,
     SamplingOptions,
+    claim_evaluation,
     pick_split,
     split_records,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "ModelEvaluation",
     "ReportOptions",
     "SamplingOptions",
+    "claim_evaluation",
     "pick_split",
     "split_records",
 ]

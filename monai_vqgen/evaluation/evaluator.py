@@ -31,13 +31,31 @@ from monai_vqgen.evaluation.sections import (
     sample_section,
 )
 from monai_vqgen.files import write_json
+from monai_vqgen.handlers import claim_output
 from monai_vqgen.metrics import CodebookCounter, FeatureSpace
 from monai_vqgen.models import Samples, TrainedModel, draw_conditions
 
-__all__ = ["ModelEvaluation", "ReportOptions", "SamplingOptions", "flat_numbers", "pick_split", "split_records"]
+__all__ = [
+    "ModelEvaluation",
+    "ReportOptions",
+    "SamplingOptions",
+    "claim_evaluation",
+    "flat_numbers",
+    "pick_split",
+    "split_records",
+]
 
 logger = logging.getLogger(__name__)
 
+RESULTS = ("metrics.json", "reconstructions.png", "samples.png")
+PICTURES = (
+    "overview.png",
+    "usage.png",
+    "real_and_sampled.*",
+    "rate_distortion.png",
+    "closest_pairs.png",
+    "positions.png",
+)
 MIXED = 32
 """Real slices, and as many samples, in the unlabelled grid of the report of samples."""
 
@@ -68,6 +86,15 @@ def pick_split(records: Mapping[str, Sequence[Any]], name: str) -> list[Any]:
         filled = ", ".join(split for split in records if records[split])
         raise DatalistError(f"split {name!r} holds no slices; choose one of {filled}, or give slices that have it")
     return list(records[name])
+
+
+def claim_evaluation(output_dir: str | Path, overwrite: bool = False) -> Path:
+    """`claim_output` for an evaluation: refuse a folder with earlier results, or remove these where asked.
+
+    Raises:
+        OutputExistsError: earlier results are there and `overwrite` is off.
+    """
+    return claim_output(output_dir, RESULTS, overwrite, by_products=PICTURES)
 
 
 class Attachable(Protocol):

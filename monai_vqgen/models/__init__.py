@@ -12,12 +12,13 @@ from monai_vqgen.models.record import (
     prior_record,
     trained_prior_record,
 )
-from monai_vqgen.models.sample_files import SampleFiles, SampleInferer
+from monai_vqgen.models.sample_files import SAMPLE_FILES, SampleFiles, SampleInferer
 from monai_vqgen.models.samples import Samples, draw_conditions, join_conditions
 from monai_vqgen.models.scans import LoadScand, UsableScans, model_pixel_mm, reconstruction_records
 from monai_vqgen.models.trained_model import TrainedModel
 
 __all__ = [
+    "SAMPLE_FILES",
     "LoadScand",
     "ModelRecord",
     "ReconstructionLayout",

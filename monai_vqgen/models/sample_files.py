@@ -27,7 +27,10 @@ from monai_vqgen.models.trained_model import TrainedModel
 from monai_vqgen.plots.pictures import grid_picture, save_png
 from monai_vqgen.transforms.geometry import check_plane
 
-__all__ = ["SampleFiles", "SampleInferer"]
+__all__ = ["SAMPLE_FILES", "SampleFiles", "SampleInferer"]
+
+SAMPLE_FILES = ("samples.json", "samples.png", "images/sample_*", "dicom/sample_*")
+"""What the stage writes, relative to its output folder."""
 
 logger = logging.getLogger(__name__)
 
