@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.quantiser import QuantiserCase, memory_ratio, time_ratio
+from benchmarks.quantizer import QuantizerCase, memory_ratio, time_ratio
 from benchmarks.sampling import SamplingCase, floor_ratio, sampling_ratio
 
 QUICK_SAMPLING = {"grid": 6, "channels": 8, "num_layers": 2, "attention_every": 2, "num_codes": 16, "repeats": 1}
@@ -28,8 +28,8 @@ def sampling(*, quick: bool, **sizes: int) -> SamplingCase:
     return SamplingCase(**{**sizes, **(QUICK_SAMPLING if quick else {})})
 
 
-def quantiser(*, quick: bool) -> QuantiserCase:
-    return QuantiserCase(**(QUICK_QUANTISER if quick else {}))
+def quantizer(*, quick: bool) -> QuantizerCase:
+    return QuantizerCase(**(QUICK_QUANTISER if quick else {}))
 
 
 def extraction(quick: bool) -> dict[str, object]:
@@ -47,8 +47,8 @@ BENCHMARKS: Mapping[str, Callable[[bool], dict[str, object]]] = {
         sampling(quick=quick, grid=64, batch=16, attention_every=0, repeats=1, passes=4)
     ),
     "sampling_floor_b1": lambda quick: floor_ratio(sampling(quick=quick)),
-    "quantiser_time": lambda quick: time_ratio(quantiser(quick=quick)),
-    "quantiser_memory": lambda quick: memory_ratio(quantiser(quick=quick)),
+    "quantizer_time": lambda quick: time_ratio(quantizer(quick=quick)),
+    "quantizer_memory": lambda quick: memory_ratio(quantizer(quick=quick)),
     "extraction_to_gunzip": extraction,
 }
 

@@ -1,6 +1,6 @@
 """Slices through MONAI's caching data sets: python examples/cached_datasets.py SCANS OUTPUT_FOLDER
 
-A volume is loaded, normalised and cut once, and its slices come from memory (CacheDataset) or from disk
+A volume is loaded, normalized and cut once, and its slices come from memory (CacheDataset) or from disk
 (PersistentDataset) ever after; random transforms follow the cache, so every epoch mirrors anew. A volume gives several
 slices, which MONAI's loader flattens into one batch.
 """

@@ -18,7 +18,7 @@ from monai_vqgen.transforms import ExtractSliced, FitToSized, ScaleForegroundd
 
 
 def pipeline(plane: str, output: Path) -> Compose:
-    """From a scan's file to a normalised central slice of 128x128 pixels of 1.736 mm, and to a file of it."""
+    """From a scan's file to a normalized central slice of 128x128 pixels of 1.736 mm, and to a file of it."""
     return Compose(
         [
             LoadImaged("image"),

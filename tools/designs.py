@@ -148,7 +148,7 @@ def _overlays(design: Design) -> list[str]:
 def _options(design: Design, preset: RunPreset) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of the network, which every stage needs, and those of the training."""
     own = {name: value for name, value in design.options.items() if name.startswith("network_def")}
-    # An overlay, or whole quantisers, bring sizes of their own: those of the preset are not for them.
+    # An overlay, or whole quantizers, bring sizes of their own: those of the preset are not for them.
     network = {} if design.overlay is not None else preset.network_options()
     training = {name: value for name, value in design.options.items() if name not in own}
     return {**network, **own}, {**preset.autoencoder_options(), **training}

@@ -139,7 +139,7 @@ def _samples(samples: Mapping[str, Any]) -> str:
         "each, so that Frechet, recall and coverage, which ask for variety, leave room for better. "
         f"Classifiers tell a kind from training slices, on subjects they have not seen (0.5 is chance; the CNN "
         "is the mean of three networks; errors count slices as independent, which those of one head are not); "
-        f"the other columns compare {samples['compared']} of each kind, neighbours being {samples['neighbors']}. "
+        f"the other columns compare {samples['compared']} of each kind, neighbors being {samples['neighbors']}. "
         f"Features: {samples['feature_space']}."
     )
     position = samples.get("position")

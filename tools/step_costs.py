@@ -20,7 +20,7 @@ WARM_UP, STEPS, ROUNDS = 3, 3, 7  # the first step of a codebook runs k-means
 
 
 def training_step(options: Mapping[str, Any], *, overlays: Sequence[str] = ()) -> Callable[[], None]:
-    """One step of `train.json` with these options: a batch with its augmentation, losses, gradients, the optimiser.
+    """One step of `train.json` with these options: a batch with its augmentation, losses, gradients, the optimizer.
 
     Args:
         options: as on the command line, `dataset_dir` among them.

@@ -12,7 +12,7 @@ __all__ = ["PRESETS", "RunPreset", "fast_bfloat16", "pick_preset"]
 
 
 class RunPreset(NamedTuple):
-    """All sizes of a run. Positions are millimetres below the top of the brain; tuples go level by level.
+    """All sizes of a run. Positions are millimeters below the top of the brain; tuples go level by level.
 
     `..._amp` asks for bfloat16 where the machine computes it fast, see `fast_bfloat16`.
     """

@@ -97,7 +97,7 @@ class AccumulatedUpdate:
 
     @contextlib.contextmanager
     def _learning_held(self, network: nn.Module) -> Iterator[None]:
-        """Quantisers only note what they would have learned from; at the end, unless it failed, each learns once."""
+        """Quantizers only note what they would have learned from; at the end, unless it failed, each learns once."""
         quantizers = [module for module in network.modules() if isinstance(module, Quantizer)]
         notes = [self._notes.setdefault(quantizer, _Notes()) for quantizer in quantizers]
         for quantizer, note in zip(quantizers, notes, strict=True):

@@ -102,7 +102,7 @@ def check_one_size(*datasets: Iterable[Mapping[str, Any]]) -> None:
     """
     sizes = {tuple(item["image"].shape[1:]) for dataset in datasets for item in dataset}
     if len(sizes) > 1:
-        raise InputError(f"Slices have different sizes {sorted(sizes)}: give --image_size to pad or crop them.")
+        raise InputError(f"Slices have different sizes {sorted(sizes)}: give --image_size to pad or crop them")
 
 
 class PrepareImages(PrepareBatch):

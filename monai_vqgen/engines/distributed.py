@@ -51,7 +51,7 @@ def start_distributed(device: torch.device | str) -> None:
     if "WORLD_SIZE" not in os.environ:
         raise InputError(
             "The multi-GPU configuration needs torchrun, and WORLD_SIZE is not set. Start it with "
-            "`torchrun --standalone --nproc_per_node=N -m monai.bundle run ...`, or leave the multi_gpu file out."
+            "`torchrun --standalone --nproc_per_node=N -m monai.bundle run ...`, or leave the multi_gpu file out"
         )
     device = torch.device(device)
     if device.type == "cuda":
@@ -71,7 +71,7 @@ def end_distributed() -> None:
 def distribute(objective: nn.Module, device: torch.device | str) -> nn.Module:
     """Wrap an objective for several processes; returned as it is when there is no process group.
 
-    Buffers are not broadcast at every step: the quantisers all-reduce their statistics, so codebooks stay equal.
+    Buffers are not broadcast at every step: the quantizers all-reduce their statistics, so codebooks stay equal.
     """
     if not dist.is_initialized():
         return objective
@@ -106,7 +106,7 @@ def shard(dataset: Sized, *, shuffle: bool, seed: int = 0) -> DistributedSampler
     if len(dataset) < count:
         raise InputError(
             f"The data set has {len(dataset)} items for {count} processes. Check dataset_dir: it must hold slices "
-            "(or codes) of this split, at least one a process."
+            "(or codes) of this split, at least one a process"
         )
     if not shuffle:
         return range(rank, len(dataset), count)

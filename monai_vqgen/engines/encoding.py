@@ -48,7 +48,7 @@ def check_mirroring(plane: str | None, probability: float = 1.0) -> None:
     if plane == "sagittal" and probability > 0:
         raise InputError(
             "Sagittal slices cannot be mirrored: their last axis runs from front to back, not from left to right. "
-            "Leave mirror_probability at 0 and mirror_training at false."
+            "Leave mirror_probability at 0 and mirror_training at false"
         )
 
 
@@ -83,7 +83,7 @@ def write_codes(
     """
     check_joined()
     if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1.")
+        raise InputError(f"batch_size={batch_size} must be at least 1")
     geometry = read_slice_geometry(dataset_dir)
     if mirror_training:
         check_mirroring(geometry.plane)
@@ -204,7 +204,7 @@ def _one_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The size that all have; () stands for a size not known."""
     known = sorted({size for size in sizes if size})
     if len(known) > 1:
-        raise InputError(f"Slices have different sizes {known}: give --image_size to pad or crop them.")
+        raise InputError(f"Slices have different sizes {known}: give --image_size to pad or crop them")
     return known[0] if known else ()
 
 

@@ -1,4 +1,4 @@
-"""What a trainer optimises: modules that wrap a network, take a batch and return its losses. DDP wraps these.
+"""What a trainer optimizes: modules that wrap a network, take a batch and return its losses. DDP wraps these.
 
 Shape suffixes: b batch, c channels, k codebook size, s spatial axes (2 or 3), f condition features.
 """
@@ -36,7 +36,7 @@ class AutoencoderObjective(nn.Module):
                        |                                 + codebook_weight * sum of the levels' losses
                        +-> codes, losses of the levels (commitment included)
 
-    van den Oord et al. 2017, equation 3. In training mode the quantisers learn from the batch
+    van den Oord et al. 2017, equation 3. In training mode the quantizers learn from the batch
     (`autoencoder.train_pass`); in evaluation mode nothing changes, and the loss is the reconstruction loss alone.
 
     Args:
@@ -44,7 +44,7 @@ class AutoencoderObjective(nn.Module):
         mse_weight: weight of the mean squared error.
         l1_weight: weight of the mean absolute error.
         ssim_weight: weight of 1 - SSIM (Wang et al. 2004; Gaussian window of 11 pixels, sigma 1.5, data range 1).
-        codebook_weight: weight of the quantisers' losses, which carry their own commitment weight (0.25).
+        codebook_weight: weight of the quantizers' losses, which carry their own commitment weight (0.25).
         amp: compute in bfloat16 where torch deems it safe. It needs no loss scaling, so it works alike on CPU and GPU.
 
     Returns of ``forward(images_bcs)``, a dictionary as MONAI's engines expect: ``loss`` (scalar), ``reconstruction``
@@ -81,7 +81,7 @@ class AutoencoderObjective(nn.Module):
         if min(weights.values()) < 0 or sum(pixel_weights.values()) <= 0:
             raise InputError(
                 f"Loss weights {weights}: none may be negative, and one of mse_weight, l1_weight or ssim_weight "
-                "must be positive."
+                "must be positive"
             )
         self.autoencoder = autoencoder
         self.mse_weight, self.l1_weight, self.ssim_weight = mse_weight, l1_weight, ssim_weight

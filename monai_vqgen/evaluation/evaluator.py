@@ -57,7 +57,7 @@ PICTURES = (
     "positions.png",
 )
 MIXED = 32
-"""Real slices, and as many samples, in the unlabelled grid of the report of samples."""
+"""Real slices, and as many samples, in the unlabeled grid of the report of samples."""
 
 
 def split_records(dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:

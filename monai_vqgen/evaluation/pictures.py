@@ -68,7 +68,7 @@ def save_sample_pictures(
         samples: the sampled ones.
         test: the real ones.
         split: which split they are of.
-        mixed: how many real slices, and as many samples, stand in random order in the unlabelled grid.
+        mixed: how many real slices, and as many samples, stand in random order in the unlabeled grid.
     """
     drawn = samples.images[:, 0].numpy()
     rows = [(f"{split} slices", result.shown["original"]), ("reconstructed", result.shown["reconstruction"])]

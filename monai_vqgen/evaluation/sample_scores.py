@@ -134,7 +134,7 @@ def sample_metrics(
 
     Frechet distance, precision, recall, density and coverage depend on how many images they are taken of: for these
     every kind is cut to the size of the smallest (`compared`), by images spread evenly over it. Where slices have
-    subjects, neighbours in them are slices of other subjects: beside the next slice of the same head, nobody else's is
+    subjects, neighbors in them are slices of other subjects: beside the next slice of the same head, nobody else's is
     near, and real slices of new subjects would score next to nothing.
 
     Args:
@@ -150,7 +150,7 @@ def sample_metrics(
         seed: of splits, classifiers and pairs.
 
     Returns:
-        What goes into `metrics.json`, and the nearest training slice of every sample. An audit of memorisation that
+        What goes into `metrics.json`, and the nearest training slice of every sample. An audit of memorization that
         cannot be made is None, and the log says why.
 
     Raises:
@@ -245,10 +245,10 @@ def _position(
 def _audit(
     samples: FeatureNeighbors | AlignedNeighbors, held_out: FeatureNeighbors | AlignedNeighbors, space: str
 ) -> dict[str, Any] | None:
-    """The audit of memorisation in pixels or features; None, with a warning, where there can be none."""
+    """The audit of memorization in pixels or features; None, with a warning, where there can be none."""
     try:
         audit = memorization_audit(samples, held_out)
     except InputError as error:  # the other figures took minutes, and stand without this one
-        logger.warning("No audit of memorisation by %s: %s", space, error)
+        logger.warning("No audit of memorization by %s: %s", space, error)
         return None
     return {**audit._asdict(), "closest": [pair._asdict() for pair in audit.closest]}

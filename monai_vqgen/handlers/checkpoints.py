@@ -73,7 +73,7 @@ class BestCheckpoint:
     def __call__(self, engine: Engine) -> None:
         """Save when the metric is the lowest so far."""
         if self.metric not in engine.state.metrics:
-            raise CheckpointError(f"There is no metric {self.metric!r}, only {sorted(engine.state.metrics)}.")
+            raise CheckpointError(f"There is no metric {self.metric!r}, only {sorted(engine.state.metrics)}")
         value = float(engine.state.metrics[self.metric])
         if not value < self.best:
             return
@@ -134,7 +134,7 @@ class TrainingState:
         saved = read_state(self.path)
         missing = sorted(set(self.parts) ^ set(saved.get("parts", {})))
         if missing:
-            raise CheckpointError(f"{self.path} is of another kind of run: it differs in {missing}.")
+            raise CheckpointError(f"{self.path} is of another kind of run: it differs in {missing}")
         for name, part in self.parts.items():
             target = part.module if isinstance(part, nn.parallel.DistributedDataParallel) else part
             state = saved["parts"][name]
@@ -145,7 +145,7 @@ class TrainingState:
                 target.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise CheckpointError(
-                    f"{self.path} does not fit this run's {name}: resume with the options it was started with."
+                    f"{self.path} does not fit this run's {name}: resume with the options it was started with"
                 ) from error
         engine.state.epoch, engine.state.iteration = saved["place"]["epoch"], saved["place"]["iteration"]
         logger.info("Resumed from %s after epoch %d.", self.path, engine.state.epoch)

@@ -76,7 +76,7 @@ class Patience:
 
     def __init__(self, evaluator: Engine, *, metric: str, patience: int, interval: int = 1) -> None:
         if patience < 0:
-            raise InputError(f"patience={patience} must be 0 (never stop early) or a number of validations.")
+            raise InputError(f"patience={patience} must be 0 (never stop early) or a number of validations")
         self.evaluator, self.metric, self.patience, self.interval = evaluator, metric, patience, interval
         self._counter: EarlyStopping | None = None
 

@@ -29,7 +29,7 @@ _LARGEST_CELL = 256  # pixels of a code's picture, so that code grids can be loo
 
 
 def image_rows(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
-    """Lay out rows of images (b, 1, *s) in [0, 1] as one grey picture; of volumes the middle slice is shown."""
+    """Lay out rows of images (b, 1, *s) in [0, 1] as one gray picture; of volumes the middle slice is shown."""
     drawn = []
     for images_bcs in rows:
         images = images_bcs.detach().float().cpu()[:, 0]
@@ -121,7 +121,7 @@ class SampleImages(_Pictures):
     """What a prior draws, given the coarser codes and conditions of slices of the data set.
 
     With an autoencoder the codes are decoded, up to and including the prior's level; without one the grids themselves
-    are shown as shades of grey. Attach to the trainer.
+    are shown as shades of gray. Attach to the trainer.
 
     Args:
         prior: the prior in training.

@@ -47,9 +47,9 @@ def claim_output(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"output_dir={str(folder)!r} cannot be made: {error}. Give another folder.") from error
+        raise InputError(f"output_dir={str(folder)!r} cannot be made: {error}. Give another folder") from error
     if not os.access(folder, os.W_OK):
-        raise InputError(f"output_dir={str(folder)!r} is not writable. Give another folder.")
+        raise InputError(f"output_dir={str(folder)!r} is not writable. Give another folder")
     resuming = resume_from is not None and (folder / resume_from).is_file()
     # The other processes would race with the first one's writing.
     if resuming or process_rank() > 0:
@@ -61,7 +61,7 @@ def claim_output(
     elif there:
         raise OutputExistsError(
             f"output_dir={str(folder)!r} already holds {', '.join(there)}. Give another --output_dir, or "
-            "--overwrite true to replace earlier results."
+            "--overwrite true to replace earlier results"
         )
     return folder
 

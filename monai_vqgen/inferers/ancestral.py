@@ -73,7 +73,7 @@ class AncestralSampler:
     ) -> None:
         check_priors(priors)
         if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; give at least 1.")
+            raise InputError(f"batch_size is {batch_size}; give at least 1")
         self.priors = list(priors)
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         columns = {name: _one_a_level(name, value, len(self.priors)) for name, value in settings.items()}
@@ -106,7 +106,7 @@ class AncestralSampler:
             Integers `(num_samples, *grid)` a level, on the priors' device.
         """
         if num_samples < 1:
-            raise InputError(f"num_samples is {num_samples}; give at least 1.")
+            raise InputError(f"num_samples is {num_samples}; give at least 1")
         check_grids(grids, self.priors)
         device = device_of(self.priors[0])
         codes = [torch.zeros(num_samples, *grid, dtype=torch.long, device=device) for grid in grids]
@@ -190,7 +190,7 @@ class AncestralSampler:
     ) -> None:
         """Draw the masked positions of `codes` in place, batch by batch and level by level."""
         if first_sample < 0:
-            raise InputError(f"first_sample is {first_sample}; give at least 0.")
+            raise InputError(f"first_sample is {first_sample}; give at least 0")
         count = codes[0].shape[0]
         condition_bf = checked_condition(condition, self.priors, count=count)
         noises = [GumbelNoise(seed, level=level, num_codes=prior.num_codes) for level, prior in enumerate(self.priors)]

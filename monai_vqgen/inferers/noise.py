@@ -54,9 +54,9 @@ class GumbelNoise:
 
     def __init__(self, seed: int, *, level: int, num_codes: int) -> None:
         if not 0 <= seed < 2**WORD_BITS:
-            raise InputError(f"seed is {seed}; give an integer of at least 0 and below 2^{WORD_BITS}.")
+            raise InputError(f"seed is {seed}; give an integer of at least 0 and below 2^{WORD_BITS}")
         if not 0 <= level < 2**LEVEL_BITS:
-            raise InputError(f"level is {level}; give at least 0 and below {2**LEVEL_BITS}.")
+            raise InputError(f"level is {level}; give at least 0 and below {2**LEVEL_BITS}")
         self.seed, self.level, self.num_codes = seed, level, num_codes
         self._counts_per_row = -(-num_codes // WORDS_PER_COUNT)
 
@@ -69,7 +69,7 @@ class GumbelNoise:
 
     def _one(self, sample: int, *, first: int, count: int) -> np.ndarray:
         if not 0 <= sample < 2 ** (WORD_BITS - LEVEL_BITS):
-            raise InputError(f"sample index is {sample}; give at least 0 and below 2^{WORD_BITS - LEVEL_BITS}.")
+            raise InputError(f"sample index is {sample}; give at least 0 and below 2^{WORD_BITS - LEVEL_BITS}")
         key = np.array([self.seed, (sample << LEVEL_BITS) | self.level], dtype=np.uint64)
         generator = np.random.Philox(counter=first * self._counts_per_row, key=key)
         words = generator.random_raw(count * self._counts_per_row * WORDS_PER_COUNT)

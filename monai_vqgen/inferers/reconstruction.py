@@ -30,7 +30,7 @@ BACKGROUND_LEVEL = 0.02  # share of the window below which a voxel is background
 logger = logging.getLogger(__name__)
 
 
-class _Normalised(NamedTuple):
+class _Normalized(NamedTuple):
     volume_s: NDArray  # in [0, 1]
     window: Window
     background: float  # what lies outside the foreground, in the input's units
@@ -41,22 +41,22 @@ class VolumeReconstructionInferer(Inferer):
 
     ::
 
-        volume ─ normalise ─ reorient ─ resample in plane ─ pad ─> slices ─> network
+        volume ─ normalize ─ reorient ─ resample in plane ─ pad ─> slices ─> network
         volume <─ units ──── reorient ─ resample ──────── crop <────────────┘
 
     The intensity window runs from percentile `lower` to `upper` (0.5 to 99.5, as in `extract_slices`) of the whole
     volume's foreground; give the ones that the network's slices were cut with. Reorientation is by axis codes, so an
     oblique volume is not interpolated. No slice is cropped. A slice that is blank in the input is not shown to the
     network and comes back as it was. A volume with one axis of a single voxel is itself a slice: its plane is that
-    axis', whatever `plane` says, and values already in [0, 1] are taken as normalised.
+    axis', whatever `plane` says, and values already in [0, 1] are taken as normalized.
 
     Args:
         plane: "axial", "coronal" or "sagittal": the plane of the slices that the network was trained on.
-        pixel_mm: pixel size that the network was trained on, in millimetres; `None` takes the volume as stored.
+        pixel_mm: pixel size that the network was trained on, in millimeters; `None` takes the volume as stored.
         image_size: pixels that the network was trained on; smaller slices are padded with background to this size,
             larger ones stay larger. `None` pads nothing.
         batch_size: slices shown to the network at once.
-        intensity: "input" returns the input's units, "unit" the normalised range [0, 1].
+        intensity: "input" returns the input's units, "unit" the normalized range [0, 1].
         lower: percentile of the foreground that becomes 0.
         upper: percentile that becomes 1.
         progress: whether to draw a progress bar over the slices.
@@ -89,13 +89,13 @@ class VolumeReconstructionInferer(Inferer):
         if plane not in PLANES:
             raise InputError(f"plane {plane!r} is unknown; choose one of {', '.join(PLANES)}")
         if pixel_mm is not None and not pixel_mm > 0:
-            raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimetres, or none")
+            raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimeters, or none")
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give at least 1")
         if intensity not in get_args(Intensity):
             raise InputError(f"intensity is {intensity!r}; choose 'input' or 'unit'")
         if not 0 <= lower < upper <= 100:
-            raise InputError(f"percentiles are {lower} and {upper}; 0 <= lower < upper <= 100 is due.")
+            raise InputError(f"percentiles are {lower} and {upper}; 0 <= lower < upper <= 100 is due")
         self.lower, self.upper = lower, upper
         self.plane, self.pixel_mm, self.batch_size = plane, pixel_mm, batch_size
         self.intensity, self.progress = intensity, progress
@@ -118,7 +118,7 @@ class VolumeReconstructionInferer(Inferer):
 
         values = inputs.detach().cpu().float().numpy()
         affines = np.broadcast_to(_affine(inputs), (len(values), 4, 4))
-        if inputs.ndim == 4:  # pictures know no plane and no millimetres: each is one slice of a volume
+        if inputs.ndim == 4:  # pictures know no plane and no millimeters: each is one slice of a volume
             values, affines = values[..., None], np.broadcast_to(_AS_AXIAL_SLICE, affines.shape)
         results = [self._volume(value[0], affine, reconstruct) for value, affine in zip(values, affines, strict=True)]
         result = torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape)
@@ -129,13 +129,13 @@ class VolumeReconstructionInferer(Inferer):
     def check(self, image: torch.Tensor) -> None:
         """Raise ScanError where a volume `(1, X, Y, Z)` or a slice `(1, H, W)` has no contrast to reconstruct."""
         values = image[0].detach().cpu().float().numpy()
-        if not _is_normalised(values := values[..., None] if values.ndim == 2 else values):
+        if not _is_normalized(values := values[..., None] if values.ndim == 2 else values):
             _contrast(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), self.lower, self.upper)
 
     def _volume(self, volume_s: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
         plane = _plane_of(volume_s.shape, affine) or self.plane
-        normalised = _normalise(volume_s, self.lower, self.upper)
-        view = view_plane(normalised.volume_s, affine, plane)
+        normalized = _normalize(volume_s, self.lower, self.upper)
+        view = view_plane(normalized.volume_s, affine, plane)
         images_nhw = np.moveaxis(view.volume_s, -1, 0)
         filled_n = images_nhw.reshape(len(images_nhw), -1).max(1) > 0
         result_nhw = np.zeros(images_nhw.shape, dtype=np.float32)
@@ -146,7 +146,7 @@ class VolumeReconstructionInferer(Inferer):
         if self.intensity == "unit":
             return result_s
         filled_s = apply_orientation(np.broadcast_to(filled_n, view.volume_s.shape), back)
-        return np.where(filled_s, _in_units(result_s, normalised), volume_s).astype(np.float32)
+        return np.where(filled_s, _in_units(result_s, normalized), volume_s).astype(np.float32)
 
     def _slices(self, images_nhw: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
         """Resample, pad, reconstruct, crop and resample back slices of one volume."""
@@ -195,7 +195,7 @@ def _plane_of(shape: Sequence[int], affine: NDArray) -> str | None:
     return ("sagittal", "coronal", "axial")[anatomical]
 
 
-def _is_normalised(volume_s: NDArray) -> bool:
+def _is_normalized(volume_s: NDArray) -> bool:
     return 1 in volume_s.shape and bool(volume_s.min() >= 0 and volume_s.max() <= 1)
 
 
@@ -211,26 +211,26 @@ def _contrast(volume_s: NDArray, lower: float, upper: float) -> tuple[float, Win
     return foreground.threshold, window
 
 
-def _normalise(volume_s: NDArray, lower: float, upper: float) -> _Normalised:
+def _normalize(volume_s: NDArray, lower: float, upper: float) -> _Normalized:
     if not np.isfinite(volume_s).all():
         logger.warning("%d voxels are not finite numbers; they are taken as 0", int((~np.isfinite(volume_s)).sum()))
         volume_s = np.nan_to_num(volume_s, nan=0.0, posinf=0.0, neginf=0.0)
-    if _is_normalised(volume_s):
-        return _Normalised(volume_s, Window(0.0, 1.0), 0.0)
+    if _is_normalized(volume_s):
+        return _Normalized(volume_s, Window(0.0, 1.0), 0.0)
     threshold, window = _contrast(volume_s, lower, upper)
     below = volume_s[volume_s <= threshold]
     background = min(float(np.median(below)), window.low) if below.size else window.low
     scaled = np.clip((volume_s - window.low) / (window.high - window.low), 0, 1)
-    return _Normalised(scaled.astype(np.float32), window, background)
+    return _Normalized(scaled.astype(np.float32), window, background)
 
 
-def _in_units(images: NDArray, normalised: _Normalised) -> NDArray:
+def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:
     """Undo the window; the lowest 2 % run down to the background's own value, so that black stays black."""
-    low, high = normalised.window
-    if normalised.background >= low:
+    low, high = normalized.window
+    if normalized.background >= low:
         return low + images * (high - low)
     knee = low + BACKGROUND_LEVEL * (high - low)
-    return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [normalised.background, knee, high])
+    return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [normalized.background, knee, high])
 
 
 def _interpolation(new: int, old: int, ratio: float) -> NDArray:
@@ -241,6 +241,6 @@ def _interpolation(new: int, old: int, ratio: float) -> NDArray:
         old: pixels of the axis as stored.
         ratio: resampled pixels per stored pixel.
     """
-    centres = np.clip((new - 1) / 2 + (np.arange(old) - (old - 1) / 2) * ratio, 0, new - 1)
-    distance = np.abs(centres[:, None] - np.arange(new)[None, :])
+    centers = np.clip((new - 1) / 2 + (np.arange(old) - (old - 1) / 2) * ratio, 0, new - 1)
+    distance = np.abs(centers[:, None] - np.arange(new)[None, :])
     return np.clip(1 - distance, 0, None).astype(np.float32)

@@ -41,12 +41,12 @@ class Truncation:
         if not (_is_finite(temperature) and temperature > 0):
             raise InputError(
                 f"temperature is {temperature}; give a number above 0. For the most probable code at every position "
-                "(temperature 0) use top_k=1."
+                "(temperature 0) use top_k=1"
             )
         if top_k is not None and (top_k < 1 or top_k != int(top_k)):
-            raise InputError(f"top_k is {top_k}; give a whole number of at least 1, or leave it out to keep all codes.")
+            raise InputError(f"top_k is {top_k}; give a whole number of at least 1, or leave it out to keep all codes")
         if top_p is not None and not 0 < top_p <= 1:
-            raise InputError(f"top_p is {top_p}; give a number above 0 and at most 1, or leave it out.")
+            raise InputError(f"top_p is {top_p}; give a number above 0 and at most 1, or leave it out")
         self.temperature, self.top_p = temperature, top_p
         self.top_k = None if top_k is None else int(top_k)  # 3.0 is a whole number too, but no index
 

@@ -84,7 +84,7 @@ class CodecPoint(NamedTuple):
             headers and tables: about what a bare payload would save.
         psnr: in dB, over the slice; 100 for an exact copy.
         psnr_brain: the same over the brain.
-        ssim: over the slice; at low quality JPEG turns black into dark grey, which this score punishes and no eye sees.
+        ssim: over the slice; at low quality JPEG turns black into dark gray, which this score punishes and no eye sees.
         ssim_brain: the same over the brain.
         ms_ssim: over the slice.
         ms_ssim_brain: the same over the brain.
@@ -142,7 +142,7 @@ class _Rung:
 
 
 def _decode(stream: bytes) -> NDArray[np.float32]:
-    """Back to [0, 1]; WebP has no grey images, so what it gives is turned back into grey."""
+    """Back to [0, 1]; WebP has no gray images, so what it gives is turned back into gray."""
     with Image.open(io.BytesIO(stream)) as image:
         return np.asarray(image.convert("L"), dtype=np.float32) / np.float32(LEVELS)
 

@@ -137,7 +137,7 @@ class WhitenedFeatures:
     def __call__(self, images_bchw: Tensor) -> Tensor:
         """Whitened features (n, k) of images, float64."""
         if self._mean_f is None:
-            raise InputError("Fit the whitening to real training slices first.")
+            raise InputError("Fit the whitening to real training slices first")
         features_nf = checked_features(self.base(images_bchw), "features")
         check_same_size(features_nf, self._mean_f[None], "features and those whitened on")
         return (features_nf - self._mean_f) @ self._projection_fk
@@ -146,7 +146,7 @@ class WhitenedFeatures:
 class NetworkFeatures:
     """Features of a network, for example Inception's or RadImageNet's from a TorchScript file.
 
-    The grey image is resized (bilinear, antialiased), repeated over the network's channels, normalised by (x - mean) /
+    The gray image is resized (bilinear, antialiased), repeated over the network's channels, normalized by (x - mean) /
     std, and given to the network without gradients and in evaluation mode. An output with spatial axes is averaged over
     them. `from_file` reads a TorchScript file; any other callable from images to features will do as well.
 

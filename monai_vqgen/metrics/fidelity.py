@@ -131,7 +131,7 @@ class _Neighborhoods:
         if neighbors < 1:
             raise InputError(f"{neighbors=} must be at least 1")
         self.neighbors = neighbors
-        self.centers_nf = checked_features(features_nf, f"{name} for {neighbors} neighbours", at_least=neighbors + 1)
+        self.centers_nf = checked_features(features_nf, f"{name} for {neighbors} neighbors", at_least=neighbors + 1)
         self._subject_n = _subject_numbers(subjects, self.centers_nf, neighbors, name)
 
     @cached_property
@@ -144,7 +144,7 @@ class _Neighborhoods:
         return torch.cat(radii)
 
     def distances_from(self, points_mf: Tensor) -> Iterator[Tensor]:
-        """Distances of points to all centres, a block of points at a time."""
+        """Distances of points to all centers, a block of points at a time."""
         for _, distances in distance_blocks(points_mf, self.centers_nf):
             yield distances
 
@@ -180,13 +180,13 @@ def precision_recall(
     """Improved precision and recall of Kynkäänniemi et al. 2019, equations 1 and 2.
 
     Precision: the share of generated points inside at least one ball around a real point, whose radius is the distance
-    to that point's k-th nearest real neighbour, its surface included. Recall: the same, the sets exchanged.
+    to that point's k-th nearest real neighbor, its surface included. Recall: the same, the sets exchanged.
 
     Args:
         real_nf: features of real images.
         generated_mf: features of generated images.
         neighbors: k; 3 as in the paper.
-        real_subjects: the subject of every real image; a neighbour then is an image of another subject. Without it the
+        real_subjects: the subject of every real image; a neighbor then is an image of another subject. Without it the
             next slices of a subject set so small a radius that no other person's slice lies within.
         generated_subjects: the same of the generated images, where they are of somebody (held-out slices in their
             place, or their reconstructions).
@@ -237,7 +237,7 @@ def density_coverage(
     """
     real = _Neighborhoods(real_nf, real_subjects, neighbors, "real features")
     generated_mf = checked_features(
-        generated_mf, f"generated features for {neighbors} neighbours", at_least=neighbors + 1
+        generated_mf, f"generated features for {neighbors} neighbors", at_least=neighbors + 1
     )
     check_same_size(real.centers_nf, generated_mf, "real and generated features")
     balls, covered_n = 0, torch.zeros(len(real.centers_nf), dtype=torch.bool, device=real.centers_nf.device)

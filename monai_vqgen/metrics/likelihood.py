@@ -26,7 +26,7 @@ def bits_per_code(log_prob_n: Tensor, num_positions: int) -> float:
         1.0
     """
     if log_prob_n.numel() == 0 or num_positions < 1:
-        raise InputError("Bits per code need at least one grid of at least one position.")
+        raise InputError("Bits per code need at least one grid of at least one position")
     return float(-log_prob_n.double().mean() / (num_positions * math.log(2)))
 
 
@@ -36,7 +36,7 @@ def uniform_bits_per_code(num_codes: int) -> float:
 
 
 class PositionHistogram:
-    """A model that knows how often each code stands at each position, and nothing about neighbours.
+    """A model that knows how often each code stands at each position, and nothing about neighbors.
 
     p(code at position) = (count + smoothing) / (n + smoothing * K), additive (Lidstone) smoothing.
 
@@ -54,7 +54,7 @@ class PositionHistogram:
     def __init__(self, num_codes: int, *, smoothing: float | None = None) -> None:
         if smoothing is not None and not smoothing > 0:
             raise InputError(
-                f"smoothing={smoothing} must be positive, or a code not seen would cost infinitely many bits."
+                f"smoothing={smoothing} must be positive, or a code not seen would cost infinitely many bits"
             )
         self.num_codes, self.smoothing = num_codes, smoothing
         self._counts_pk: Tensor | None = None
@@ -76,10 +76,10 @@ class PositionHistogram:
     def bits_per_code(self, codes_ns: Tensor) -> float:
         """Mean bits per code of grids (n, *s) of the training grids' size."""
         if self._counts_pk is None or self.smoothing is None:
-            raise InputError("Fit the histogram to training codes first.")
+            raise InputError("Fit the histogram to training codes first")
         if tuple(codes_ns.shape[1:]) != self._grid:
             raise CodesMismatchError(
-                f"Grids of {tuple(codes_ns.shape[1:])} codes, but the histogram is of {self._grid}."
+                f"Grids of {tuple(codes_ns.shape[1:])} codes, but the histogram is of {self._grid}"
             )
         counts_np = self._counts_of(self._flat(codes_ns)).double()
         total = self._num_grids + self.smoothing * self.num_codes
@@ -97,7 +97,7 @@ class PositionHistogram:
 
     def _flat(self, codes_ns: Tensor) -> Tensor:
         if codes_ns.shape[0] == 0:
-            raise InputError("No grids of codes were given.")
+            raise InputError("No grids of codes were given")
         codes_np = codes_ns.detach().cpu().long().flatten(1)
         if int(codes_np.min()) < 0 or int(codes_np.max()) >= self.num_codes:
             raise CodesMismatchError(f"Codes must lie in 0 to {self.num_codes - 1}: made by another autoencoder?")

@@ -95,7 +95,7 @@ def memorization_audit(
     if type(samples) is not type(held_out) or not 0 <= percentile <= 100 or num_pairs < 0:
         raise InputError(
             f"{type(samples).__name__} against {type(held_out).__name__} at {percentile=} with {num_pairs=}: "
-            "find both neighbours in one way, percentile 0 to 100, no negative number of pairs"
+            "find both neighbors in one way, percentile 0 to 100, no negative number of pairs"
         )
     if len(samples.distances_m) == 0 or len(held_out.distances_m) == 0:
         raise InputError("no samples or no held-out slices: give at least one of each")
@@ -129,7 +129,7 @@ def authenticity(
         samples_mf: features of samples.
         training_nf: features of training images.
         training_subjects: the subject of every training image; "any other" then means of another subject. Without it
-            the neighbouring slices of a subject set so small a radius that copies pass.
+            the neighboring slices of a subject set so small a radius that copies pass.
 
     Raises:
         InputError: fewer than two training images or subjects, features of different sizes, or not finite.

@@ -17,7 +17,7 @@ from monai_vqgen.metrics.features import check_same_size, checked_features
 
 __all__ = ["PositionConsistency", "RidgeModel", "fit_ridge", "position_consistency"]
 
-PENALTIES = tuple(10.0**exponent for exponent in np.arange(-4.0, 2.5, 0.5))  # per slice, of standardised features
+PENALTIES = tuple(10.0**exponent for exponent in np.arange(-4.0, 2.5, 0.5))  # per slice, of standardized features
 FOLDS = 5
 
 
@@ -40,7 +40,7 @@ class RidgeModel(NamedTuple):
 
 
 class PositionConsistency(NamedTuple):
-    """Mean absolute errors of position, in millimetres.
+    """Mean absolute errors of position, in millimeters.
 
     Attributes:
         samples_mm: of samples, against the position each was asked for.
@@ -58,7 +58,7 @@ class PositionConsistency(NamedTuple):
 
 
 def _ridge_path(features_nf: Tensor, targets_n: Tensor) -> list[RidgeModel]:
-    """One ridge regression a penalty, from a single eigendecomposition, of features standardised on these rows."""
+    """One ridge regression a penalty, from a single eigendecomposition, of features standardized on these rows."""
     mean_f, std_f = features_nf.mean(0), features_nf.std(0, unbiased=False)
     scale_f = torch.where(std_f > 0, std_f, 1.0)
     scaled_nf, mean_target = (features_nf - mean_f) / scale_f, targets_n.mean()
@@ -82,7 +82,7 @@ def fold_of_each(groups: Sequence[Hashable] | None, count: int) -> np.ndarray:
 def fit_ridge(features_nf: Tensor, targets_n: Tensor, *, groups: Sequence[Hashable] | None = None) -> RidgeModel:
     """Ridge regression whose penalty has the least squared error in a cross-validation of five folds.
 
-    Minimises mean((y - X w - c)²) + penalty |w|² over standardised features, penalties 1e-4 to 1e2. Deterministic.
+    Minimizes mean((y - X w - c)²) + penalty |w|² over standardized features, penalties 1e-4 to 1e2. Deterministic.
 
     Args:
         features_nf: one row a slice.

@@ -29,7 +29,7 @@ __all__ = [
     "ssim_map",
 ]
 
-DATA_RANGE = 1.0  # of a normalised slice
+DATA_RANGE = 1.0  # of a normalized slice
 WINDOW = 11  # pixels; Wang et al. 2004, section III.C
 WINDOW_SIGMA = 1.5  # pixels; same source
 FOREGROUND_LEVEL = 0.02  # share of the data range above which a pixel of the original counts as brain
@@ -54,7 +54,7 @@ class ReconstructionScores(NamedTuple):
 
 
 def foreground_mask(original_bcs: torch.Tensor) -> torch.Tensor:
-    """True where a normalised original is brain: above 2 % of the data range."""
+    """True where a normalized original is brain: above 2 % of the data range."""
     return original_bcs > FOREGROUND_LEVEL * DATA_RANGE
 
 

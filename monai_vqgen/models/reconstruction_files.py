@@ -43,7 +43,7 @@ def reconstruction_names(
         path = Path(record["image"])
         name = _name(path, folder, postfix)
         if paths.setdefault(name, path) != path:
-            raise DatalistError(f"{paths[name]} and {path} would both be written as {name}; rename or move one.")
+            raise DatalistError(f"{paths[name]} and {path} would both be written as {name}; rename or move one")
     captures = [capture_folder(path, folder, postfix) for path in paths.values()] if dicom else []
     return [*paths, *captures]
 
@@ -84,7 +84,7 @@ class ReconstructionLayout(FolderLayoutBase):
         return path
 
 
-DERIVATION = "Reconstruction from the discrete codes of a vector-quantised autoencoder; details are lost."
+DERIVATION = "Reconstruction from the discrete codes of a vector-quantized autoencoder; details are lost."
 
 
 def plane_through(affine: np.ndarray) -> str:
@@ -133,7 +133,7 @@ class SaveSecondaryCapturesd(MapTransform):
         path = Path(str(image.meta["filename_or_obj"]))
         voxels = np.asarray(image.as_tensor()[0].cpu())
         if voxels.ndim not in (2, 3):
-            raise ScanError(f"{path}: shape {tuple(image.shape)} is neither a volume nor a slice.")
+            raise ScanError(f"{path}: shape {tuple(image.shape)} is neither a volume nor a slice")
         affine = np.asarray(image.affine.cpu(), dtype=np.float64)
         volume_s = voxels if voxels.ndim == 3 else voxels[..., None]
         write_secondary_captures(

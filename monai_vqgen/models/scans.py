@@ -93,7 +93,7 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
         """Read the scans in order."""
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
-            raise InputError(f"dataloader::num_workers is {worker.num_workers}; 0 or 1 is due.")
+            raise InputError(f"dataloader::num_workers is {worker.num_workers}; 0 or 1 is due")
         faults = []
         for record in self.data:
             item, fault = self._read(record)
@@ -140,7 +140,7 @@ class LoadScand(MapTransform):
         allow_missing_keys: whether a dictionary may lack one of them.
 
     Raises:
-        ScanError: the file is unreadable, truncated, or no grey-value volume or slice.
+        ScanError: the file is unreadable, truncated, or no gray-value volume or slice.
     """
 
     def __init__(self, keys: KeysCollection = "image", allow_missing_keys: bool = False) -> None:

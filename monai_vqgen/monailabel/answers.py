@@ -37,7 +37,7 @@ def answer_nifti(voxels_s: NDArray, affine: NDArray, about: Mapping[str, Any]) -
 
 
 def answer_png(image_hw: NDArray) -> str:
-    """Write one image in [0, 1] as 8-bit grey PNG; return the path."""
+    """Write one image in [0, 1] as 8-bit gray PNG; return the path."""
     path = _path(".png")
     save_png(image_hw, path)
     return str(path)

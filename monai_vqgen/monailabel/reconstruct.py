@@ -50,7 +50,7 @@ class ReconstructTask(BundleInferTask):
         return path, {**answer, **knobs, "synthetic": False, **self.bundle.about("cpu")}
 
     def inferer(self, data: Any = None) -> VolumeReconstructionInferer:
-        """The configured inferer; a picture has no millimetres, so it is shown to the model as it is."""
+        """The configured inferer; a picture has no millimeters, so it is shown to the model as it is."""
         inferer: VolumeReconstructionInferer = super().inferer(data)
         if data is not None and data[self.input_key].ndim == 3:
             inferer.pixel_mm = None

@@ -1,4 +1,4 @@
-"""Networks: quantisers, autoencoders and priors, for two and three spatial dimensions."""
+"""Networks: quantizers, autoencoders and priors, for two and three spatial dimensions."""
 
 from __future__ import annotations
 

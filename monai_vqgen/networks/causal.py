@@ -111,7 +111,7 @@ class CroppedConv(nn.Module):
                                       x x x                        ^ this position
                                         ^ this position
 
-    Along `axis` the kernel reaches `kernel_size // 2` back; along later axes it is full and centred; along earlier
+    Along `axis` the kernel reaches `kernel_size // 2` back; along later axes it is full and centerd; along earlier
     axes it has one tap. The output has the size of the input.
 
     Args:

@@ -57,11 +57,11 @@ class ConditionEncoder:
         for name, values in self.categorical.items():
             if not values or len(set(values)) < len(values):
                 raise InputError(
-                    f"condition {name!r} has the values {list(values)}; give each value once, at least one."
+                    f"condition {name!r} has the values {list(values)}; give each value once, at least one"
                 )
         twice = sorted(set(self.continuous) & set(self.categorical))
         if twice:
-            raise InputError(f"conditions {twice} are both continuous and categorical; name each once.")
+            raise InputError(f"conditions {twice} are both continuous and categorical; name each once")
         self.names = (*self.continuous, *self.categorical)
         self.dim = 2 * len(self.continuous) + sum(len(values) for values in self.categorical.values())
 
@@ -104,7 +104,7 @@ class ConditionEncoder:
             known = [record[name] for record in records if not _is_missing(record.get(name))]
             if not known:
                 available = sorted({key for record in records for key in record})
-                raise InputError(f"no record has a value for condition {name!r}; the records have {available}.")
+                raise InputError(f"no record has a value for condition {name!r}; the records have {available}")
             numbers = [_as_number(value) for value in known]
             if all(number is not None for number in numbers):
                 finite = [number for number in numbers if number is not None]
@@ -116,14 +116,14 @@ class ConditionEncoder:
     def _encode_one(self, record: Mapping[str, Any]) -> list[float]:
         unknown = sorted(set(record) - set(self.names))
         if unknown:
-            raise InputError(f"conditions {unknown} are not known to this prior; it takes {list(self.names)}.")
+            raise InputError(f"conditions {unknown} are not known to this prior; it takes {list(self.names)}")
         features: list[float] = []
         for name, (low, high) in self.continuous.items():
             features += _scaled(name, record.get(name), low=low, high=high)
         for name, allowed in self.categorical.items():
             value = record.get(name)
             if not _is_missing(value) and str(value) not in allowed:
-                raise InputError(f"condition {name}={value!r} is not one of {list(allowed)}, the values trained on.")
+                raise InputError(f"condition {name}={value!r} is not one of {list(allowed)}, the values trained on")
             features += [float(not _is_missing(value) and str(value) == option) for option in allowed]
         return features
 
@@ -131,7 +131,7 @@ class ConditionEncoder:
 def _checked_range(name: str, limits: Sequence[float]) -> tuple[float, float]:
     numbers = [_as_number(limit) for limit in limits]
     if len(numbers) != 2 or numbers[0] is None or numbers[1] is None or numbers[0] > numbers[1]:
-        raise InputError(f"condition {name!r} has the range {limits!r}; give two finite numbers, the lower one first.")
+        raise InputError(f"condition {name!r} has the range {limits!r}; give two finite numbers, the lower one first")
     return numbers[0], numbers[1]
 
 
@@ -141,7 +141,7 @@ def _scaled(name: str, value: Any, *, low: float, high: float) -> list[float]:
     number = _as_number(value)
     if number is None or not low <= number <= high:
         raise InputError(
-            f"condition {name}={value!r} is not a number between {low:g} and {high:g}, the range trained on."
+            f"condition {name}={value!r} is not a number between {low:g} and {high:g}, the range trained on"
         )
     return [2 * (number - low) / (high - low) - 1 if high > low else 0.0, 1.0]
 

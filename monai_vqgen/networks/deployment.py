@@ -13,7 +13,7 @@ __all__ = ["CodeReader", "CodeWriter"]
 
 
 class CodeWriter(nn.Module):
-    """Images `(b, c, *s)` to grids of codes `(b, *s)`, coarsest first: the encoder and its quantisers.
+    """Images `(b, c, *s)` to grids of codes `(b, *s)`, coarsest first: the encoder and its quantizers.
 
     Args:
         autoencoder: trained; in evaluation mode.

@@ -27,7 +27,7 @@ class HierarchyPass(NamedTuple):
 
     Attributes:
         reconstruction_bcs: same shape as the images.
-        levels: quantised latents of each level, coarsest first.
+        levels: quantized latents of each level, coarsest first.
     """
 
     reconstruction_bcs: Tensor
@@ -41,9 +41,9 @@ class HierarchicalVQVAE(Recorded, nn.Module):
 
         image ─down─> features[1] ─down─> features[0]             level 1 is the finest, level 0 the coarsest
                           │                   │
-                          │                quantise ──> codes[0]
+                          │                quantize ──> codes[0]
                           │                   │
-                       quantise <──context── up
+                       quantize <──context── up
                           ├──> codes[1]
         image <──up── embeddings[1] + context
 
@@ -69,7 +69,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
     the reconstruction cropped back. Intensities are expected in [0, 1]; outputs are not clamped.
 
     Raises:
-        InputError: for strides or a number of quantisers that cannot work, or an image of other dimensions.
+        InputError: for strides or a number of quantizers that cannot work, or an image of other dimensions.
         CodesMismatchError: for codes outside the codebook or grids that do not fit one another.
 
     Examples:
@@ -100,7 +100,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
             sizes, dims = (_one_a_level(value, len(strides)) for value in (num_codes, code_dim))
             quantizers = [EMACodebook(size, dim) for size, dim in zip(sizes, dims, strict=True)]
         if len(quantizers) != len(strides):
-            raise InputError(f"{len(quantizers)} quantizers for {len(strides)} strides: give one quantiser a level")
+            raise InputError(f"{len(quantizers)} quantizers for {len(strides)} strides: give one quantizer a level")
         self.spatial_dims, self.strides, self.finer_dropout = spatial_dims, tuple(strides), finer_dropout
         self.quantizers = nn.ModuleList(quantizers)
         # Coarsest first: the ratio of a level to the next finer one, and of the finest to the image.
@@ -159,7 +159,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         return self._pass(images_bcs, learning=False).reconstruction_bcs
 
     def train_pass(self, images_bcs: Tensor) -> HierarchyPass:
-        """Reconstruct a training batch and let the quantisers learn from it; the one method that changes buffers."""
+        """Reconstruct a training batch and let the quantizers learn from it; the one method that changes buffers."""
         return self._pass(images_bcs, learning=True)
 
     def encode(self, images_bcs: Tensor) -> tuple[Tensor, ...]:
@@ -167,7 +167,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         return tuple(level.codes_bs for level in self.levels(images_bcs))
 
     def levels(self, images_bcs: Tensor) -> tuple[Quantized, ...]:
-        """Quantise images without decoding them to the end; coarsest first. Changes nothing."""
+        """Quantize images without decoding them to the end; coarsest first. Changes nothing."""
         return self._quantize(self._pad(images_bcs), learning=False)[0]
 
     def embed(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -206,7 +206,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         return HierarchyPass(reconstruction_bcs[window], levels)
 
     def _quantize(self, images_bcs: Tensor, *, learning: bool) -> tuple[tuple[Quantized, ...], Tensor | None]:
-        """Quantise every level; also return the context that the coarser levels give the finest."""
+        """Quantize every level; also return the context that the coarser levels give the finest."""
         features = [images_bcs]
         for downsampler in reversed(self.downsamplers):
             features.insert(0, downsampler(features[0]))

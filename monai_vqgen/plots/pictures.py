@@ -29,7 +29,7 @@ __all__ = [
     "save_usage",
 ]
 
-DIFFERENCE_RANGE = 0.25  # of the intensity range: where the colour map of differences saturates
+DIFFERENCE_RANGE = 0.25  # of the intensity range: where the color map of differences saturates
 INK, FAINT, ACCENT = "#1d2733", "#8592a0", ("#1f6f8b", "#d1762b", "#5a8f3c", "#8a5aa8")
 MARK = "#ffd27a"  # text on images
 DPI = 100
@@ -37,7 +37,7 @@ TILE_PIXELS = 128  # width of an image in a picture made for looking at
 
 
 class PictureRow(NamedTuple):
-    """A labelled row of images; a signed row holds differences, drawn blue to red."""
+    """A labeled row of images; a signed row holds differences, drawn blue to red."""
 
     label: str
     images_nhw: NDArray
@@ -58,7 +58,7 @@ def as_bytes(image_hw: NDArray) -> NDArray:
 
 
 def save_png(image_hw: NDArray, path: str | Path) -> None:
-    """Write one grey image in [0, 1] as 8-bit PNG."""
+    """Write one gray image in [0, 1] as 8-bit PNG."""
     buffer = io.BytesIO()
     Image.fromarray(as_bytes(image_hw)).save(buffer, format="PNG")
     with replace_file(path) as file:

@@ -120,9 +120,9 @@ def test_slices_are_moved_by_no_more_pixels_than_allowed_along_both_axes(dots, t
 
 def test_gamma_stays_within_its_range(dots, tmp_path):
     plain, images = augmented(dots, tmp_path, gamma_probability=1.0)
-    grey = (plain > 0.2) & (plain < 0.8)
-    gammas = np.log(images[:, grey]) / np.log(plain[grey])
-    np.testing.assert_allclose(gammas, gammas[:, :1].repeat(grey.sum(), 1), rtol=1e-3)  # one power for all pixels
+    gray = (plain > 0.2) & (plain < 0.8)
+    gammas = np.log(images[:, gray]) / np.log(plain[gray])
+    np.testing.assert_allclose(gammas, gammas[:, :1].repeat(gray.sum(), 1), rtol=1e-3)  # one power for all pixels
     assert 0.8 - 0.001 <= gammas.min() < 0.85
     assert 1.2 < gammas.max() <= 1.25 + 0.001
 

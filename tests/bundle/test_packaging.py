@@ -40,7 +40,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def bundle_files(folder: Path) -> dict[str, bytes]:
-    """What belongs to a bundle, spelled out: the licence and the visible files of three folders."""
+    """What belongs to a bundle, spelled out: the license and the visible files of three folders."""
     files = [folder / "LICENSE"]
     for name in ("configs", "docs", "models"):
         files += [path for path in (folder / name).iterdir() if not path.name.startswith(".")]

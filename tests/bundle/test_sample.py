@@ -74,9 +74,9 @@ def test_captures_of_samples_say_that_they_are_nobodys_scans(tmp_path, condition
         assert capture.PatientID == f"SYNTHETIC-7-{number:04d}"
         assert capture.DerivationDescription.startswith("Synthetic, not a scan. Seed 7")
         assert capture.SeriesDescription == "SYNTHETIC (monai_vqgen)"
-        grey = capture.pixel_array * float(capture.RescaleSlope) + float(capture.RescaleIntercept)
+        gray = capture.pixel_array * float(capture.RescaleSlope) + float(capture.RescaleIntercept)
         image = nib.load(tmp_path / "images" / f"sample_{number:04d}.nii.gz").get_fdata()[:, :, 0]
-        assert np.abs(grey - image).max() <= 1 / 65535
+        assert np.abs(gray - image).max() <= 1 / 65535
 
 
 def test_samples_have_the_size_plane_and_pixels_of_the_slices_that_the_priors_learned_from(tmp_path):

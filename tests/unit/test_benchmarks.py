@@ -23,10 +23,10 @@ def benchmarks_main(monkeypatch):
 
 def test_each_benchmark_writes_a_ratio_beside_the_machine(benchmarks_main, tmp_path):
     output = tmp_path / "bench" / "results.json"
-    assert benchmarks_main(["--quick", "--output", str(output), "--only", *SAMPLING, "quantiser_time"]) == 0
+    assert benchmarks_main(["--quick", "--output", str(output), "--only", *SAMPLING, "quantizer_time"]) == 0
     results = json.loads(output.read_text())
     assert results["machine"]["threads_used"] == 1
-    for name in [*SAMPLING, "quantiser_time"]:
+    for name in [*SAMPLING, "quantizer_time"]:
         assert results[name]["ratio"] > 0
     for name in SAMPLING[:3]:
         assert results[name]["max_logit_difference"] < 1e-5

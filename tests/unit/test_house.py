@@ -15,7 +15,7 @@ import pytest
 import monai_vqgen
 
 ROOT = Path(monai_vqgen.__file__).parent
-# A room may import the rooms of lower floors, and its own; not a neighbour, but for what DESIGN allows.
+# A room may import the rooms of lower floors, and its own; not a neighbor, but for what DESIGN allows.
 FLOORS = {
     "errors": 0,
     "files": 1,

@@ -41,7 +41,7 @@ class CodesDataset(Dataset[dict[str, Tensor]]):
     ) -> None:
         records = store.records(split)
         if not records:
-            raise InputError(f"Split {split!r} of {store.folder} is empty.")
+            raise InputError(f"Split {split!r} of {store.folder} is empty")
         self.store, self.split, self.num_items = store, split, len(records)
         self.condition_nf = encode_condition(records) if encode_condition is not None else None
 

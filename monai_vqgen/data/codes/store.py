@@ -87,10 +87,10 @@ def _checked_tensors(
     tensors = {}
     for split, levels in grids.items():
         if len(levels) != len(codebook_sizes) or any(len(codes_ns) != counts[split] for codes_ns in levels):
-            raise CodesMismatchError(f"Split {split!r}: {len(levels)} levels or a wrong number of grids or records.")
+            raise CodesMismatchError(f"Split {split!r}: {len(levels)} levels or a wrong number of grids or records")
         for level, (codes_ns, size) in enumerate(zip(levels, codebook_sizes, strict=True)):
             if codes_ns.numel() and (int(codes_ns.min()) < 0 or int(codes_ns.max()) >= size):
-                raise CodesMismatchError(f"Split {split!r}, level {level}: codes outside 0 to {size - 1}.")
+                raise CodesMismatchError(f"Split {split!r}, level {level}: codes outside 0 to {size - 1}")
             tensors[f"{split}/level{level}"] = codes_ns.cpu().to(code_type(size)).contiguous()
     return tensors
 
@@ -98,7 +98,7 @@ def _checked_tensors(
 def _checked_codebooks(codebooks_kd: Sequence[Tensor], codebook_sizes: Sequence[int]) -> dict[str, Tensor]:
     """The codebooks by their names in the file."""
     if codebooks_kd and [len(codebook_kd) for codebook_kd in codebooks_kd] != list(codebook_sizes):
-        raise CodesMismatchError(f"Codebooks of {[len(c) for c in codebooks_kd]} codes, not {list(codebook_sizes)}.")
+        raise CodesMismatchError(f"Codebooks of {[len(c) for c in codebooks_kd]} codes, not {list(codebook_sizes)}")
     return {f"codebook/level{level}": book_kd.float().cpu().contiguous() for level, book_kd in enumerate(codebooks_kd)}
 
 
@@ -166,7 +166,7 @@ class CodeStore:
     def records(self, split: str) -> list[dict[str, Any]]:
         """What is known of each slice of a split: subject, plane, position_mm, age, sex."""
         if split not in self._records:
-            raise InputError(f"Split {split!r} is not in {self.folder}: it holds {', '.join(self._records)}.")
+            raise InputError(f"Split {split!r} is not in {self.folder}: it holds {', '.join(self._records)}")
         return self._records[split]
 
     def codes(self, split: str, level: int) -> Tensor:
@@ -198,7 +198,7 @@ class CodeStore:
         if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < self.num_levels:
             raise InputError(
                 f"level={level!r} does not exist in {self.folder}: it holds levels 0 (coarsest) to "
-                f"{self.num_levels - 1}."
+                f"{self.num_levels - 1}"
             )
 
     def check_fingerprint(self, fingerprint: str | None) -> None:
@@ -210,7 +210,7 @@ class CodeStore:
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise CodesMismatchError(
                 f"The codes in {self.folder} were made by the autoencoder {self.fingerprint[:12]}, not by "
-                f"{fingerprint[:12]}. Run extract_codes.json again with the autoencoder that is to be used."
+                f"{fingerprint[:12]}. Run extract_codes.json again with the autoencoder that is to be used"
             )
 
     def check_prior(self, prior: torch.nn.Module, level: int) -> None:
@@ -232,14 +232,14 @@ class CodeStore:
     def _read_description(self) -> dict[str, Any]:
         path = self.folder / _DESCRIPTION
         if not path.is_file():
-            raise InputError(f"{self.folder} holds no codes ({_DESCRIPTION} is missing): run extract_codes.json first.")
+            raise InputError(f"{self.folder} holds no codes ({_DESCRIPTION} is missing): run extract_codes.json first")
         try:
             description = json.loads(path.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise self._damaged(f"{_DESCRIPTION} is not JSON") from error
         version = description.get("format_version")
         if version != _FORMAT_VERSION:
-            raise InputError(f"{path} has format_version {version!r}, this release reads {_FORMAT_VERSION}.")
+            raise InputError(f"{path} has format_version {version!r}, this release reads {_FORMAT_VERSION}")
         return description
 
     def _check_tensors(self, file: Mapping[str, Any]) -> None:

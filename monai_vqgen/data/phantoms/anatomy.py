@@ -1,12 +1,12 @@
 """A brain from formulas: the T1-weighted brightness of any point of a subject's head.
 
-Everything is built from depths in millimetres (positive inside a structure) in the subject's own frame: x to the
-right, y to the front, z upwards, the origin near the thalami. Cortex is what lies within a few millimetres of a
+Everything is built from depths in millimeters (positive inside a structure) in the subject's own frame: x to the
+right, y to the front, z upwards, the origin near the thalami. Cortex is what lies within a few millimeters of a
 surface: the hull's, a sulcus's, the interhemispheric or the Sylvian fissure's. Sulci are the zero level of a smooth
 random field that is constant along rays to the hemisphere's middle, so they run inwards as sheets and wind over the
 surface as gyri do. Sizes are of an adult brain, to look right and to vary, not to measure by.
 
-    hull, fissures, sulci --> depth below the nearest surface --> CSF | grey | white --> deep nuclei, ventricles --> T1
+    hull, fissures, sulci --> depth below the nearest surface --> CSF | gray | white --> deep nuclei, ventricles --> T1
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ def _over(image: Field, value: float | Field, weight: Field) -> None:
 
 
 def brightness(subject: Subject, x: Field, y: Field, z: Field) -> Field:
-    """T1-weighted brightness (0 outside the brain, white matter near 0.86) of points in millimetres.
+    """T1-weighted brightness (0 outside the brain, white matter near 0.86) of points in millimeters.
 
     Args:
         subject: whose brain.
-        x: millimetres to the right, any shape.
-        y: millimetres to the front.
-        z: millimetres upwards.
+        x: millimeters to the right, any shape.
+        y: millimeters to the front.
+        z: millimeters upwards.
     """
     x, y, z = _bent(subject, x, y, z)
     side = np.abs(x)
@@ -175,7 +175,7 @@ def _sulci(subject: Subject, x: Field, y: Field, z: Field, depth: Field) -> Fiel
     px, py, pz = dx * pull + shift, dy * pull, dz * pull
     wave = _sample(subject.folding, px, py, pz, subject.shifts[0])
     deep = _sample(subject.depth, px, py, pz, subject.shifts[1])
-    # a wave of unit variance and this wavelength climbs about 2 pi / wavelength a millimetre
+    # a wave of unit variance and this wavelength climbs about 2 pi / wavelength a millimeter
     away = np.abs(wave) * np.float32(SULCUS_SPACING_MM / np.pi) / np.clip(pull, 0.7, 3)
     bottom = np.clip(19 + 7 * deep, 6, 32)
     return np.hypot(away, np.maximum(0, depth - bottom)) - np.float32(0.5 * subject.sulcus_mm)

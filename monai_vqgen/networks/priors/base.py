@@ -59,11 +59,11 @@ class Prior(Recorded, nn.Module, ABC):
     def __init__(self, num_codes: int, spatial_dims: int, *, coarser_codes: Sequence[int], condition_dim: int) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
-            raise InputError(f"spatial_dims is {spatial_dims}; allowed are 2 and 3.")
+            raise InputError(f"spatial_dims is {spatial_dims}; allowed are 2 and 3")
         if num_codes < 1:
-            raise InputError(f"num_codes is {num_codes}; give the codebook's size, at least 1.")
+            raise InputError(f"num_codes is {num_codes}; give the codebook's size, at least 1")
         if condition_dim < 0:
-            raise InputError(f"condition_dim is {condition_dim}; give 0 (no condition) or the vector's length.")
+            raise InputError(f"condition_dim is {condition_dim}; give 0 (no condition) or the vector's length")
         self.num_codes = num_codes
         self.spatial_dims = spatial_dims
         self.coarser_codes = tuple(coarser_codes)
@@ -131,29 +131,29 @@ def check_prior_inputs(prior: Prior, codes_bs: Tensor, *, coarser: Sequence[Tens
     if codes_bs.ndim != prior.spatial_dims + 1 or codes_bs.is_floating_point():
         raise InputError(
             f"codes have shape {tuple(codes_bs.shape)} and type {codes_bs.dtype}; this prior takes integers "
-            f"of shape (batch, {', '.join(['size'] * prior.spatial_dims)})."
+            f"of shape (batch, {', '.join(['size'] * prior.spatial_dims)})"
         )
     if len(coarser) != len(prior.coarser_codes):
         raise InputError(
             f"{len(coarser)} grids of coarser levels given; this prior was built for {len(prior.coarser_codes)} "
-            f"(coarser_codes={list(prior.coarser_codes)}). Give one grid for each, coarsest first."
+            f"(coarser_codes={list(prior.coarser_codes)}). Give one grid for each, coarsest first"
         )
     for level, grid_bs in enumerate(coarser):
         fits = grid_bs.ndim == codes_bs.ndim and grid_bs.shape[0] == b and not grid_bs.is_floating_point()
         if not fits or any(m > n for m, n in zip(grid_bs.shape[1:], codes_bs.shape[1:], strict=True)):
             raise InputError(
                 f"coarser grid {level} has shape {tuple(grid_bs.shape)} and type {grid_bs.dtype}; with codes of shape "
-                f"{tuple(codes_bs.shape)} it must be integers of the same batch and no larger along any axis."
+                f"{tuple(codes_bs.shape)} it must be integers of the same batch and no larger along any axis"
             )
     _check_condition(prior, condition, batch_size=b)
 
 
 def _check_condition(prior: Prior, condition: Tensor | None, *, batch_size: int) -> None:
     if prior.condition_dim == 0 and condition is not None:
-        raise InputError("a condition is given, but this prior was built without one (condition_dim=0); leave it out.")
+        raise InputError("a condition is given, but this prior was built without one (condition_dim=0); leave it out")
     if prior.condition_dim and (condition is None or tuple(condition.shape) != (batch_size, prior.condition_dim)):
         given = "none" if condition is None else f"one of shape {tuple(condition.shape)}"
         raise InputError(
             f"this prior needs a condition of shape ({batch_size}, {prior.condition_dim}), and {given} is given; "
-            "make it with the ConditionEncoder the prior was trained with."
+            "make it with the ConditionEncoder the prior was trained with"
         )

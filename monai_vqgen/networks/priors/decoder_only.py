@@ -68,7 +68,7 @@ class DecoderOnlyPrior(Prior):
     ) -> None:
         super().__init__(num_codes, spatial_dims, coarser_codes=coarser_codes, condition_dim=condition_dim)
         if num_heads < 1 or channels % num_heads:
-            raise InputError(f"num_heads is {num_heads}; give a divisor of channels ({channels}).")
+            raise InputError(f"num_heads is {num_heads}; give a divisor of channels ({channels})")
         use_context = bool(self.coarser_codes or condition_dim)
         self.max_positions = max_positions
         self.transformer = DecoderOnlyTransformer(
@@ -97,7 +97,7 @@ class DecoderOnlyPrior(Prior):
         if math.prod(grid) > self.max_positions:
             raise InputError(
                 f"the grid {tuple(grid)} has {math.prod(grid)} positions; this prior was built for at most "
-                f"{self.max_positions}. Build it with max_positions={math.prod(grid)}."
+                f"{self.max_positions}. Build it with max_positions={math.prod(grid)}"
             )
         codes_bn = codes_bs.flatten(1)
         begin_b1 = torch.full_like(codes_bn[:, :1], self.num_codes)

@@ -30,7 +30,7 @@ def start_from_codebooks(
     """Set a prior's embeddings, and the weights of its logits, to random projections of the autoencoder's codebooks.
 
     Codes with near vectors then start with near embeddings and near logits, so what is learned of one holds for its
-    neighbours at once. Without it each of some hundred codes is learned by itself, which on few scans takes most of
+    neighbors at once. Without it each of some hundred codes is learned by itself, which on few scans takes most of
     the training. A prior without a code embedding of its own (`DecoderOnlyPrior`) is left as it is.
 
     Args:
@@ -79,7 +79,7 @@ def start_from_codebooks(
 
 
 def _fill(weight_kc: Tensor, codebook_kd: Tensor, generator: torch.Generator) -> None:
-    """Project standardised vectors to the width of a weight, at unit deviation, and add a random part."""
+    """Project standardized vectors to the width of a weight, at unit deviation, and add a random part."""
     vectors_kd = codebook_kd.detach().float().cpu()
     vectors_kd = (vectors_kd - vectors_kd.mean(0)) / vectors_kd.std().clamp_min(1e-6)
     (codes, channels), dim = weight_kc.shape, vectors_kd.shape[1]

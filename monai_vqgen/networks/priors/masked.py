@@ -98,7 +98,7 @@ class MaskedPixelCNN(Prior):
         super().__init__(num_codes, spatial_dims, coarser_codes=coarser_codes, condition_dim=condition_dim)
         for name, size in {"kernel_size": kernel_size, "first_kernel_size": first_kernel_size}.items():
             if size < 3 or size % 2 == 0:
-                raise InputError(f"{name} is {size}; give an odd number of at least 3.")
+                raise InputError(f"{name} is {size}; give an odd number of at least 3")
         use_context = bool(self.coarser_codes or condition_dim)
         self.channels = channels
         self.embedding = nn.Embedding(num_codes, channels)

@@ -1,4 +1,4 @@
-"""Quantisers: latent vectors to codes and back, behind one small protocol."""
+"""Quantizers: latent vectors to codes and back, behind one small protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small protocol that every quantiser keeps.
+"""The small protocol that every quantizer keeps.
 
 Shape suffixes: b batch, s spatial axes (2 or 3), d code dimension, k codebook size, n vectors.
 """
@@ -17,12 +17,12 @@ __all__ = ["Quantized", "Quantizer", "rows_to_grid", "to_rows"]
 
 
 class Quantized(NamedTuple):
-    """What quantising a latent map gives.
+    """What quantizing a latent map gives.
 
     Attributes:
         embeddings_bds: the chosen codes' vectors; gradients pass on to the latents (straight-through or rotated).
         codes_bs: the chosen codes, int64.
-        loss: scalar to add to the training loss, weights included; zero for quantisers that need none.
+        loss: scalar to add to the training loss, weights included; zero for quantizers that need none.
     """
 
     embeddings_bds: Tensor
@@ -31,7 +31,7 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(Recorded, nn.Module, ABC):
-    """Turns latent vectors into codes and back; the base of every quantiser.
+    """Turns latent vectors into codes and back; the base of every quantizer.
 
     ``forward`` and ``lookup`` never change a buffer, in either mode. Only :meth:`learn` does, and only the
     autoencoder's training pass calls it.
@@ -46,17 +46,17 @@ class Quantizer(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, latents_bds: Tensor) -> Quantized:
-        """Quantise ``latents_bds`` (float, any spatial size, an empty batch included)."""
+        """Quantize ``latents_bds`` (float, any spatial size, an empty batch included)."""
 
     @abstractmethod
     def lookup(self, codes_bs: Tensor) -> Tensor:
         """Return the vectors ``(b, d, *s)`` of ``codes_bs`` (integers in ``[0, num_codes)``)."""
 
     def prepare(self, latents_bds: Tensor) -> None:
-        """Called with a training batch's latents before they are quantised; initialises from data where due."""
+        """Called with a training batch's latents before they are quantized; initializes from data where due."""
 
     def learn(self, latents_bds: Tensor, codes_bs: Tensor) -> None:
-        """Called after a training batch was quantised; updates whatever is learned without gradients."""
+        """Called after a training batch was quantized; updates whatever is learned without gradients."""
 
 
 def to_rows(latents_bds: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The default quantiser: a codebook learned by exponential moving averages.
+"""The default quantizer: a codebook learned by exponential moving averages.
 
 Shape suffixes: b batch, s spatial axes (2 or 3), d code dimension, k codebook size, n vectors.
 """
@@ -22,7 +22,7 @@ _KMEANS_ROWS_PER_CODE = 32  # Lloyd's algorithm gains little from more (faiss wa
 
 
 class EMACodebook(Quantizer):
-    """Vector quantiser whose codebook follows the latents by exponential moving averages.
+    """Vector quantizer whose codebook follows the latents by exponential moving averages.
 
     ::
 
@@ -30,7 +30,7 @@ class EMACodebook(Quantizer):
            └── counts <- g counts + (1-g) n,  sums <- g sums + (1-g) sum,  embedding = sum / count
 
     van den Oord et al. 2017, appendix A.1, equations 6 to 8, with four changes: counts start at one (from zero, codes
-    that are not chosen at once leave for vectors of length 1e5); the codebook starts as the k-means centres of the
+    that are not chosen at once leave for vectors of length 1e5); the codebook starts as the k-means centers of the
     first training batch; a code whose count falls below ``restart_below`` restarts as a latent of the batch, its count
     and sum with it; non-finite latents never enter the averages. All statistics are float32, also under autocast, and
     are shared by all processes.
@@ -41,9 +41,9 @@ class EMACodebook(Quantizer):
         decay: g above.
         commitment: weight of the commitment loss, the mean squared distance of latents to their codes.
         restart_below: EMA count under which a code restarts; 0 switches restarts off.
-        kmeans: initialise from the first training batch; if False, embeddings start as standard normals.
+        kmeans: initialize from the first training batch; if False, embeddings start as standard normals.
         gradient_estimator: ``"straight_through"`` or ``"rotation"``.
-        initial_count: EMA count that each code starts with; 0 is the published behaviour.
+        initial_count: EMA count that each code starts with; 0 is the published behavior.
 
     Raises:
         InputError: for a value outside its range.
@@ -93,7 +93,7 @@ class EMACodebook(Quantizer):
         self.register_buffer("initialized", torch.tensor(not kmeans))
 
     def forward(self, latents_bds: Tensor) -> Quantized:
-        """Quantise latents ``(b, d, *s)``; pure in both modes."""
+        """Quantize latents ``(b, d, *s)``; pure in both modes."""
         with torch.autocast(latents_bds.device.type, enabled=False):
             rows_nd = to_rows(latents_bds)
             codes_n = nearest_codes(rows_nd, self.embeddings_kd)
@@ -108,7 +108,7 @@ class EMACodebook(Quantizer):
         return F.embedding(codes_bs, self.embeddings_kd).movedim(-1, 1)
 
     def prepare(self, latents_bds: Tensor) -> None:
-        """Initialise the codebook by k-means over the first training batch of all processes."""
+        """Initialize the codebook by k-means over the first training batch of all processes."""
         if not self.initialized:
             with torch.no_grad(), torch.autocast(latents_bds.device.type, enabled=False):
                 self._initialize(to_rows(latents_bds.detach()))

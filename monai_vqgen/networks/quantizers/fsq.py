@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: a codebook without anything to learn.
+"""Finite scalar quantization: a codebook without anything to learn.
 
 Shape suffixes: b batch, s spatial axes (2 or 3), d code dimension (one scalar a dimension), n vectors.
 """
@@ -62,7 +62,7 @@ class FiniteScalarQuantizer(Quantizer):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, latents_bds: Tensor) -> Quantized:
-        """Quantise latents ``(b, d, *s)``; pure in both modes."""
+        """Quantize latents ``(b, d, *s)``; pure in both modes."""
         with torch.autocast(latents_bds.device.type, enabled=False):
             rows_nd = to_rows(latents_bds)
             bounded_nd = torch.tanh(rows_nd + self.shifts_d) * self.half_widths_d - self.offsets_d

@@ -18,7 +18,7 @@ __all__ = ["GradientCodebook"]
 
 
 class GradientCodebook(Quantizer):
-    """Vector quantiser whose codebook is a parameter, pulled to the latents by the codebook loss.
+    """Vector quantizer whose codebook is a parameter, pulled to the latents by the codebook loss.
 
     van den Oord et al. 2017, equation 3: ``||sg[z] - e||^2 + commitment ||z - sg[e]||^2``, means over elements.
 
@@ -53,7 +53,7 @@ class GradientCodebook(Quantizer):
         self.embeddings_kd = nn.Parameter(torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes))
 
     def forward(self, latents_bds: Tensor) -> Quantized:
-        """Quantise latents ``(b, d, *s)``; pure in both modes."""
+        """Quantize latents ``(b, d, *s)``; pure in both modes."""
         with torch.autocast(latents_bds.device.type, enabled=False):
             rows_nd = to_rows(latents_bds)
             codes_n = nearest_codes(rows_nd, self.embeddings_kd.detach())

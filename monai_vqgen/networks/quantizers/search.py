@@ -59,42 +59,42 @@ def canonical_order(rows_nd: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def kmeans(rows_nd: Tensor, num_codes: int, *, generator: torch.Generator, iterations: int = 10) -> Tensor:
-    """Cluster rows into ``num_codes`` centres ``(k, d)`` by Lloyd's algorithm from k-means++ seeds.
+    """Cluster rows into ``num_codes`` centers ``(k, d)`` by Lloyd's algorithm from k-means++ seeds.
 
-    With fewer rows than centres the rows repeat with a small seeded jitter (1 % of the rows' deviation).
+    With fewer rows than centers the rows repeat with a small seeded jitter (1 % of the rows' deviation).
 
     Args:
         rows_nd: at least one finite row.
-        num_codes: number of centres.
+        num_codes: number of centers.
         generator: CPU generator that draws the seeds (Arthur and Vassilvitskii 2007).
         iterations: Lloyd steps.
     """
     if rows_nd.shape[0] < num_codes:
         return _repeat_with_jitter(rows_nd, num_codes, generator)
-    centres_kd = _seed_plus_plus(rows_nd, num_codes, generator)
+    centers_kd = _seed_plus_plus(rows_nd, num_codes, generator)
     for _ in range(iterations):
-        codes_n = nearest_codes(rows_nd, centres_kd)
-        sums_kd = torch.zeros_like(centres_kd).index_add_(0, codes_n, rows_nd)
+        codes_n = nearest_codes(rows_nd, centers_kd)
+        sums_kd = torch.zeros_like(centers_kd).index_add_(0, codes_n, rows_nd)
         counts_k = torch.bincount(codes_n, minlength=num_codes).to(rows_nd.dtype)
         filled = counts_k > 0
-        centres_kd[filled] = sums_kd[filled] / counts_k[filled, None]
-    return centres_kd
+        centers_kd[filled] = sums_kd[filled] / counts_k[filled, None]
+    return centers_kd
 
 
 def _seed_plus_plus(rows_nd: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
     uniform_k = torch.rand(num_codes, generator=generator, dtype=torch.float64)
-    centres_kd = rows_nd.new_empty(num_codes, rows_nd.shape[1])
+    centers_kd = rows_nd.new_empty(num_codes, rows_nd.shape[1])
     squared_n = rows_nd.square().sum(1)
     distance_n = torch.full_like(squared_n, torch.inf)
     index = int(uniform_k[0] * rows_nd.shape[0])
     for k in range(num_codes):
-        centres_kd[k] = rows_nd[index]
-        to_centre_n = (squared_n - 2 * (rows_nd @ rows_nd[index]) + squared_n[index]).clamp_min_(0)
-        torch.minimum(distance_n, to_centre_n, out=distance_n)
+        centers_kd[k] = rows_nd[index]
+        to_center_n = (squared_n - 2 * (rows_nd @ rows_nd[index]) + squared_n[index]).clamp_min_(0)
+        torch.minimum(distance_n, to_center_n, out=distance_n)
         cumulative_n = distance_n.double().cumsum(0)
         target = uniform_k[(k + 1) % num_codes].to(cumulative_n.device) * cumulative_n[-1]
         index = min(int(torch.searchsorted(cumulative_n, target)), rows_nd.shape[0] - 1)
-    return centres_kd
+    return centers_kd
 
 
 def _repeat_with_jitter(rows_nd: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:

@@ -110,7 +110,7 @@ def test_png_keeps_the_fixed_range(tmp_path):
         np.testing.assert_array_equal(np.asarray(picture), [[0, 0, 128], [255, 255, 0]])
 
 
-def test_rows_show_images_in_their_place_and_differences_in_colour(tmp_path):
+def test_rows_show_images_in_their_place_and_differences_in_color(tmp_path):
     bright, dark = np.ones((1, 32, 32)), np.zeros((1, 32, 32))
     rows = [PictureRow("a", bright), PictureRow("b", dark), PictureRow("c", bright, signed=True)]
     save_rows(rows, tmp_path / "rows.png", pixels=100)

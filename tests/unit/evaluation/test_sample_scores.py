@@ -180,7 +180,7 @@ def test_without_mirrors_a_mirrored_copy_is_none_and_an_audit_without_a_threshol
     assert nearest.distances_m[20] == 0
     assert metrics["memorization"] == {"pixels": None, "features": None}
     for name in ("pixels", "features"):
-        assert f"No audit of memorisation by {name}: held-out slices equal training slices" in caplog.text
+        assert f"No audit of memorization by {name}: held-out slices equal training slices" in caplog.text
     assert metrics["position"]["samples_bias_mm"] == pytest.approx(-OFF_MM, abs=0.5)  # the rest is there
 
 

@@ -18,7 +18,7 @@ def gated(num_codes=7, spatial_dims=2, *, sharp=4.0, seed=0, **arguments):
     torch.manual_seed(seed)
     arguments = {"channels": 8, "num_layers": 4, "attention_every": 2, **arguments}
     prior = GatedPixelCNN(num_codes, spatial_dims, **arguments)
-    with torch.no_grad():  # sharper than at initialisation, so that the past matters
+    with torch.no_grad():  # sharper than at initialization, so that the past matters
         prior.head[-1].weight.mul_(sharp)
     return prior
 
@@ -163,7 +163,7 @@ def test_completing_everything_is_sampling_and_completing_nothing_is_nothing():
         assert torch.equal(nothing[level], codes[level])
 
 
-def test_a_prior_that_memorised_one_grid_reproduces_it():
+def test_a_prior_that_memorized_one_grid_reproduces_it():
     prior = gated(6, dropout=0.0, sharp=1.0)
     target = torch.randint(6, (1, 4, 4), generator=torch.Generator().manual_seed(3))
     optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)

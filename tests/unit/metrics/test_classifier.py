@@ -22,7 +22,7 @@ def noise_images(count: int, seed: int, size: int = 16) -> torch.Tensor:
 
 
 def blurred(images: torch.Tensor) -> torch.Tensor:
-    """Same mean, less contrast between neighbours."""
+    """Same mean, less contrast between neighbors."""
     return torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
 
 

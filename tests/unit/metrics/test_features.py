@@ -33,7 +33,7 @@ def maps_of(images: torch.Tensor, **settings: int) -> torch.Tensor:
 @pytest.mark.parametrize("orientation", range(4))
 @pytest.mark.parametrize("phase", [0.0, 1.0])
 def test_the_matching_filter_reads_a_waves_amplitude_at_any_phase_and_the_crossing_one_nothing(orientation, phase):
-    # the centre of a 128-pixel image, away from the padded border
+    # the center of a 128-pixel image, away from the padded border
     amplitudes = maps_of(wave(4, 45 * orientation, 0.2, phase))[0, 2:, 1:3, 1:3].mean((1, 2)).reshape(3, 4)
     assert amplitudes[0, orientation].item() == pytest.approx(0.2, abs=0.002)
     assert amplitudes[0, (orientation + 2) % 4].item() < 0.002
@@ -96,7 +96,7 @@ def test_whitening_leaves_out_components_of_rounding():
     assert space.description.startswith("2 principal components")
 
 
-def test_a_network_sees_resized_normalised_images_and_its_maps_are_averaged():
+def test_a_network_sees_resized_normalized_images_and_its_maps_are_averaged():
     seen = []
 
     def network(images):
@@ -144,8 +144,8 @@ def test_what_no_network_can_want_is_refused(tmp_path, wrong, message):
 
 
 def test_images_that_a_network_does_not_take_are_refused_with_their_shape():
-    space = NetworkFeatures(torch.nn.Conv2d(3, 2, 3), name="colours", channels=1)
-    with pytest.raises(InputError, match=r"colours does not take images of shape \(2, 1, 32, 32\)"):
+    space = NetworkFeatures(torch.nn.Conv2d(3, 2, 3), name="colors", channels=1)
+    with pytest.raises(InputError, match=r"colors does not take images of shape \(2, 1, 32, 32\)"):
         space(random_images(2))
 
 

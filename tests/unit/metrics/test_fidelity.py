@@ -55,7 +55,7 @@ def test_frechet_distance_of_covariances_that_do_not_commute_equals_scipys_matri
 def test_frechet_distance_is_sound_with_fewer_images_than_features():
     few, other = gaussian(10, 40), gaussian(12, 40, seed=1)
     assert frechet_score(few, few).distance == pytest.approx(0, abs=1e-5)
-    # the nuclear norm of the product of the two centred factors is the trace of the root
+    # the nuclear norm of the product of the two centerd factors is the trace of the root
     x, y = ((z - z.mean(0)).numpy() / math.sqrt(len(z) - 1) for z in (few, other))
     trace = np.linalg.svd(x @ y.T, compute_uv=False).sum()
     expected = (
@@ -106,7 +106,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize("k", [1, 4])
-def test_neighbourhoods_equal_a_count_by_hand_in_blocks_of_any_size(k, monkeypatch):
+def test_neighborhoods_equal_a_count_by_hand_in_blocks_of_any_size(k, monkeypatch):
     real, generated = gaussian(25), gaussian(17, seed=1) * 1.5 + 0.5
     expected = by_hand(real.numpy(), generated.numpy(), k)
     assert min(expected) > 0
@@ -117,7 +117,7 @@ def test_neighbourhoods_equal_a_count_by_hand_in_blocks_of_any_size(k, monkeypat
         assert got == pytest.approx(expected)
 
 
-def test_neighbourhoods_of_other_subjects_equal_a_count_by_hand(monkeypatch):
+def test_neighborhoods_of_other_subjects_equal_a_count_by_hand(monkeypatch):
     monkeypatch.setattr("monai_vqgen.metrics.features.DISTANCE_CHUNK", 7)
     real, generated = gaussian(25), gaussian(18, seed=1) * 1.5 + 0.5
     whose, others = [f"sub-{i // 4}" for i in range(25)], [i % 3 for i in range(18)]
@@ -127,7 +127,7 @@ def test_neighbourhoods_of_other_subjects_equal_a_count_by_hand(monkeypatch):
     assert pair[:2] + density_coverage(real, generated, neighbors=2, real_subjects=whose)[:2] == pytest.approx(expected)
 
 
-def test_slices_of_a_new_subject_lie_among_the_real_only_where_neighbours_are_other_subjects():
+def test_slices_of_a_new_subject_lie_among_the_real_only_where_neighbors_are_other_subjects():
     centers = 3 * gaussian(9)
     subjects = (centers[:, None] + 0.01 * gaussian(9 * 6, seed=1).view(9, 6, 3)).flatten(0, 1)  # six slices each
     training, held_out, whose = subjects[:48], subjects[48:], [i // 6 for i in range(48)]
@@ -180,8 +180,8 @@ def test_copies_of_one_image_are_entirely_alike_and_different_ones_less():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: precision_recall(gaussian(3), gaussian(9)), "3 real features for 3 neighbours are too few"),
-        (lambda: density_coverage(gaussian(9), gaussian(5)), "5 generated features for 5 neighbours are too few"),
+        (lambda: precision_recall(gaussian(3), gaussian(9)), "3 real features for 3 neighbors are too few"),
+        (lambda: density_coverage(gaussian(9), gaussian(5)), "5 generated features for 5 neighbors are too few"),
         (lambda: density_coverage(gaussian(9), gaussian(9), neighbors=0), "neighbors=0"),
         (lambda: precision_recall(gaussian(9), gaussian(9, 4)), "sizes"),
         (lambda: density_coverage(gaussian(9), gaussian(9, 4)), "sizes"),

@@ -137,7 +137,7 @@ def test_noisy_copies_are_not_authentic_even_when_subjects_have_slices_alike():
     training = torch.cat([points, points + 0.01])  # two nearly equal slices of every subject
     copies = points + 0.05
     subjects = [index % 20 for index in range(40)]
-    assert authenticity(copies, training).rate == 1.0  # the neighbouring slice hides the copy
+    assert authenticity(copies, training).rate == 1.0  # the neighboring slice hides the copy
     assert authenticity(copies, training, training_subjects=subjects).rate == 0.0
     assert authenticity(points + 100, training, training_subjects=subjects).rate == 1.0
 

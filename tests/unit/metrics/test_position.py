@@ -93,7 +93,7 @@ def test_samples_that_ignore_what_was_asked_are_worse_than_a_constant():
     assert score.samples_mm > score.constant_samples_mm
 
 
-def test_a_common_offset_is_read_in_millimetres_with_its_sign():
+def test_a_common_offset_is_read_in_millimeters_with_its_sign():
     training, held_out, asked = (positions(60, seed) for seed in range(3))
     score = position_consistency(
         features_at(training, 3),

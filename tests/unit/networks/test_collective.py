@@ -28,9 +28,9 @@ def learn(rank: int, port: int, folder: str) -> None:
         restarts = 0
         for step in range(STEPS):
             # Clusters that move once: codes of the old ones fall out of use, until their counts are low enough.
-            centres_nd = torch.randn(3, DIM, generator=torch.Generator().manual_seed(int(step >= MOVE))) * 10
+            centers_nd = torch.randn(3, DIM, generator=torch.Generator().manual_seed(int(step >= MOVE))) * 10
             picks = torch.randint(0, 3, (ROWS[rank],), generator=generator)
-            latents_bds = (centres_nd[picks] + torch.randn(ROWS[rank], DIM, generator=generator)).T[None]
+            latents_bds = (centers_nd[picks] + torch.randn(ROWS[rank], DIM, generator=generator)).T[None]
             codebook.prepare(latents_bds)
             codes_bs = codebook(latents_bds).codes_bs
             batch_counts_k = torch.bincount(codes_bs.flatten(), minlength=CODES).float()

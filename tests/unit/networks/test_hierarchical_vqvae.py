@@ -122,7 +122,7 @@ def test_fingerprint_follows_values_names_and_types_but_not_memory_format() -> N
         ({"strides": ()}, "strides is empty"),
         ({"strides": (4, 8)}, "fall from the coarsest"),
         ({"strides": (12, 4)}, "power of two"),
-        ({"quantizers": [FiniteScalarQuantizer()]}, "one quantiser a level"),
+        ({"quantizers": [FiniteScalarQuantizer()]}, "one quantizer a level"),
         ({"finer_dropout": 1.0}, "finer_dropout"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Quantisers against numpy, and the promises that peers break."""
+"""Quantizers against numpy, and the promises that peers break."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def test_commitment_is_the_weighted_mean_squared_distance() -> None:
     torch.testing.assert_close(quantized.loss, expected)
 
 
-def mixture(vectors: int, centres: int, dim: int, seed: int) -> torch.Tensor:
-    """Latents that support ``centres`` codes: a mixture of as many tight clusters."""
+def mixture(vectors: int, centers: int, dim: int, seed: int) -> torch.Tensor:
+    """Latents that support ``centers`` codes: a mixture of as many tight clusters."""
     generator = torch.Generator().manual_seed(seed)
-    means = torch.randn(centres, dim, generator=torch.Generator().manual_seed(99))
-    picks = torch.randint(centres, (vectors,), generator=generator)
+    means = torch.randn(centers, dim, generator=torch.Generator().manual_seed(99))
+    picks = torch.randint(centers, (vectors,), generator=generator)
     return (means[picks] + 0.02 * torch.randn(vectors, dim, generator=generator)).t().reshape(1, dim, vectors // 32, 32)
 
 
@@ -147,7 +147,7 @@ def test_non_finite_latents_never_enter_the_codebook() -> None:
         assert torch.isfinite(value.double()).all(), name
 
 
-def test_a_resumed_codebook_is_not_initialised_again() -> None:
+def test_a_resumed_codebook_is_not_initialized_again() -> None:
     trained, resumed = EMACodebook(8, 2), EMACodebook(8, 2)
     trained.prepare(torch.randn(1, 2, 8, 8))
     resumed.load_state_dict(trained.state_dict())
@@ -156,15 +156,15 @@ def test_a_resumed_codebook_is_not_initialised_again() -> None:
 
 
 def test_kmeans_finds_separated_clusters_whatever_the_order_of_rows() -> None:
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
-    rows = (centres[:, None] + 0.1 * torch.randn(4, 50, 2, generator=torch.Generator().manual_seed(3))).reshape(-1, 2)
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    rows = (centers[:, None] + 0.1 * torch.randn(4, 50, 2, generator=torch.Generator().manual_seed(3))).reshape(-1, 2)
     shuffled = rows[torch.randperm(200, generator=torch.Generator().manual_seed(4))]
     found = []
     for given in (rows, shuffled):
         generator = torch.Generator().manual_seed(0)
         found.append(kmeans(canonical_order(given, generator), 4, generator=generator))
     torch.testing.assert_close(found[0], found[1])
-    assert torch.cdist(centres, found[0]).min(1).values.max() < 0.1
+    assert torch.cdist(centers, found[0]).min(1).values.max() < 0.1
 
 
 def test_a_codebook_learns_alike_inside_and_outside_autocast() -> None:
@@ -178,13 +178,13 @@ def test_a_codebook_learns_alike_inside_and_outside_autocast() -> None:
     assert torch.equal(outside.embeddings_kd, inside.embeddings_kd)
 
 
-def test_kmeans_start_with_counts_at_zero_keeps_the_centres() -> None:
+def test_kmeans_start_with_counts_at_zero_keeps_the_centers() -> None:
     codebook = EMACodebook(8, 2, initial_count=0.0)
     codebook.prepare(torch.randn(1, 2, 8, 8))
     torch.testing.assert_close(codebook.sums_kd, codebook.embeddings_kd)
 
 
-def test_fewer_rows_than_codes_still_initialise_every_code() -> None:
+def test_fewer_rows_than_codes_still_initialize_every_code() -> None:
     codebook = EMACodebook(64, 2)
     codebook.prepare(torch.randn(1, 2, 2, 2))
     assert codebook.embeddings_kd.unique(dim=0).shape[0] == 64

@@ -102,7 +102,7 @@ def test_a_design_is_judged_without_priors_on_the_subjects_asked_for():
     assert (given["with_priors"], given["split"], given["model"]) == ("False", "test", "out/design_ours/model.pt")
 
 
-def test_whole_quantisers_take_the_place_of_sizes_that_are_not_theirs():
+def test_whole_quantizers_take_the_place_of_sizes_that_are_not_theirs():
     own = {"network_def::quantizers": FSQ, "network_def::quantizers::0::levels": [4, 4]}
     for stage in (0, 1):
         given = options(Design("f", "g", options=own), stage)

@@ -119,7 +119,7 @@ def test_every_figure_of_the_samples_stands_in_its_cell():
         }
     assert "48 samples against training slices" in text
     assert "Features: a stated space." in text
-    assert "neighbours being stated slices" in text
+    assert "neighbors being stated slices" in text
     assert "differ by 5.1 mm (real test slices 2.2 mm, a constant 9.3 mm)" in text
 
 

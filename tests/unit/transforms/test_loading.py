@@ -14,7 +14,7 @@ from monai_vqgen.transforms import LoadSlice
 GREY = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
 
 
-def test_png_of_8_and_16_bit_and_grey_stored_as_colour(tmp_path):
+def test_png_of_8_and_16_bit_and_gray_stored_as_color(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "8.png")
     Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "16.png")
     Image.fromarray(np.repeat(GREY[..., None], 3, axis=2)).save(tmp_path / "rgb.png")
@@ -24,7 +24,7 @@ def test_png_of_8_and_16_bit_and_grey_stored_as_colour(tmp_path):
         assert str(image.dtype) == "torch.float32"
 
 
-def test_colour_is_an_error_or_its_luminance(tmp_path):
+def test_color_is_an_error_or_its_luminance(tmp_path):
     Image.fromarray(np.stack([GREY, GREY // 2, 255 - GREY], axis=2)).save(tmp_path / "c.png")
     with pytest.raises(ScanError, match=r"c\.png: a color picture"):
         LoadSlice()(tmp_path / "c.png")

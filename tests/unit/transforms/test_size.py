@@ -1,4 +1,4 @@
-"""Fit to size: centred on the brain, nothing lost silently, and back."""
+"""Fit to size: centerd on the brain, nothing lost silently, and back."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_every_pixel_keeps_its_world_coordinate_and_comes_back(size):
     there = np.rint(apply_affine(moved, np.stack([rows, columns, 0 * rows], axis=1))).astype(int)
     np.testing.assert_array_equal(after[0].numpy()[there[:, 0], there[:, 1]], before[0].numpy()[rows, columns])
     assert int((after != 0).sum()) == len(rows), "nothing lost, nothing added"
-    centre = [(n.min() + n.max()) / 2 for n in np.nonzero(after[0].numpy())]
-    assert np.abs(np.array(centre) - (np.array(size) - 1) / 2).max() <= 0.5
+    center = [(n.min() + n.max()) / 2 for n in np.nonzero(after[0].numpy())]
+    assert np.abs(np.array(center) - (np.array(size) - 1) / 2).max() <= 0.5
 
     back = fit.inverse(after)
     np.testing.assert_array_equal(back.numpy(), before.numpy())
@@ -51,7 +51,7 @@ def test_trimming_the_brain_is_an_error_or_a_warning_never_silent(caplog):
     assert "Cropped" in caplog.text
 
 
-def test_the_volumes_box_centres_all_slices_alike_and_moves_along():
+def test_the_volumes_box_centers_all_slices_alike_and_moves_along():
     one = image(box=((3, 5), (8, 9)))
     one.meta["foreground_box"] = ((3.0, 12.0), (8.0, 21.0))
     full = FitToSize(30)(image())
@@ -85,7 +85,7 @@ def test_monais_invertd_undoes_it():
     np.testing.assert_allclose(back.affine.numpy(), AFFINE, atol=1e-12)
 
 
-def test_an_empty_slice_is_centred_and_a_plain_tensor_stays_plain():
+def test_an_empty_slice_is_centerd_and_a_plain_tensor_stays_plain():
     assert FitToSize(6)(torch.zeros(1, 4, 4)).shape == (1, 6, 6)
     assert not isinstance(FitToSize(6)(torch.ones(1, 4, 4)), MetaTensor)
 

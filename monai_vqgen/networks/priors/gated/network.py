@@ -200,9 +200,9 @@ class GatedPixelCNN(Prior):
 def _check_architecture(*, kernels: dict[str, int], counts: dict[str, tuple[int, int]], heads: tuple[int, int]) -> None:
     for name, size in kernels.items():
         if size < 3 or size % 2 == 0:
-            raise InputError(f"{name} is {size}; give an odd number of at least 3.")
+            raise InputError(f"{name} is {size}; give an odd number of at least 3")
     for name, (value, least) in counts.items():
         if value < least:
-            raise InputError(f"{name} is {value}; give at least {least}.")
+            raise InputError(f"{name} is {value}; give at least {least}")
     if heads[0] < 1 or heads[1] % heads[0]:
-        raise InputError(f"num_heads is {heads[0]}; give a divisor of attention_channels ({heads[1]}).")
+        raise InputError(f"num_heads is {heads[0]}; give a divisor of attention_channels ({heads[1]})")

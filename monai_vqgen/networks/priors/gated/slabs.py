@@ -24,7 +24,7 @@ __all__ = ["ContextRows", "SlabStack", "patches"]
 
 
 def patches(padded_bsc: Tensor, *, kernel_size: int) -> Tensor:
-    """A view `(b, *positions, *taps, c)` of the neighbourhoods in a slab with margins of `kernel_size // 2`."""
+    """A view `(b, *positions, *taps, c)` of the neighborhoods in a slab with margins of `kernel_size // 2`."""
     b, *sizes, c = padded_bsc.shape
     strides = padded_bsc.stride()
     return padded_bsc.as_strided(

@@ -16,7 +16,7 @@ LABELS = CaptureLabels("Reconstruction", "Decoded from codes of a VQ-VAE-2", pat
 OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
-def grey_values(image) -> np.ndarray:
+def gray_values(image) -> np.ndarray:
     return image.pixel_array * float(image.RescaleSlope) + float(image.RescaleIntercept)
 
 
@@ -26,7 +26,7 @@ def test_every_plane_is_drawn_as_its_orientation_says(tmp_path, plane, orientati
     head = make_phantom(3, 0, voxel_mm=7.0, orientation=orientation)
     paths = write_secondary_captures(tmp_path, head.voxels_s, affine=head.affine, plane=plane, labels=LABELS)
     images = [pydicom.dcmread(path) for path in paths]
-    stack = np.stack([grey_values(image) for image in images], axis=2)
+    stack = np.stack([gray_values(image) for image in images], axis=2)
     # an oracle of its own: walk through the volume by the letters that the file states
     right, down = (str(letter).replace("F", "I").replace("H", "S") for letter in images[0].PatientOrientation)
     through = {"axial": "I", "coronal": "P", "sagittal": "R"}[plane]
@@ -52,7 +52,7 @@ def test_they_say_that_they_are_derived_and_by_what(tmp_path):
     assert image.DerivationDescription == LABELS.derivation
     assert "not for diagnosis" in image.ImageComments
     assert (image.PatientID, image.BurnedInAnnotation) == ("sub-01", "NO")
-    assert grey_values(image) == pytest.approx(np.ones((5, 4)))
+    assert gray_values(image) == pytest.approx(np.ones((5, 4)))
 
 
 def test_patient_and_study_are_the_sources(tmp_path, write_series):

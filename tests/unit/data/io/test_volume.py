@@ -70,15 +70,15 @@ def test_truncated_files_are_named(tmp_path, suffix, keep):
 def test_what_is_no_volume_is_named(tmp_path):
     save(tmp_path / "flat.nii.gz", VALUES[:, :, 0])
     save(tmp_path / "one.nii.gz", VALUES[:, :, :1])
-    colour = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    save(tmp_path / "colour.nii.gz", colour)
+    color = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    save(tmp_path / "color.nii.gz", color)
     save(tmp_path / "complex.nii.gz", VALUES.astype(np.complex64))
     (tmp_path / "text.nii").write_text("hello, this is no scan " * 50)
     (tmp_path / "text.nii.gz").write_bytes(gzip.compress(b"x" * 5000))
     for name, fault in {
         "flat.nii.gz": "3-D volume",
         "one.nii.gz": "two voxels",
-        "colour.nii.gz": "gray",
+        "color.nii.gz": "gray",
         "complex.nii.gz": "gray",
         "text.nii": "unreadable",
         "text.nii.gz": "unreadable",

@@ -36,7 +36,7 @@ def test_background_is_exactly_zero_and_the_brain_has_adult_size(phantoms):
         assert 0.8 < litres < 1.8
 
 
-def test_slices_show_two_hemispheres_and_grey_on_white(phantoms):
+def test_slices_show_two_hemispheres_and_gray_on_white(phantoms):
     for phantom in phantoms:
         prepared = prepare_volume(phantom.voxels_s, phantom.affine, "axial")
         for plane in locate_planes(prepared, [40.0, 70.0, 100.0]):
@@ -45,7 +45,7 @@ def test_slices_show_two_hemispheres_and_grey_on_white(phantoms):
         pixels = prepared.view.volume_s[:, :, plane.number].astype(float)
         inside = pixels[pixels > prepared.threshold] / prepared.window.high
         assert (inside > 0.75).mean() > 0.2, "white matter"
-        assert ((inside > 0.4) & (inside < 0.7)).mean() > 0.15, "grey matter"
+        assert ((inside > 0.4) & (inside < 0.7)).mean() > 0.15, "gray matter"
         assert (inside < 0.3).mean() > 0.02, "fluid"
 
 

@@ -1,7 +1,7 @@
 """Our EMA codebook against MONAI's: time and peak extra memory of forward + EMA update, one thread.
 
-`python -m benchmarks --only quantiser_time quantiser_memory`. Both run on the same latents, from a codebook that is
-already initialised. Memory is the growth of the process' resident peak over its size before the step, each measured
+`python -m benchmarks --only quantizer_time quantizer_memory`. Both run on the same latents, from a codebook that is
+already initialized. Memory is the growth of the process' resident peak over its size before the step, each measured
 in a fresh process: it counts every allocation, torch's and any library's.
 """
 
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from monai_vqgen.networks import EMACodebook
 
-__all__ = ["QuantiserCase", "memory_ratio", "time_ratio"]
+__all__ = ["QuantizerCase", "memory_ratio", "time_ratio"]
 
 STEPS = ("ours", "monai")
 
 
-class QuantiserCase(NamedTuple):
+class QuantizerCase(NamedTuple):
     """A batch of latents and a codebook; the defaults are the sizes of the project's promises."""
 
     side: int = 32
@@ -45,7 +45,7 @@ class QuantiserCase(NamedTuple):
         return torch.randn(batch or self.batch, self.dim, self.side, self.side)
 
     def step(self, which: str) -> Callable[[Tensor], object]:
-        """One training step of a quantiser without gradients: forward and the update of its averages."""
+        """One training step of a quantizer without gradients: forward and the update of its averages."""
         if which == "monai":
             theirs = EMAQuantizer(spatial_dims=2, num_embeddings=self.num_codes, embedding_dim=self.dim).train()
             return theirs.forward
@@ -60,7 +60,7 @@ class QuantiserCase(NamedTuple):
         return run
 
 
-def time_ratio(case: QuantiserCase) -> dict[str, object]:
+def time_ratio(case: QuantizerCase) -> dict[str, object]:
     """MONAI's time over ours, medians of alternating runs."""
     latents = case.latents()
     steps = {which: case.step(which) for which in STEPS}
@@ -76,11 +76,11 @@ def time_ratio(case: QuantiserCase) -> dict[str, object]:
     return {"ratio": theirs / ours, "ours_ms": 1e3 * ours, "monai_ms": 1e3 * theirs, "repeats": case.repeats}
 
 
-def memory_ratio(case: QuantiserCase) -> dict[str, object]:
+def memory_ratio(case: QuantizerCase) -> dict[str, object]:
     """MONAI's peak extra memory over ours, each in a fresh process."""
     figures = {}
     for which in STEPS:
-        command = [sys.executable, "-m", "benchmarks.quantiser", which, json.dumps(case._asdict())]
+        command = [sys.executable, "-m", "benchmarks.quantizer", which, json.dumps(case._asdict())]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         root = Path(__file__).resolve().parents[1]
         result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root, env=environment)
@@ -94,7 +94,7 @@ def memory_ratio(case: QuantiserCase) -> dict[str, object]:
     }
 
 
-def peak_extra_megabytes(case: QuantiserCase, which: str) -> dict[str, object]:
+def peak_extra_megabytes(case: QuantizerCase, which: str) -> dict[str, object]:
     """Growth of this process' resident peak during one step, after a small step has loaded all code."""
     torch.set_num_threads(1)
     step, latents = case.step(which), case.latents()
@@ -130,4 +130,4 @@ def _maximum() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(peak_extra_megabytes(QuantiserCase(**json.loads(sys.argv[2])), sys.argv[1])))
+    print(json.dumps(peak_extra_megabytes(QuantizerCase(**json.loads(sys.argv[2])), sys.argv[1])))
