@@ -92,10 +92,8 @@ def _check(design: Design, path: str | Path) -> None:
 
 def design_step(design: Design, preset: RunPreset, *, folder: Path) -> Callable[[], None]:
     """One training step of a design on the slices of the folder."""
-    network, training = _options(design, preset)
-    return training_step(
-        {"dataset_dir": str(folder / "slices"), **network, **training, "max_minutes": None}, overlays=_overlays(design)
-    )
+    options = {"dataset_dir": str(folder / "slices"), **_options(design, preset), "max_minutes": None}
+    return training_step(options, overlays=_overlays(design))
 
 
 def design_stages(
@@ -113,12 +111,8 @@ def design_stages(
         seed: of the training, where the design has none of its own.
     """
     place, cuda = folder / design.folder, torch.cuda.is_available()
-    network, training = _options(design, preset)
-    shared = {"dataset_dir": str(folder / "slices"), "seed": seed, **network}
-    common: dict[str, Any] = {
-        "overlays": _overlays(design),
-        "runner": partial(run_stage_apart, log=place / "log.txt", environment={} if cuda else ONE_THREAD),
-    }
+    shared = {"dataset_dir": str(folder / "slices"), "seed": seed}
+    runner = partial(run_stage_apart, log=place / "log.txt", environment={} if cuda else ONE_THREAD)
     # a step of the reference counts as a second
     budget = {"max_epochs": MOST_EPOCHS, "max_minutes": steps / SECONDS_A_MINUTE, "budget_clock": round(cost, 4)}
     judging = {"model": str(place / "model.pt"), "with_priors": False, "split": split}
@@ -128,15 +122,16 @@ def design_stages(
             "train",
             result="model.pt",
             state="training_state.pt",
-            options={**shared, "output_dir": str(place), **training, **budget, "val_interval": 1},
-            **common,
+            options={**shared, "output_dir": str(place), **_options(design, preset), **budget, "val_interval": 1},
+            overlays=_overlays(design),
+            runner=runner,
         ),
         bundle_stage(
             f"evaluation of {design.name}",
             "evaluate",
             result="metrics.json",
             options={**shared, "output_dir": str(place / "evaluation"), **judging},
-            **common,
+            runner=runner,
         ),
     ]
 
@@ -145,10 +140,8 @@ def _overlays(design: Design) -> list[str]:
     return [] if design.overlay is None else [str(bundle_root().parent / design.overlay)]
 
 
-def _options(design: Design, preset: RunPreset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of the network, which every stage needs, and those of the training."""
-    own = {name: value for name, value in design.options.items() if name.startswith("network_def")}
+def _options(design: Design, preset: RunPreset) -> dict[str, Any]:
+    """The options of the training, its network's included; later stages read the network in the model's record."""
     # An overlay, or whole quantizers, bring sizes of their own: those of the preset are not for them.
     network = {} if design.overlay is not None else preset.network_options()
-    training = {name: value for name, value in design.options.items() if name not in own}
-    return {**network, **own}, {**preset.autoencoder_options(), **training}
+    return {**network, **preset.autoencoder_options(), **design.options}

@@ -47,7 +47,13 @@ def place(module: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def sharded_loader(
-    dataset: Any, *, batch_size: int, num_workers: int = 0, shuffle: bool = False, seed: int = 0
+    dataset: Any,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    shuffle: bool = False,
+    seed: int = 0,
+    drop_last: bool | None = None,
 ) -> DataLoader:
     """A data loader over this process's rows of a data set (see `shard`).
 
@@ -55,8 +61,9 @@ def sharded_loader(
         dataset: with a length.
         batch_size: items a step and process.
         num_workers: processes that load; 0 loads in this one.
-        shuffle: for training: another order each epoch, and no smaller batch at the end unless there is no other.
+        shuffle: for training: another order each epoch.
         seed: of the order.
+        drop_last: leave out a smaller batch at the end; by default where `shuffle` is set and there is a whole one.
 
     Raises:
         InputError: fewer items than processes.
@@ -67,7 +74,7 @@ def sharded_loader(
         batch_size=batch_size,
         sampler=rows,
         num_workers=num_workers,
-        drop_last=shuffle and len(rows) >= batch_size,
+        drop_last=shuffle and len(rows) >= batch_size if drop_last is None else drop_last,
     )
 
 

@@ -19,14 +19,14 @@ from monai_vqgen.weights import fingerprint
 NETWORK = {
     "network_def::channels": "8",
     "network_def::residual_channels": "4",
-    "network_def::quantizers::0::num_codes": "8",
-    "network_def::quantizers::1::num_codes": "8",
+    "network_def::num_codes": "8",
 }
 
 
 def run(config: str, **options: str | Path) -> None:
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", f"{CONFIGS}/{config}.json"]
-    for name, value in {**NETWORK, **options}.items():
+    network = NETWORK if config == "train" else {}  # the other stages read it in the model's record
+    for name, value in {**network, **options}.items():
         command += [f"--{name}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=environment)

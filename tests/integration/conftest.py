@@ -81,9 +81,11 @@ def _replace(config: Any, keys: list[str], value: Any) -> None:
     """Set what has a value already; a stage without that option, or with null for it, stays as it is."""
     *parents, last = [int(key) if key.isdecimal() else key for key in keys]
     for key in parents:
-        if isinstance(config, dict) and key not in config:
+        if not isinstance(config, dict | list) or (isinstance(config, dict) and key not in config):
             return
         config = config[key]
+    if not isinstance(config, dict | list):
+        return
     known = config.get(last) if isinstance(config, dict) else config[last]
     if known is not None:
         config[last] = value

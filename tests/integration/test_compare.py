@@ -24,7 +24,7 @@ GOOD = """
 - {name: ours, group: architecture}
 - {name: "one level", group: architecture, overlay: configs/system_b.yaml, options: {"network_def::channels": 8}}
 """
-BAD = '- {name: "one code", group: quantizer, options: {"network_def::quantizers::0::num_codes": 1}}\n'
+BAD = '- {name: "one code", group: quantizer, options: {"network_def::num_codes": 1}}\n'
 
 
 @pytest.fixture(scope="module")

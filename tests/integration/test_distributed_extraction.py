@@ -15,16 +15,11 @@ import pytest
 import torch
 
 from monai_vqgen.data import CodeStore, make_phantoms
+from monai_vqgen.models import TrainedModel
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
-from monai_vqgen.weights import save_weights
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 CODES, SIZE = 12, 32
-TINY = {
-    "network_def::channels": "8",
-    "network_def::residual_channels": "4",
-    **{f"network_def::quantizers::{level}::num_codes": str(CODES) for level in (0, 1)},
-}
 SECONDS = 120  # far more than a run takes, far less than the week for which processes wait for one another
 
 
@@ -74,9 +69,7 @@ def model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     network = HierarchicalVQVAE(channels=8, residual_channels=4, quantizers=[EMACodebook(CODES, 16) for _ in (0, 1)])
     network.train_pass(torch.rand(16, 1, SIZE, SIZE))  # spreads the codes over the latents
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_weights(network, path)
-    return path
+    return TrainedModel(network).save(tmp_path_factory.mktemp("model")) / "model.pt"
 
 
 @pytest.mark.slow
@@ -95,7 +88,7 @@ def test_two_and_four_processes_cut_the_slices_of_one(scans, tmp_path):
 
 @pytest.mark.slow
 def test_two_and_four_processes_write_the_codes_of_one(slices, model, tmp_path):
-    options = {"dataset_dir": slices, "model": model, "batch_size": "3", "mirror_training": "True", **TINY}
+    options = {"dataset_dir": slices, "model": model, "batch_size": "3", "mirror_training": "True"}
     for processes in (1, 2, 4):
         (tmp_path / str(processes) / ".parts").mkdir(parents=True)
         (tmp_path / str(processes) / ".parts" / "0.safetensors").write_text("left by a run that was killed")
@@ -122,7 +115,6 @@ def test_a_process_that_cannot_read_its_slice_ends_the_run_with_that_error_and_n
         dataset_dir=tmp_path / "slices",
         model=model,
         output_dir=tmp_path / "codes",
-        **TINY,
     )
     assert done.returncode != 0
     assert "training12.nii.gz" in done.stderr

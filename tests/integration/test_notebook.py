@@ -12,28 +12,18 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from factories import tiny_model
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from skimage.metrics import structural_similarity
 
 from monai_vqgen.data import load_datalist
-from monai_vqgen.networks import ConditionEncoder, EMACodebook, GatedPixelCNN, HierarchicalVQVAE
+from monai_vqgen.networks import ConditionEncoder, EMACodebook, HierarchicalVQVAE
 from monai_vqgen.transforms import LoadSlice
-from monai_vqgen.weights import fingerprint, save_weights
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "evaluate.ipynb"
-CODES, SIZE, GRIDS = 16, (32, 32), [(4, 4), (8, 8)]
-OPTIONS = {
-    "network_def::channels": 16,
-    "network_def::residual_channels": 8,
-    **{f"network_def::quantizers::{level}::num_codes": CODES for level in (0, 1)},
-    **{f"prior_defs::{level}::num_codes": CODES for level in (0, 1)},
-    **{f"prior_defs::{level}::channels": 8 for level in (0, 1)},
-    **{f"prior_defs::{level}::num_layers": 2 for level in (0, 1)},
-    "prior_defs::0::attention_every": 0,
-    "prior_defs::1::coarser_codes": [CODES],
-}
+CODES, SIZE = 16, (32, 32)
 pytestmark = pytest.mark.filterwarnings("ignore")  # Jupyter's own; the kernel's are the notebook's
 
 
@@ -75,27 +65,17 @@ def weights(tmp_path_factory) -> tuple[Path, HierarchicalVQVAE]:
     """A small but complete model, conditioned on position, age and sex; its autoencoder has seen discs."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    network = HierarchicalVQVAE(channels=16, residual_channels=8, quantizers=[EMACodebook(CODES, 16) for _ in GRIDS])
+    network = HierarchicalVQVAE(channels=16, residual_channels=8, quantizers=[EMACodebook(CODES, 16) for _ in range(2)])
     teach(network)
-    save_weights(network, folder / "model.pt")
     encoder = ConditionEncoder({"position_mm": (40.0, 90.0), "age": (20.0, 60.0)}, {"sex": ["F", "M"]})
-    for level, grid in enumerate(GRIDS):
-        coarser = [CODES] * level
-        prior = GatedPixelCNN(
-            CODES, channels=8, num_layers=2, attention_every=0, coarser_codes=coarser, condition_dim=encoder.dim
-        )
-        save_weights(prior, folder / f"model_prior_level{level}.pt")
-        sidecar = {"level": level, "grid": grid, "num_codes": CODES, "condition": encoder.to_dict()}
-        sidecar |= {"autoencoder_fingerprint": fingerprint(network), "image_size": SIZE}
-        sidecar |= {"plane": "axial", "pixel_mm": 7.0}
-        (folder / f"model_prior_level{level}.json").write_text(json.dumps(sidecar))
+    tiny_model(SIZE, autoencoder=network, condition=encoder, record={"pixel_mm": 7.0}).save(folder)
     return folder, network.eval()
 
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """An environment without this notebook's variables, and a folder to work in."""
-    for name in ("MODEL", "PRIORS", "OPTIONS", "SCANS", "SPLIT", "OUTPUT"):
+    for name in ("MODEL", "PRIORS", "SCANS", "SPLIT", "OUTPUT"):
         monkeypatch.delenv(f"MONAI_VQGEN_{name}", raising=False)
     monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures belong into the notebook
     return monkeypatch
@@ -160,7 +140,6 @@ def test_its_outputs_are_those_of_the_weights_that_ship_on_the_test_subjects(fre
 def test_it_runs_on_phantoms_and_its_scores_are_scikit_images(fresh, tmp_path, weights):
     folder, network = weights
     fresh.setenv("MONAI_VQGEN_MODEL", str(folder / "model.pt"))
-    fresh.setenv("MONAI_VQGEN_OPTIONS", json.dumps(OPTIONS))
     notebook = read()
     execute(notebook, tmp_path)
     assert len(pictures(notebook)) >= 10
