@@ -17,6 +17,7 @@ from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError
 from monai_vqgen.models.loading import MODEL, LoadedPriors, load_autoencoder, load_priors, weights_file
 from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name
 from monai_vqgen.models.samples import Samples, code_masks, draw_conditions, encode_conditions, sample_affines
+from monai_vqgen.weights import fingerprint
 
 __all__ = ["TrainedModel"]
 
@@ -59,7 +60,7 @@ class TrainedModel:
         self.autoencoder, self.priors, self.condition = autoencoder.eval(), priors.networks, priors.condition
         self.settings: SamplingSettings = priors.settings
         known = {name: getattr(priors, name) for name in ("image_size", "plane", "pixel_mm") if getattr(priors, name)}
-        self.record = record._replace(**known)
+        self.record = record._replace(**{"fingerprint": record.fingerprint or fingerprint(autoencoder), **known})
         self.grids = priors.grids or (tuple(autoencoder.grids(record.image_size)) if record.image_size else ())
         self.batch_size = 16
 

@@ -227,8 +227,8 @@ def test_first_ten_losses_of_two_tiny_trainings(tmp_path, expected):
     model = network / "model.pt"
     measured = {"autoencoder": tiny_training("train", network, dataset_dir=tmp_path / "slices")}
     run("extract_codes", kind=None, dataset_dir=tmp_path / "slices", output_dir=codes, model=model)
-    # The recorded priors were both built, coarsest first, before either was trained: the finer one's initial weights come
-    # from that place of the random stream.
+    # The recorded priors were both built, coarsest first, before either was trained: the finer one's initial weights
+    # come from that place of the random stream.
     tiny = {**PRIOR, "num_codes": CODES, "coarser_codes": []}
     both = [tiny, {**tiny, "coarser_codes": [CODES]}]
     for level in (0, 1):

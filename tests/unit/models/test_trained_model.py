@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError, ScanError
 from monai_vqgen.inferers import AncestralSampler, VolumeReconstructionInferer
 from monai_vqgen.models import SamplingSettings, TrainedModel
+from monai_vqgen.weights import fingerprint
 
 LEVELS = {"one level": (4,), "two levels": (8, 4), "three levels": (8, 4, 2)}
 
@@ -196,3 +197,10 @@ def test_bad_arguments_are_named(tmp_path):
         model.reconstruct(tmp_path / "nowhere.nii.gz")
     with pytest.raises(InputError, match="model is one of volumes"):
         model_of(3, (8, 4)).reconstruct(np.zeros((16, 16, 16)))
+
+
+def test_a_model_made_of_networks_alone_is_saved_with_the_fingerprint_of_its_weights(tmp_path):
+    network = tiny_autoencoder()
+    TrainedModel(network).save(tmp_path)
+    again = TrainedModel.from_bundle(tmp_path)
+    assert again.record.fingerprint == fingerprint(network)
