@@ -104,21 +104,21 @@ def test_a_design_is_judged_without_priors_on_the_subjects_asked_for():
 
 def test_whole_quantizers_take_the_place_of_sizes_that_are_not_theirs():
     own = {"network_def::quantizers": FSQ, "network_def::quantizers::0::levels": [4, 4]}
-    for stage in (0, 1):
-        given = options(Design("f", "g", options=own), stage)
-        assert "network_def::quantizers::0::num_codes" not in given
-        assert given["network_def::quantizers::0::levels"] == "[4, 4]"
-        assert given["network_def::channels"] == "64"
+    given = options(Design("f", "g", options=own), 0)
+    assert "network_def::quantizers::0::num_codes" not in given
+    assert given["network_def::quantizers::0::levels"] == "[4, 4]"
+    assert given["network_def::channels"] == "64"
 
 
-def test_an_overlay_keeps_its_own_network_in_training_and_evaluation():
+def test_an_overlay_brings_its_own_network_to_the_training_and_the_evaluation_reads_it_in_the_record():
     design = Design("a", "g", "configs/system_a.yaml", {"network_def::strides": [8, 4], "batch_size": 16})
-    for stage in (0, 1):
-        given = options(design, stage)
-        assert given["config_file"].endswith("configs/system_a.yaml']")
-        assert given["network_def::strides"] == "[8, 4]"
-        assert "network_def::channels" not in given
-        assert ("batch_size" in given) == (stage == 0)
+    training, evaluation = options(design, 0), options(design, 1)
+    assert training["config_file"].endswith("configs/system_a.yaml']")
+    assert training["network_def::strides"] == "[8, 4]"
+    assert "network_def::channels" not in training
+    assert training["batch_size"] == "16"
+    assert "system_a" not in evaluation["config_file"]
+    assert not [name for name in evaluation if name.startswith("network_def") or name == "batch_size"]
 
 
 def figures(name: str, psnr: float) -> DesignFigures:
