@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.evaluation.scores import SHOWN, ReconstructionPass, SliceSet
 from monai_vqgen.files import write_json
 from monai_vqgen.metrics import AlignedNeighbors
@@ -76,8 +77,7 @@ def save_sample_pictures(
     width = min(len(images) for _, images in rows)
     save_rows([PictureRow(name, images[:width]) for name, images in rows], folder / "overview.png")
     save_png(grid_picture(drawn[:MOST_DRAWN]), folder / "samples.png")
-    some = np.linspace(0, len(test) - 1, min(mixed, len(test))).round().astype(int).tolist()
-    real = np.stack([np.asarray(test[i]["image"])[0] for i in some])
+    real = np.stack([np.asarray(test[i]["image"])[0] for i in evenly_spaced(mixed, len(test))])
     _save_mixed(folder, real, drawn[:mixed], samples.seed)
 
 

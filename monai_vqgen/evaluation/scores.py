@@ -15,6 +15,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import InputError
 from monai_vqgen.inferers import finished_time
@@ -109,17 +110,13 @@ def _crop(images_bcs: Tensor, size: Sequence[int]) -> Tensor:
     return images_bcs[window]
 
 
-def _shown_indices(count: int) -> list[int]:
-    return sorted(set(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int).tolist()))
-
-
 def reconstruct_slices(model: TrainedModel, test: SliceSet, *, inferer: Inferer) -> ReconstructionPass:
     """Reconstruct every test slice, by the inferer from all levels, and from the coarsest alone."""
     network, device = model.autoencoder, model.device
     full: list[ReconstructionScores] = []
     top_only: list[ReconstructionScores] = []
     codes, kept, first = [], {"original": [], "reconstruction": [], "top_only": []}, 0  # type: ignore[var-annotated]
-    wanted = set(_shown_indices(len(test)))
+    wanted = set(evenly_spaced(SHOWN, len(test)))
     with torch.no_grad():
         for images_bcs in batches(test, model.batch_size, description="reconstructing"):
             grids = network.encode(images_bcs.to(device))

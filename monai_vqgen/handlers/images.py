@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from monai_vqgen.data.processes import process_rank
+from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.files import replace_file
 
 __all__ = ["ReconstructionImages", "SampleImages", "image_rows"]
@@ -99,9 +100,9 @@ class ReconstructionImages(_Pictures):
     @torch.no_grad()
     def draw(self) -> NDArray[np.uint8]:
         """Return the picture."""
-        picks = np.linspace(0, len(self.dataset) - 1, min(self.num_images, len(self.dataset))).round().astype(int)
+        picks = evenly_spaced(self.num_images, len(self.dataset))
         device = next(self.autoencoder.parameters()).device
-        images = [convert_to_tensor(self.dataset[int(pick)]["image"], track_meta=False).float() for pick in picks]
+        images = [convert_to_tensor(self.dataset[pick]["image"], track_meta=False).float() for pick in picks]
         images_bcs = torch.stack(images).to(device)
         training = self.autoencoder.training
         self.autoencoder.eval()
@@ -156,8 +157,8 @@ class SampleImages(_Pictures):
     @torch.no_grad()
     def draw(self) -> NDArray[np.uint8]:
         """Return the picture."""
-        picks = np.linspace(0, len(self.dataset) - 1, min(self.num_images, len(self.dataset))).round().astype(int)
-        items = [self.dataset[int(pick)] for pick in picks]
+        picks = evenly_spaced(self.num_images, len(self.dataset))
+        items = [self.dataset[pick] for pick in picks]
         device = next(self.prior.parameters()).device
         coarser = [torch.stack([item[f"codes_{level}"] for item in items]).to(device) for level in range(self.level)]
         condition = torch.stack([item["condition"] for item in items]).to(device) if "condition" in items[0] else None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from monai_vqgen.engines.distributed import process_rank
-from monai_vqgen.errors import InputError, OutputExistsError
+from monai_vqgen.errors import InputError
+from monai_vqgen.files import claim_folder
 
 __all__ = ["claim_output", "claim_training", "log_to_file"]
 
@@ -28,8 +28,8 @@ def claim_output(
 ) -> Path:
     """Make the output folder, and refuse one that already holds a result of the same name.
 
-    Earlier results that are to be overwritten are removed at once, so that a run which ends early does not leave the
-    old model beside the new logs. A run that is resumed removes nothing.
+    `monai_vqgen.files.claim_folder` for a stage: only the first process removes earlier results, and none removes them
+    from a run that is resumed.
 
     Args:
         output_dir: folder to write to; made where missing.
@@ -54,16 +54,7 @@ def claim_output(
     # The other processes would race with the first one's writing.
     if resuming or process_rank() > 0:
         return folder
-    there = _matches(folder, names)
-    if overwrite:
-        for name in [*there, *_matches(folder, by_products)]:
-            _remove(folder / name)
-    elif there:
-        raise OutputExistsError(
-            f"output_dir={str(folder)!r} already holds {', '.join(there)}. Give another --output_dir, or "
-            "--overwrite true to replace earlier results"
-        )
-    return folder
+    return claim_folder(folder, names, overwrite=overwrite, by_products=by_products)
 
 
 def claim_training(
@@ -88,24 +79,6 @@ def claim_training(
         logs = [f"model{part}.log", f"images/samples_level{level}_*", f"tensorboard/prior_level{level}"]
     state = f"training_state{part}.pt"
     return claim_output(output_dir, names, overwrite, by_products=[state, *logs], resume_from=state if resume else None)
-
-
-def _matches(folder: Path, names: Sequence[str]) -> list[str]:
-    """Those of the names that exist in the folder, stars resolved."""
-    found = []
-    for name in names:
-        matches = sorted(folder.glob(name)) if "*" in name else [folder / name]
-        found += [match.relative_to(folder).as_posix() for match in matches if os.path.lexists(match)]
-    return found
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a link (not what it points to), or a folder with all it holds."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-    logger.info("Removed %s, a result of an earlier run.", path)
 
 
 class _RunLog(logging.FileHandler):

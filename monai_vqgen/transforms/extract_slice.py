@@ -41,7 +41,7 @@ class ExtractSlices(Transform):
 
     A slice is the voxel plane whose center is nearest to the position; nothing is interpolated across planes, and the
     slice of an oblique volume stays oblique (its affine says how). In its own plane it is resampled where `pixel_mm`
-    is given. The brain's box is that of `foreground_box` or of a mask.
+    is given. The brain's box is that of the volume's foreground or of a mask.
 
     Args:
         plane: "axial", "coronal" or "sagittal".

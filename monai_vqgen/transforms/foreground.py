@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["Box", "Foreground", "Window", "find_foreground", "foreground_box", "foreground_window"]
+__all__ = ["Box", "Foreground", "Window", "find_foreground", "foreground_window"]
 
 THRESHOLD_FRACTION = 0.02  # of the 99.5th percentile
 THRESHOLD_PERCENTILE = 99.5
@@ -126,7 +126,13 @@ def find_foreground(volume_s: NDArray, *, mask_s: NDArray | None = None) -> Fore
 
     Args:
         volume_s: three axes, any real type; NaN counts as background, infinity must be gone before.
-        mask_s: a brain mask of the same shape; its box (all of it) then takes the place of the foreground's.
+        mask_s: a brain mask of the same shape, whose box (all of it) is used instead.
+
+    Example:
+        >>> volume = np.zeros((8, 8, 8))
+        >>> volume[2:5, 3:6, 1:7] = 1
+        >>> find_foreground(volume).box
+        Box(start=(2, 3, 1), stop=(5, 6, 7))
     """
     threshold = foreground_threshold(volume_s)
     if mask_s is not None:
@@ -134,18 +140,6 @@ def find_foreground(volume_s: NDArray, *, mask_s: NDArray | None = None) -> Fore
     with np.errstate(invalid="ignore"):
         # compared in the volume's own type: a Python float would be cast once, an array never
         return Foreground(threshold, mask_box(volume_s > threshold))
-
-
-def foreground_box(volume_s: NDArray, *, mask_s: NDArray | None = None) -> Box | None:
-    """The box of the brain: above 2 % of the 99.5th percentile, largest component; None for an empty volume.
-
-    Examples:
-        >>> volume = np.zeros((8, 8, 8))
-        >>> volume[2:5, 3:6, 1:7] = 1
-        >>> foreground_box(volume)
-        Box(start=(2, 3, 1), stop=(5, 6, 7))
-    """
-    return find_foreground(volume_s, mask_s=mask_s).box
 
 
 def foreground_window(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from monai_vqgen.files import replace_file, replace_path, write_bytes, write_json
+from monai_vqgen.errors import OutputExistsError
+from monai_vqgen.files import claim_folder, replace_file, replace_path, write_bytes, write_json
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -56,3 +57,27 @@ def test_only_durable_files_wait_for_the_disk(tmp_path, monkeypatch):
     assert not synced
     write_bytes(tmp_path / "a", b"x")
     assert len(synced) == 1
+
+
+def test_earlier_results_are_refused_or_removed_and_nothing_else_is_touched(tmp_path):
+    folder = claim_folder(tmp_path / "a" / "b", ["result.json"], overwrite=False)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("result.json", "images/1.png", "log.txt", "notes.md", "outside/kept"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "link").symlink_to(outside)
+    names, by_products = ["result.json", "images", "link", "sample_*"], ["log.*"]
+    with pytest.raises(OutputExistsError, match=r"holds result\.json, images, link; .*overwrite"):
+        claim_folder(folder, names, overwrite=False, by_products=by_products)
+    assert (folder / "log.txt").exists()
+    claim_folder(folder, names, overwrite=True, by_products=by_products)
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.md", "outside"]
+    assert outside.is_dir()
+
+
+def test_by_products_and_empty_folders_stop_no_run(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "log.txt").touch()
+    claim_folder(tmp_path, ["images"], overwrite=False, by_products=["log.txt"])
+    assert (tmp_path / "log.txt").exists()

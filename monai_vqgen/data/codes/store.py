@@ -47,13 +47,13 @@ def save_codes(
 
     Args:
         output_dir: folder to write to.
-        grids: codes of each split, one tensor (n, *s) a level, coarsest first.
-        records: what is known of each slice of each split, in the same order.
+        grids: codes of each split, one tensor (n, *s) per level, coarsest first.
+        records: subject, position and the like of each slice of each split, in the same order.
         codebook_sizes: number of codes of each level, coarsest first.
         fingerprint: `networks.fingerprint` of the autoencoder.
         image_size: size of the slices in pixels.
-        geometry: plane and pixel size of the slices, as far as they are known.
-        codebooks_kd: the codes' vectors, one tensor (k, d) a level, coarsest first; empty where unknown.
+        geometry: plane and pixel size of the slices, where known.
+        codebooks_kd: the codes' vectors, one tensor (k, d) per level, coarsest first; empty where unknown.
 
     Raises:
         CodesMismatchError: levels, grids, records or code values do not fit one another.
@@ -87,10 +87,12 @@ def _checked_tensors(
     tensors = {}
     for split, levels in grids.items():
         if len(levels) != len(codebook_sizes) or any(len(codes_ns) != counts[split] for codes_ns in levels):
-            raise CodesMismatchError(f"Split {split!r}: {len(levels)} levels or a wrong number of grids or records")
+            raise CodesMismatchError(
+                f"split {split!r}: expected {len(codebook_sizes)} levels of {counts[split]} grids (records)"
+            )
         for level, (codes_ns, size) in enumerate(zip(levels, codebook_sizes, strict=True)):
             if codes_ns.numel() and (int(codes_ns.min()) < 0 or int(codes_ns.max()) >= size):
-                raise CodesMismatchError(f"Split {split!r}, level {level}: codes outside 0 to {size - 1}")
+                raise CodesMismatchError(f"split {split!r}, level {level}: codes outside 0 to {size - 1}")
             tensors[f"{split}/level{level}"] = codes_ns.cpu().to(code_type(size)).contiguous()
     return tensors
 
@@ -98,7 +100,9 @@ def _checked_tensors(
 def _checked_codebooks(codebooks_kd: Sequence[Tensor], codebook_sizes: Sequence[int]) -> dict[str, Tensor]:
     """The codebooks by their names in the file."""
     if codebooks_kd and [len(codebook_kd) for codebook_kd in codebooks_kd] != list(codebook_sizes):
-        raise CodesMismatchError(f"Codebooks of {[len(c) for c in codebooks_kd]} codes, not {list(codebook_sizes)}")
+        raise CodesMismatchError(
+            f"codebooks of {[len(c) for c in codebooks_kd]} codes; expected {list(codebook_sizes)}"
+        )
     return {f"codebook/level{level}": book_kd.float().cpu().contiguous() for level, book_kd in enumerate(codebooks_kd)}
 
 
@@ -254,10 +258,10 @@ class CodeStore:
             with safe_open(path, framework="pt") as tensors:
                 names = set(tensors.keys())
         except SafetensorError as error:
-            raise self._damaged(f"{_TENSORS} is no safetensors file") from error
+            raise self._damaged(f"{_TENSORS} is not a safetensors file") from error
         missing = {f"{split}/level{level}" for split in self.splits for level in range(self.num_levels)} - names
         if missing:
             raise self._damaged(f"{_TENSORS} lacks {', '.join(sorted(missing))}")
 
     def _damaged(self, what: str) -> InputError:
-        return InputError(f"The code store in {self.folder} is damaged: {what}. Run extract_codes.json again.")
+        return InputError(f"the code store in {self.folder} is damaged: {what}; run extract_codes.json again")

@@ -22,7 +22,7 @@ __all__ = ["HALF_EXTENT_MM", "Subject", "brightness"]
 Field = NDArray[np.floating]
 
 HALF_EXTENT_MM = (73.0, 93.0, 82.0)  # of a box that holds every subject's brain, before size and rotation
-CSF, GREY, WHITE = 0.16, 0.52, 0.86  # T1-weighted brightness, white matter near 1
+CSF, GRAY, WHITE = 0.16, 0.52, 0.86  # T1-weighted brightness, white matter near 1
 EDGE_MM = 0.9  # width of a soft edge: partial volume
 FIELD_CELLS, FIELD_MM = 48, 3.5  # lattice of the folding field
 SULCUS_SPACING_MM = 11.0
@@ -160,7 +160,7 @@ def _cerebrum(subject: Subject, x: Field, side: Field, y: Field, z: Field, hull:
     sulci = _sulci(subject, x, y, z, np.minimum(hull, fissure + 8))
     depth_all = np.minimum(np.minimum(hull, fissure), np.minimum(folds, sulci))
     image = np.full(x.shape, CSF, dtype=np.float32)
-    _over(image, GREY, _inside(depth_all))
+    _over(image, GRAY, _inside(depth_all))
     _over(image, WHITE, _inside(depth_all - np.float32(subject.cortex_mm), 1.3))
     return image
 

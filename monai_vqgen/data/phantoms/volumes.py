@@ -83,7 +83,7 @@ def make_phantom(seed: int, index: int = 0, *, voxel_mm: float = 2.0, orientatio
         InputError: a voxel size or orientation that cannot work.
     """
     if not 0.5 <= voxel_mm <= 8:
-        raise InputError(f"voxel_mm is {voxel_mm}; 0.5 to 8 is possible")
+        raise InputError(f"voxel_mm is {voxel_mm}; give 0.5 to 8")
     if orientation is not None and orientation not in ORIENTATIONS:
         raise InputError(f"orientation {orientation!r} is unknown; give axis codes such as 'LPS'")
     rng = np.random.default_rng([seed, index])
@@ -137,7 +137,7 @@ def make_phantoms(
         ['sub-01_T1w.nii.gz', 'sub-02_T1w.nii.gz']
     """
     if num_subjects < 1:
-        raise InputError(f"num_subjects is {num_subjects}; at least 1 is due")
+        raise InputError(f"num_subjects is {num_subjects}; give at least 1")
     folder = Path(folder)
     if folder.is_dir() and not overwrite and any(folder.glob("*.nii*")):
         raise OutputExistsError(f"{folder} holds scans already; choose another folder, or overwrite=True")

@@ -131,7 +131,7 @@ def test_a_cut_listing_is_asked_for_again(openneuro, tmp_path, monkeypatch):
     assert names(tmp_path) == SCANS | {SESSION} | ABOUT
 
 
-def test_a_wrong_checksum_names_the_file_and_the_mend(openneuro, tmp_path):
+def test_a_wrong_checksum_names_the_file_and_what_to_do(openneuro, tmp_path):
     openneuro.sent[f"{NAME}/sub-02/anat/sub-02_T1w.nii.gz"] = b"?" * 3000
     with pytest.raises(DownloadError, match=r"sub-02_T1w\.nii\.gz.*md5.*removed; run the same command again"):
         fetch(openneuro, tmp_path)
@@ -167,7 +167,7 @@ def test_a_malformed_accession_asks_no_server(openneuro, tmp_path, accession):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_accession_is_said_so_and_leaves_no_folder(openneuro, tmp_path):
+def test_an_unknown_accession_is_reported_and_leaves_no_folder(openneuro, tmp_path):
     with pytest.raises(DownloadError, match=r"no data set ds999999.*openneuro\.org/datasets/ds999999"):
         download_openneuro("ds999999", tmp_path / "scans", base_url=openneuro.url)
     assert list(tmp_path.iterdir()) == []
@@ -194,7 +194,7 @@ def test_a_suffix_is_a_word(openneuro, tmp_path, suffix):
 
 
 @pytest.mark.parametrize("fault", ["gone", "missing"])
-def test_a_server_that_has_gone_is_said_so(openneuro, tmp_path, fault):
+def test_a_server_that_does_not_list_is_reported(openneuro, tmp_path, fault):
     if fault == "gone":
         openneuro.stop()
     else:
@@ -204,7 +204,7 @@ def test_a_server_that_has_gone_is_said_so(openneuro, tmp_path, fault):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_too_small_is_said_so_before_the_first_byte(openneuro, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(openneuro, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 11_000}))
     with pytest.raises(DownloadError, match="space"):
         fetch(openneuro, tmp_path)
@@ -267,7 +267,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">]><ListBucketResult>&a;</ListBucket
         (b"<!--" + b"x" * (17 << 20), "more than"),
     ],
 )
-def test_an_answer_that_is_no_listing_is_said_so(openneuro, tmp_path, content, match):
+def test_an_answer_that_is_not_a_listing_is_reported(openneuro, tmp_path, content, match):
     openneuro.listing = content
     with pytest.raises(DownloadError, match=match):
         fetch(openneuro, tmp_path / "scans")
@@ -328,7 +328,7 @@ def test_the_disk_has_the_bytes_before_they_get_their_name(bucket, remote, path,
     assert path.read_bytes() == b"next" * 100
 
 
-def test_a_cut_connection_is_taken_up_where_it_stopped(bucket, remote, path, monkeypatch):
+def test_a_cut_connection_is_resumed_where_it_stopped(bucket, remote, path, monkeypatch):
     monkeypatch.setattr(download, "RETRIES", 2)
     bucket.cuts = [1000, 2000]
     fetch_file(remote, path)
@@ -420,6 +420,31 @@ def test_a_file_of_another_size_than_listed_is_refused_at_once(bucket, remote, p
     assert not path.exists()
 
 
+def test_an_answer_without_a_length_might_have_no_end_and_is_refused(bucket, remote, path, monkeypatch):
+    def endless(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(CONTENT)
+
+    monkeypatch.setattr(bucket.server.RequestHandlerClass, "do_GET", endless)
+    with pytest.raises(DownloadError, match=f"instead of {len(CONTENT)}"):
+        fetch_file(remote, path)
+    assert not path.exists()
+
+
+def test_bytes_are_kept_as_they_are_stored_whatever_encoding_the_server_names(bucket, path, monkeypatch):
+    packed = gzip.compress(CONTENT)
+    bucket.files["scan.nii.gz"] = packed
+    answer = bucket.server.RequestHandlerClass.answer
+    monkeypatch.setattr(
+        bucket.server.RequestHandlerClass,
+        "answer",
+        lambda self, status, body, headers: answer(self, status, body, {**headers, "Content-Encoding": "gzip"}),
+    )
+    fetch_file(RemoteFile(f"{bucket.url}/scan.nii.gz", len(packed), bucket.etag("scan.nii.gz")), path)
+    assert path.read_bytes() == packed
+
+
 def test_an_empty_file_is_a_file(bucket, path):
     bucket.files["empty"] = b""
     fetch_file(RemoteFile(f"{bucket.url}/empty", 0, bucket.etag("empty")), path)
@@ -474,7 +499,7 @@ def test_a_silent_server_is_not_waited_for_forever(bucket, remote, path, monkeyp
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
-def test_a_full_disk_is_said_so(remote, path):
+def test_a_full_disk_is_reported(remote, path):
     path.parent.mkdir()
     remote.part_of(path).symlink_to("/dev/full")
     with pytest.raises(DownloadError, match=r"scan\.nii cannot be written: No space left.*resumes"):
@@ -482,7 +507,7 @@ def test_a_full_disk_is_said_so(remote, path):
     assert not path.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_said_so(remote, tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported(remote, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DownloadError, match="cannot be written"):
         fetch_file(remote, tmp_path / "file" / KEY)
@@ -490,7 +515,7 @@ def test_a_folder_that_cannot_be_made_is_said_so(remote, tmp_path):
         check_space(tmp_path / "file" / "folder", {})
 
 
-def test_space_is_asked_for_before_the_first_byte_less_what_lies_there(remote, path, monkeypatch):
+def test_space_is_checked_less_what_is_already_there(remote, path, monkeypatch):
     free = len(CONTENT) - 1000
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
     with pytest.raises(DownloadError, match="space"):
@@ -546,7 +571,7 @@ def test_a_redirect_does_not_leave_https(target, refused):
         download._stay_on_https(response)
 
 
-def test_whoever_knows_only_the_builtin_error_catches_it():
+def test_download_errors_are_os_errors_too():
     assert issubclass(DownloadError, OSError)
     assert issubclass(DownloadError, VQGenError)
 

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.data import MetaTensor
 from nibabel.affines import apply_affine
 
 from monai_vqgen.data import make_phantom
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms import (
     ExtractSlice,
-    ExtractSliced,
     ExtractSlices,
-    ExtractSlicesd,
-    FitToSized,
-    LoadSliced,
-    ScaleForegroundd,
 )
-from monai_vqgen.transforms.foreground import foreground_window
-from monai_vqgen.transforms.resampling import resample_plane
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])  # RAS; the top of the box is z index 16
 
@@ -165,33 +156,6 @@ def test_a_volume_is_searched_for_nan_once_not_once_a_slice(volume, monkeypatch)
     assert counts[1] - counts[0] <= 6 * 16 * 18 + 1000
 
 
-def test_resampling_places_a_linear_ramp_exactly():
-    affine = np.array([[0, 1.1, 0, 4], [-0.9, 0, 0.2, -7], [0.1, 0.2, 2, 1], [0, 0, 0, 1.0]])
-    rows, columns = np.meshgrid(np.arange(40.0), np.arange(31.0), indexing="ij")
-    world = apply_affine(affine, np.stack([rows, columns, 0 * rows], axis=-1))
-    for pixel_mm in (0.5, 1.736, (2.2, 0.7)):
-        result = resample_plane(world[..., 0] + 2 * world[..., 1], affine, pixel_mm)
-        height, width = result.pixels.shape
-        grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), [0], indexing="ij"), axis=-1)[:, :, 0]
-        where = apply_affine(result.affine, grid)
-        inner = (slice(4, -4), slice(4, -4))  # at the border the widened kernel is cut
-        np.testing.assert_allclose(result.pixels[inner], (where[..., 0] + 2 * where[..., 1])[inner], atol=2e-4)
-        np.testing.assert_allclose(np.linalg.norm(result.affine[:3, :2], axis=0), pixel_mm, rtol=1e-9)
-        middles = [
-            apply_affine(a, [(h - 1) / 2, (w - 1) / 2, 0])
-            for a, (h, w) in ((affine, (40, 31)), (result.affine, (height, width)))
-        ]
-        np.testing.assert_allclose(*middles, atol=1e-9)
-
-
-def test_shrinking_is_antialiased_and_stays_in_range():
-    stripes = np.zeros((64, 64), dtype=np.float32)
-    stripes[:, ::2] = 1
-    shrunk = resample_plane(stripes, np.eye(4), 4.0).pixels[2:-2, 2:-2]
-    np.testing.assert_allclose(shrunk, 0.5, atol=0.07)
-    assert set(np.unique(resample_plane(stripes, np.eye(4), 4.0, mode="nearest").pixels)) <= {0.0, 1.0}
-
-
 def test_the_box_moves_with_resampling():
     phantom = make_phantom(0, 0, voxel_mm=3)
     image = MetaTensor(torch.from_numpy(phantom.voxels_s.astype(np.float32))[None], affine=phantom.affine)
@@ -202,50 +166,6 @@ def test_the_box_moves_with_resampling():
     )
 
 
-def test_dictionary_twins_cut_image_and_label_together_and_flatten_in_monai(tmp_path):
-    phantom = make_phantom(0, 1, voxel_mm=4)
-    nib.save(nib.Nifti1Image(phantom.voxels_s.astype(np.float32), phantom.affine), tmp_path / "image.nii.gz")
-    label = (phantom.voxels_s > phantom.voxels_s.max() / 2).astype(np.float32)
-    nib.save(nib.Nifti1Image(label, phantom.affine), tmp_path / "label.nii.gz")
-    steps = Compose(
-        [
-            LoadImaged(["image", "label"], reader="NibabelReader"),
-            EnsureChannelFirstd(["image", "label"]),
-            ExtractSlicesd(["image", "label"], "axial", [40, 60, 80], pixel_mm=2.0, mode=["linear", "nearest"]),
-            ScaleForegroundd("image"),
-            FitToSized(["image", "label"], 112),
-        ]
-    )
-    item = {"image": str(tmp_path / "image.nii.gz"), "label": str(tmp_path / "label.nii.gz")}
-    data = Dataset([item], pickle.loads(pickle.dumps(steps)))
-    batch = next(iter(DataLoader(data, batch_size=1, collate_fn=list_data_collate)))
-    assert batch["image"].shape == batch["label"].shape == (3, 1, 112, 112)
-    assert set(np.unique(batch["label"].numpy())) == {0, 1}
-    assert 0 <= batch["image"].min() < batch["image"].max() <= 1
-    np.testing.assert_allclose(batch["position_mm"], [40, 60, 80], atol=2.5)
-    brain = batch["image"].numpy() > 0.6
-    assert (batch["label"].numpy()[brain]).mean() > 0.7, "the label lies on the image"
-
-
-def test_the_volumes_window_scales_its_slices():
-    phantom = make_phantom(0, 2, voxel_mm=4)
-    values = torch.from_numpy(phantom.voxels_s.astype(np.float32))[None]
-    window = foreground_window(phantom.voxels_s)
-    cut = ExtractSlice("axial", 60)(MetaTensor(values, affine=phantom.affine))
-    scaled = ScaleForegroundd("image")({"image": cut})["image"]
-    expected = np.clip((cut.numpy() - window.low) / (window.high - window.low), 0, 1)
-    np.testing.assert_allclose(scaled.numpy(), expected, atol=1e-6)
-    np.testing.assert_array_equal(ScaleForegroundd("image")({"image": scaled})["image"].numpy(), scaled.numpy())
-
-
-def test_one_slice_twin_and_grids_that_differ(volume):
-    item = ExtractSliced("image", "axial", 9)({"image": volume, "age": 40})
-    assert item["image"].shape == (1, 18, 16)
-    assert (item["plane"], item["age"]) == ("axial", 40)
-    with pytest.raises(ScanError, match="grid"):
-        ExtractSliced(["image", "label"])({"image": volume, "label": torch.ones(1, 4, 4, 4)})
-
-
 def test_threads_do_not_disturb_each_other(volume):
     cut = ExtractSlices("axial", [3, 9, 15], pixel_mm=1.3)
     expected = [s.numpy() for s in cut(volume)]
@@ -253,8 +173,3 @@ def test_threads_do_not_disturb_each_other(volume):
         for result in pool.map(lambda _: cut(volume), range(16)):
             for a, b in zip(result, expected, strict=True):
                 np.testing.assert_array_equal(a.numpy(), b)
-
-
-def test_a_missing_slice_file_is_named(tmp_path):
-    with pytest.raises(ScanError, match="no such file"):
-        LoadSliced("image")({"image": str(tmp_path / "gone.png")})

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from monai_vqgen.data import make_phantom, read_volume
-from monai_vqgen.transforms.foreground import find_foreground, foreground_box, foreground_window
+from monai_vqgen.transforms.foreground import find_foreground, foreground_window
 
 
 def oracle_box(volume, threshold):
@@ -21,7 +21,7 @@ def oracle_box(volume, threshold):
 def assert_boxes_agree(volume, voxels):
     threshold = 0.02 * np.percentile(volume, 99.5)
     start, stop = oracle_box(volume, threshold)
-    box = foreground_box(volume)
+    box = find_foreground(volume).box
     assert np.abs(np.array(box.start) - start).max() <= voxels, (box, start, stop)
     assert np.abs(np.array(box.stop) - stop).max() <= voxels, (box, start, stop)
 
@@ -34,7 +34,7 @@ def test_box_is_the_largest_components_at_full_resolution_in_any_memory_order(or
         big[axis], speck[axis] = slice(size // 3 + axis, size - 7 - axis), slice(1, 4)
     volume[tuple(big)] = 100
     volume[tuple(speck)] = 100
-    box = foreground_box(volume[::-1])
+    box = find_foreground(volume[::-1]).box
     assert box.slices[1:] == tuple(big[1:])
     assert (box.start[0], box.stop[0]) == (volume.shape[0] - big[0].stop, volume.shape[0] - big[0].start)
 
@@ -59,10 +59,10 @@ def test_a_hot_voxel_does_not_move_the_window():
 
 
 def test_empty_has_no_box_and_constant_has_a_window_without_width():
-    assert foreground_box(np.zeros((8, 8, 8))) is None
+    assert find_foreground(np.zeros((8, 8, 8))).box is None
     assert foreground_window(np.zeros((8, 8, 8))) == (0, 0)
     constant = np.full((8, 9, 10), 7.0)
-    assert foreground_box(constant).stop == (8, 9, 10)
+    assert find_foreground(constant).box.stop == (8, 9, 10)
     assert foreground_window(constant) == (7, 7)
     assert find_foreground(np.full((8, 8, 8), -3.0)).box is None
 
@@ -71,7 +71,7 @@ def test_a_mask_takes_the_foregrounds_place():
     volume = np.random.default_rng(0).uniform(1, 2, (20, 21, 22))
     mask = np.zeros(volume.shape, dtype=bool)
     mask[3:9, 4:12, 5:20] = True
-    assert foreground_box(volume, mask_s=mask) == ((3, 4, 5), (9, 12, 20))
+    assert find_foreground(volume, mask_s=mask).box == ((3, 4, 5), (9, 12, 20))
     np.testing.assert_allclose(foreground_window(volume, mask_s=mask), np.percentile(volume[mask], [0.5, 99.5]))
 
 

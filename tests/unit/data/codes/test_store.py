@@ -49,23 +49,8 @@ def test_codebooks_come_back_and_may_be_absent(tmp_path):
     options = {"codebook_sizes": SIZES, "fingerprint": "abc"}
     save_codes(tmp_path, grids, records, codebooks_kd=books, **options)
     assert all(torch.equal(CodeStore(tmp_path).codebook(level), book) for level, book in enumerate(books))
-    with pytest.raises(CodesMismatchError, match="Codebooks of"):
+    with pytest.raises(CodesMismatchError, match="codebooks of"):
         save_codes(tmp_path, grids, records, codebooks_kd=books[:1], **options)
-
-
-def test_items_of_the_data_set_are_slices_with_their_condition(tmp_path):
-    grids, _ = write(tmp_path)
-    dataset = CodesDataset(
-        CodeStore(tmp_path),
-        "training",
-        encode_condition=lambda records: torch.tensor([[record["position_mm"]] for record in records]),
-    )
-    assert len(dataset) == 5
-    item = dataset[4]
-    assert item["codes_1"].dtype == torch.int64
-    assert torch.equal(item["codes_0"], grids["training"][0][4])
-    assert item["condition"].tolist() == [4.0]
-    assert "condition" not in CodesDataset(CodeStore(tmp_path), "training")[0]
 
 
 def test_the_checksum_is_that_of_the_file_without_what_python_3_11_brought(tmp_path, monkeypatch):
@@ -94,7 +79,7 @@ def test_damage_is_noticed_when_the_store_is_opened(tmp_path, damage):
         fields = json.loads(description.read_text())
         del fields["grids"]
         description.write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=r"damaged.*Run extract_codes"):
+    with pytest.raises(InputError, match=r"damaged.*run extract_codes"):
         CodeStore(tmp_path)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 
 from monai_vqgen.data import load_datalist
+from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.errors import DatalistError, InputError
 
 
@@ -47,3 +49,14 @@ def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "datalist.json").write_text("{")
     with pytest.raises(DatalistError, match="not a datalist"):
         load_datalist(tmp_path, "training")
+
+
+@pytest.mark.parametrize(("count", "among"), [(1, 1), (3, 10), (7, 8), (8, 8), (12, 5), (4, 1000), (3, 0)])
+def test_picks_are_evenly_spaced_from_first_to_last(count, among):
+    picks = evenly_spaced(count, among)
+    assert len(picks) == len(set(picks)) == min(count, among)
+    assert picks == sorted(picks)
+    if len(picks) > 1:
+        assert (picks[0], picks[-1]) == (0, among - 1)
+        steps = [after - before for before, after in itertools.pairwise(picks)]
+        assert max(steps) - min(steps) <= 1

@@ -139,7 +139,7 @@ def test_bad_scans_are_logged_skips_that_the_datalist_lists(scans, tmp_path, cap
     assert "10 skips in 10 of 10 scans" in caplog.text
 
 
-def test_names_that_say_no_subject_are_warned_of_once_and_a_pattern_mends_them(scans, tmp_path, caplog):
+def test_names_without_a_subject_are_warned_of_once_and_a_pattern_names_them(scans, tmp_path, caplog):
     folder = tmp_path / "scans"
     folder.mkdir()
     for index, name in enumerate(("x1_a", "x1_b", "x2_a", "x3_a")):
@@ -204,10 +204,6 @@ def test_folders_and_options_that_cannot_work(scans, tmp_path):
         with pytest.raises(InputError):
             extract(scans, tmp_path / "s", **options)
     assert not (tmp_path / "s").exists(), "nothing is written before the options are sound"
-
-
-def test_a_range_stops_before_its_end():
-    assert list(SliceOptions(start_mm=40, stop_mm=100, step_mm=3).positions_mm) == [float(p) for p in range(40, 100, 3)]
 
 
 @pytest.mark.real

@@ -35,7 +35,7 @@ def test_every_part_gets_at_least_one_subject(count):
     assert max(sizes) == sizes[0]
 
 
-def test_too_few_subjects_say_so_and_how_to_mend():
+def test_too_few_subjects_are_reported_with_what_to_do():
     with pytest.raises(DatalistError, match=r"only 1 subject \(sub-00\).*fractions"):
         split_subjects(["sub-00", "sub-00"])
     with pytest.raises(DatalistError, match="only 2 subjects"):

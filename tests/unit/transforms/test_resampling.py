@@ -1,0 +1,43 @@
+"""A resampled slice has the values of its places in the world."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+
+from monai_vqgen.errors import InputError
+from monai_vqgen.transforms.resampling import resample_plane
+
+
+def test_resampling_places_a_linear_ramp_exactly():
+    affine = np.array([[0, 1.1, 0, 4], [-0.9, 0, 0.2, -7], [0.1, 0.2, 2, 1], [0, 0, 0, 1.0]])
+    rows, columns = np.meshgrid(np.arange(40.0), np.arange(31.0), indexing="ij")
+    world = apply_affine(affine, np.stack([rows, columns, 0 * rows], axis=-1))
+    for pixel_mm in (0.5, 1.736, (2.2, 0.7)):
+        result = resample_plane(world[..., 0] + 2 * world[..., 1], affine, pixel_mm)
+        height, width = result.pixels.shape
+        grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), [0], indexing="ij"), axis=-1)[:, :, 0]
+        where = apply_affine(result.affine, grid)
+        inner = (slice(4, -4), slice(4, -4))  # at the border the widened kernel is cut
+        np.testing.assert_allclose(result.pixels[inner], (where[..., 0] + 2 * where[..., 1])[inner], atol=2e-4)
+        np.testing.assert_allclose(np.linalg.norm(result.affine[:3, :2], axis=0), pixel_mm, rtol=1e-9)
+        middles = [
+            apply_affine(a, [(h - 1) / 2, (w - 1) / 2, 0])
+            for a, (h, w) in ((affine, (40, 31)), (result.affine, (height, width)))
+        ]
+        np.testing.assert_allclose(*middles, atol=1e-9)
+
+
+def test_shrinking_is_antialiased_and_stays_in_range():
+    stripes = np.zeros((64, 64), dtype=np.float32)
+    stripes[:, ::2] = 1
+    shrunk = resample_plane(stripes, np.eye(4), 4.0).pixels[2:-2, 2:-2]
+    np.testing.assert_allclose(shrunk, 0.5, atol=0.07)
+    assert set(np.unique(resample_plane(stripes, np.eye(4), 4.0, mode="nearest").pixels)) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("options", [{"pixel_mm": 0.0}, {"pixel_mm": (1, 2, 3)}, {"pixel_mm": 1.0, "mode": "cubic"}])
+def test_sizes_and_modes_that_cannot_work_are_refused(options):
+    with pytest.raises(InputError, match=r"pixel_mm is|mode is"):
+        resample_plane(np.ones((4, 4)), np.eye(4), **options)
