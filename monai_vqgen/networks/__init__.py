@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
-from monai_vqgen.networks.conditions import ConditionEncoder
-from monai_vqgen.networks.deployment import CodeReader, CodeWriter
-from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
-from monai_vqgen.networks.priors import (
-    DecoderOnlyPrior,
-    GatedPixelCNN,
-    IncrementalPass,
-    MaskedPixelCNN,
-    PlainIncremental,
-    Prior,
-    start_from_codebooks,
-)
-from monai_vqgen.networks.quantizers import (
-    EMACodebook,
-    FiniteScalarQuantizer,
-    GradientCodebook,
-    Quantized,
-    Quantizer,
-)
+from typing import TYPE_CHECKING
+
+from monai_vqgen.lazy import attach
+
+if TYPE_CHECKING:
+    from monai_vqgen.networks.conditions import ConditionEncoder
+    from monai_vqgen.networks.deployment import CodeReader, CodeWriter
+    from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
+    from monai_vqgen.networks.priors import (
+        DecoderOnlyPrior,
+        GatedPixelCNN,
+        IncrementalPass,
+        MaskedPixelCNN,
+        PlainIncremental,
+        Prior,
+        start_from_codebooks,
+    )
+    from monai_vqgen.networks.quantizers import (
+        EMACodebook,
+        FiniteScalarQuantizer,
+        GradientCodebook,
+        Quantized,
+        Quantizer,
+    )
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "conditions": ["ConditionEncoder"],
+            "deployment": ["CodeReader", "CodeWriter"],
+            "hierarchical_vqvae": ["HierarchicalVQVAE", "HierarchyPass"],
+            "priors": [
+                "DecoderOnlyPrior",
+                "GatedPixelCNN",
+                "IncrementalPass",
+                "MaskedPixelCNN",
+                "PlainIncremental",
+                "Prior",
+                "start_from_codebooks",
+            ],
+            "quantizers": [
+                "EMACodebook",
+                "FiniteScalarQuantizer",
+                "GradientCodebook",
+                "Quantized",
+                "Quantizer",
+            ],
+        },
+    )
 
 __all__ = [
     "CodeReader",

@@ -18,6 +18,7 @@ ROOT = Path(monai_vqgen.__file__).parent
 # A room may import the rooms of lower floors, and its own; not a neighbor, but for what DESIGN allows.
 FLOORS = {
     "errors": 0,
+    "lazy": 0,
     "files": 1,
     "bundles": 1,
     "weights": 2,

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
-from monai_vqgen.networks.priors.decoder_only import DecoderOnlyPrior
-from monai_vqgen.networks.priors.gated.network import GatedPixelCNN
-from monai_vqgen.networks.priors.initialization import start_from_codebooks
-from monai_vqgen.networks.priors.masked import MaskedPixelCNN
+from typing import TYPE_CHECKING
+
+from monai_vqgen.lazy import attach
+
+if TYPE_CHECKING:
+    from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
+    from monai_vqgen.networks.priors.decoder_only import DecoderOnlyPrior
+    from monai_vqgen.networks.priors.gated.network import GatedPixelCNN
+    from monai_vqgen.networks.priors.initialization import start_from_codebooks
+    from monai_vqgen.networks.priors.masked import MaskedPixelCNN
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "base": ["IncrementalPass", "PlainIncremental", "Prior"],
+            "decoder_only": ["DecoderOnlyPrior"],
+            "gated.network": ["GatedPixelCNN"],
+            "initialization": ["start_from_codebooks"],
+            "masked": ["MaskedPixelCNN"],
+        },
+    )
 
 __all__ = [
     "DecoderOnlyPrior",
