@@ -6,7 +6,7 @@ batch (b) -> parts -> objective, backward (weighted by size) -> codebooks learn 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -57,13 +57,15 @@ class AccumulatedUpdate:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self._notes: dict[Quantizer, _Notes] = {}
 
     def __call__(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         """Run the iteration; return the trainer's output, whose "pred" has all items in order."""
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
-        with self._learning_held(engine.network):
+        with contextlib.ExitStack() as deferred:  # which ends, and learns, unless an event raises
+            for module in engine.network.modules():
+                if isinstance(module, Quantizer):
+                    deferred.enter_context(module.deferred_learning())
             engine.state.output = self._add_up(engine, batchdata)
             engine.fire_event(IterationEvents.FORWARD_COMPLETED)
             engine.fire_event(IterationEvents.LOSS_COMPLETED)
@@ -94,40 +96,6 @@ class AccumulatedUpdate:
             shares.append(share)
         joined = {name: _join([prediction[name] for prediction in predictions], shares) for name in predictions[0]}
         return {"image": torch.cat(images), "label": None, "pred": joined, "loss": joined["loss"]}
-
-    @contextlib.contextmanager
-    def _learning_held(self, network: nn.Module) -> Iterator[None]:
-        """Quantizers only note what they would have learned from; at the end, unless it failed, each learns once."""
-        quantizers = [module for module in network.modules() if isinstance(module, Quantizer)]
-        notes = [self._notes.setdefault(quantizer, _Notes()) for quantizer in quantizers]
-        for quantizer, note in zip(quantizers, notes, strict=True):
-            note.clear()
-            quantizer.__dict__["learn"] = note  # found before the class's own
-        try:
-            yield
-        finally:
-            for quantizer in quantizers:
-                del quantizer.__dict__["learn"]
-        for quantizer, note in zip(quantizers, notes, strict=True):
-            if note.latents:
-                quantizer.learn(torch.cat(note.latents), torch.cat(note.codes))
-
-
-class _Notes:
-    """Latents (b, d, *s) and codes (b, *s) of each part."""
-
-    def __init__(self) -> None:
-        self.latents: list[Tensor] = []
-        self.codes: list[Tensor] = []
-
-    @torch.compiler.disable
-    def __call__(self, latents_bds: Tensor, codes_bs: Tensor) -> None:
-        self.latents.append(latents_bds.detach())
-        self.codes.append(codes_bs)
-
-    def clear(self) -> None:
-        self.latents.clear()
-        self.codes.clear()
 
 
 def _without_exchange(network: nn.Module) -> contextlib.AbstractContextManager[None]:

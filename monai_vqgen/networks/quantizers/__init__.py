@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from monai_vqgen.networks.quantizers.base import Quantized, Quantizer
     from monai_vqgen.networks.quantizers.ema import EMACodebook
     from monai_vqgen.networks.quantizers.fsq import FiniteScalarQuantizer
-    from monai_vqgen.networks.quantizers.gradient import GradientCodebook
+    from monai_vqgen.networks.quantizers.gradient_codebook import GradientCodebook
 else:
     __getattr__, __dir__ = attach(
         __name__,
@@ -18,7 +18,7 @@ else:
             "base": ["Quantized", "Quantizer"],
             "ema": ["EMACodebook"],
             "fsq": ["FiniteScalarQuantizer"],
-            "gradient": ["GradientCodebook"],
+            "gradient_codebook": ["GradientCodebook"],
         },
     )
 

@@ -1,4 +1,4 @@
-"""The default quantizer: a codebook learned by exponential moving averages.
+"""The default quantizer: a codebook that starts by k-means and learns by exponential moving averages.
 
 Shape suffixes: b batch, s spatial axes (2 or 3), d code dimension, k codebook size, n vectors.
 """
@@ -6,16 +6,22 @@ Shape suffixes: b batch, s spatial axes (2 or 3), d code dimension, k codebook s
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks.quantizers.base import Quantized, Quantizer, rows_to_grid, to_rows
-from monai_vqgen.networks.quantizers.collective import all_gather_rows, all_reduce_sum
-from monai_vqgen.networks.quantizers.gradients import check_estimator, pass_gradient
-from monai_vqgen.networks.quantizers.search import canonical_order, kmeans, nearest_codes
+from monai_vqgen.networks.quantizers.base import (
+    Quantized,
+    Quantizer,
+    check_codebook,
+    nearest_codes,
+    pass_gradient,
+    rows_to_grid,
+    to_rows,
+)
 
-__all__ = ["EMACodebook"]
+__all__ = ["EMACodebook", "all_gather_rows", "all_reduce_sum", "canonical_order", "kmeans"]
 
 _SMOOTHING = 1e-5  # Laplace smoothing of counts, as in the code published with the paper (sonnet)
 _KMEANS_ROWS_PER_CODE = 32  # Lloyd's algorithm gains little from more (faiss warns below 39)
@@ -73,8 +79,7 @@ class EMACodebook(Quantizer):
         initial_count: float = 1.0,
     ) -> None:
         super().__init__()
-        if num_codes < 2 or dim < 1:
-            raise InputError(f"num_codes={num_codes}, dim={dim}: at least 2 codes of at least 1 dimension are needed")
+        check_codebook(num_codes, dim, gradient_estimator)
         if not 0 <= decay < 1:
             raise InputError(f"decay={decay} must lie in [0, 1)")
         if restart_below >= 1:
@@ -83,7 +88,7 @@ class EMACodebook(Quantizer):
             raise InputError(f"initial_count={initial_count} must not be negative")
         self.num_codes, self.dim = num_codes, dim
         self.decay, self.commitment, self.restart_below, self.kmeans = decay, commitment, restart_below, kmeans
-        self.gradient_estimator = check_estimator(gradient_estimator)
+        self.gradient_estimator = gradient_estimator
         self.initial_count = float(initial_count)
         embeddings_kd = torch.randn(num_codes, dim)
         self.register_buffer("embeddings_kd", embeddings_kd)
@@ -126,7 +131,7 @@ class EMACodebook(Quantizer):
         self.sums_kd.copy_(self.embeddings_kd * (self.initial_count or 1.0))
         self.initialized.fill_(True)
 
-    def learn(self, latents_bds: Tensor, codes_bs: Tensor) -> None:
+    def update(self, latents_bds: Tensor, codes_bs: Tensor) -> None:
         """Move counts, sums and embeddings towards a training batch; restart codes that fell out of use."""
         with torch.no_grad(), torch.autocast(latents_bds.device.type, enabled=False):
             self._follow(to_rows(latents_bds.detach()), codes_bs.reshape(-1))
@@ -179,3 +184,89 @@ def _finite_mask(rows_nd: Tensor) -> Tensor | None:
 def _finite(rows_nd: Tensor) -> Tensor:
     mask_n = _finite_mask(rows_nd)
     return rows_nd if mask_n is None else rows_nd[mask_n]
+
+
+@torch.no_grad()
+def canonical_order(rows_nd: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ``rows_nd`` sorted by a seeded random projection.
+
+    The same set of rows gives the same order however it was spread over batches or processes, so what is drawn by
+    index afterwards does not depend on the number of processes.
+    """
+    direction_d = torch.randn(rows_nd.shape[1], generator=generator, dtype=torch.float64).to(rows_nd.device)
+    return rows_nd[torch.argsort(rows_nd.double() @ direction_d)]
+
+
+@torch.no_grad()
+def kmeans(rows_nd: Tensor, num_codes: int, *, generator: torch.Generator, iterations: int = 10) -> Tensor:
+    """Cluster rows into ``num_codes`` centers ``(k, d)`` by Lloyd's algorithm from k-means++ seeds.
+
+    With fewer rows than centers the rows repeat with a small seeded jitter (1 % of the rows' deviation).
+
+    Args:
+        rows_nd: at least one finite row.
+        num_codes: number of centers.
+        generator: CPU generator that draws the seeds (Arthur and Vassilvitskii 2007).
+        iterations: Lloyd steps.
+    """
+    if rows_nd.shape[0] < num_codes:
+        return _repeat_with_jitter(rows_nd, num_codes, generator)
+    centers_kd = _seed_plus_plus(rows_nd, num_codes, generator)
+    for _ in range(iterations):
+        codes_n = nearest_codes(rows_nd, centers_kd)
+        sums_kd = torch.zeros_like(centers_kd).index_add_(0, codes_n, rows_nd)
+        counts_k = torch.bincount(codes_n, minlength=num_codes).to(rows_nd.dtype)
+        filled = counts_k > 0
+        centers_kd[filled] = sums_kd[filled] / counts_k[filled, None]
+    return centers_kd
+
+
+def _seed_plus_plus(rows_nd: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
+    uniform_k = torch.rand(num_codes, generator=generator, dtype=torch.float64)
+    centers_kd = rows_nd.new_empty(num_codes, rows_nd.shape[1])
+    squared_n = rows_nd.square().sum(1)
+    distance_n = torch.full_like(squared_n, torch.inf)
+    index = int(uniform_k[0] * rows_nd.shape[0])
+    for k in range(num_codes):
+        centers_kd[k] = rows_nd[index]
+        to_center_n = (squared_n - 2 * (rows_nd @ rows_nd[index]) + squared_n[index]).clamp_min_(0)
+        torch.minimum(distance_n, to_center_n, out=distance_n)
+        cumulative_n = distance_n.double().cumsum(0)
+        target = uniform_k[(k + 1) % num_codes].to(cumulative_n.device) * cumulative_n[-1]
+        index = min(int(torch.searchsorted(cumulative_n, target)), rows_nd.shape[0] - 1)
+    return centers_kd
+
+
+def _repeat_with_jitter(rows_nd: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
+    picks = torch.arange(num_codes, device=rows_nd.device) % rows_nd.shape[0]
+    spread_d = rows_nd.std(0, unbiased=False) + 1e-3
+    jitter_kd = torch.randn(num_codes, rows_nd.shape[1], generator=generator).to(rows_nd)
+    jitter_kd[: rows_nd.shape[0]] = 0
+    return rows_nd[picks] + 0.01 * spread_d * jitter_kd
+
+
+def _is_parallel() -> bool:
+    """Say whether more than one process trains together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Add ``tensor`` up over all processes, in place; alone, leave it."""
+    if _is_parallel():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_gather_rows(rows_nd: Tensor) -> Tensor:
+    """Return the rows of all processes, rank by rank; the number of rows may differ between processes."""
+    if not _is_parallel():
+        return rows_nd
+    world = dist.get_world_size()
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows_nd.device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([rows_nd.shape[0]], device=rows_nd.device))
+    longest = int(max(sizes))
+    padded = rows_nd.new_zeros(longest, rows_nd.shape[1])
+    padded[: rows_nd.shape[0]] = rows_nd
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])

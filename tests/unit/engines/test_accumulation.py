@@ -73,7 +73,6 @@ def test_weights_and_codebooks_after_two_steps_are_those_of_whole_batches(object
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), objective.parameters(), strict=True))
     codebooks = [module for module in parts.modules() if isinstance(module, Quantizer)]
     assert [int(codebook.num_updates) for codebook in codebooks] == [2, 2]  # once a step, not once a part
-    assert all(codebook.learn.__func__ is EMACodebook.learn for codebook in codebooks)
 
 
 def test_the_gradient_is_clipped_once_as_a_whole(objective):
@@ -120,7 +119,9 @@ def test_a_loss_that_is_no_number_touches_neither_weights_nor_codebooks(objectiv
     with pytest.raises(VQGenError, match="the loss became nan"):
         train(objective, [bad], steps=3, handlers=[lambda module: kept.append(module) or GradientGuard(module)])
     assert_equal_states(objective, kept[0])
-    assert all("learn" not in vars(module) for module in kept[0].modules())
+    with torch.no_grad():
+        kept[0].autoencoder.train_pass(images()["image"])  # learns at once again
+    assert int(kept[0].autoencoder.quantizers[0].num_updates) == 1
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True, "2"])

@@ -1,4 +1,4 @@
-"""Quantizers against numpy, and the promises that peers break."""
+"""The codebook of moving averages against numpy, and the promises that peers break."""
 
 from __future__ import annotations
 
@@ -7,59 +7,8 @@ import pytest
 import torch
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks import EMACodebook, FiniteScalarQuantizer, GradientCodebook, Quantizer
-from monai_vqgen.networks.quantizers.gradients import pass_gradient
-from monai_vqgen.networks.quantizers.search import canonical_order, kmeans, nearest_codes
-
-
-def every_quantizer() -> list[Quantizer]:
-    return [
-        EMACodebook(7, 3),
-        EMACodebook(7, 3, gradient_estimator="rotation"),
-        GradientCodebook(7, 3),
-        FiniteScalarQuantizer((4, 3, 2)),
-    ]
-
-
-@pytest.mark.parametrize("quantizer", every_quantizer(), ids=lambda q: type(q).__name__)
-@pytest.mark.parametrize("spatial", [(5, 4), (3, 2, 4), (0, 4)])
-class TestEveryQuantizer:
-    def test_lookup_of_codes_is_the_embedding(self, quantizer: Quantizer, spatial: tuple[int, ...]) -> None:
-        latents = torch.randn(2, 3, *spatial, generator=torch.Generator().manual_seed(0))
-        quantized = quantizer(latents)
-        assert quantized.codes_bs.shape == (2, *spatial)
-        assert quantized.codes_bs.dtype == torch.int64
-        torch.testing.assert_close(quantizer.lookup(quantized.codes_bs), quantized.embeddings_bds)
-
-    def test_forward_changes_no_state_in_train_mode(self, quantizer: Quantizer, spatial: tuple[int, ...]) -> None:
-        quantizer.train()
-        before = {name: value.clone() for name, value in quantizer.state_dict().items()}
-        quantizer(torch.randn(2, 3, *spatial))
-        for name, value in quantizer.state_dict().items():
-            assert torch.equal(value, before[name]), name
-
-    def test_gradient_reaches_the_latents(self, quantizer: Quantizer, spatial: tuple[int, ...]) -> None:
-        latents = torch.randn(2, 3, *spatial, requires_grad=True)
-        quantizer(latents).embeddings_bds.sum().backward()
-        assert latents.grad is not None
-        assert latents.grad.shape == latents.shape
-        assert (latents.grad != 0).any() or latents.numel() == 0
-
-    def test_autocast_leaves_codes_as_they_are(self, quantizer: Quantizer, spatial: tuple[int, ...]) -> None:
-        latents = torch.randn(2, 3, *spatial)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            inside = quantizer(latents)
-        assert inside.embeddings_bds.dtype == torch.float32
-        assert torch.equal(inside.codes_bs, quantizer(latents).codes_bs)
-
-
-@pytest.mark.parametrize("num_codes", [7, 96, 97])  # with and without the search in lanes
-def test_nearest_codes_agree_with_numpy(num_codes: int) -> None:
-    rng = np.random.default_rng(1)
-    rows, embeddings = rng.normal(size=(3000, 6)), rng.normal(size=(num_codes, 6))
-    expected = ((rows[:, None] - embeddings[None]) ** 2).sum(-1).argmin(1)
-    found = nearest_codes(torch.from_numpy(rows).float(), torch.from_numpy(embeddings).float())
-    assert np.array_equal(found.numpy(), expected)
+from monai_vqgen.networks import EMACodebook
+from monai_vqgen.networks.quantizers.ema import canonical_order, kmeans
 
 
 def test_ema_update_agrees_with_numpy() -> None:
@@ -190,43 +139,6 @@ def test_fewer_rows_than_codes_still_initialize_every_code() -> None:
     assert codebook.embeddings_kd.unique(dim=0).shape[0] == 64
 
 
-def test_fsq_codes_enumerate_all_levels() -> None:
-    quantizer = FiniteScalarQuantizer((4, 3, 2))
-    embeddings = quantizer.lookup(torch.arange(24)[None])[0].t()
-    expected = [[a, b, c] for c in (-1, 0) for b in (-1, 0, 1) for a in (-1, -0.5, 0, 0.5)]
-    np.testing.assert_allclose(embeddings.numpy(), expected)
-    wide = quantizer(3 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    assert wide.codes_bs.unique().numel() == 24
-
-
-def test_straight_through_copies_the_gradient_and_gives_the_code_exactly() -> None:
-    latents, chosen = torch.randn(5, 3, requires_grad=True), 1e4 * torch.randn(5, 3)
-    passed = pass_gradient(latents, chosen, "straight_through")
-    weights = torch.randn(5, 3)
-    (passed * weights).sum().backward()
-    assert torch.equal(passed, chosen)
-    assert latents.grad is not None
-    assert torch.equal(latents.grad, weights)
-
-
-def test_rotation_trick_turns_the_gradient_with_the_code() -> None:
-    latents = torch.tensor([[1.0, 0.0]], requires_grad=True)
-    passed = pass_gradient(latents, torch.tensor([[0.0, 2.0]]), "rotation")  # a quarter turn, twice as long
-    passed.backward(torch.tensor([[0.0, 1.0]]))  # along the code
-    assert latents.grad is not None
-    torch.testing.assert_close(latents.grad, torch.tensor([[2.0, 0.0]]))  # along the latent
-    torch.testing.assert_close(passed.detach(), torch.tensor([[0.0, 2.0]]))
-
-
-def test_gradient_codebook_moves_only_chosen_codes() -> None:
-    codebook = GradientCodebook(6, 2)
-    quantized = codebook(torch.ones(1, 2, 3, 3))
-    quantized.loss.backward()
-    assert codebook.embeddings_kd.grad is not None
-    moved = codebook.embeddings_kd.grad.abs().sum(1) > 0
-    assert set(torch.nonzero(moved).flatten().tolist()) == set(quantized.codes_bs.unique().tolist())
-
-
 @pytest.mark.parametrize(
     ("build", "match"),
     [
@@ -235,8 +147,6 @@ def test_gradient_codebook_moves_only_chosen_codes() -> None:
         (lambda: EMACodebook(8, 4, restart_below=2.0), "restart_below"),
         (lambda: EMACodebook(8, 4, initial_count=-1.0), "initial_count"),
         (lambda: EMACodebook(8, 4, gradient_estimator="gumbel"), "straight_through"),
-        (lambda: GradientCodebook(8, 0), "dim=0"),
-        (lambda: FiniteScalarQuantizer((8, 1)), "at least 2 levels"),
     ],
 )
 def test_a_value_out_of_range_is_named(build, match: str) -> None:

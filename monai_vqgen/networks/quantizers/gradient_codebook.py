@@ -9,10 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_vqgen.errors import InputError
-from monai_vqgen.networks.quantizers.base import Quantized, Quantizer, rows_to_grid, to_rows
-from monai_vqgen.networks.quantizers.gradients import check_estimator, pass_gradient
-from monai_vqgen.networks.quantizers.search import nearest_codes
+from monai_vqgen.networks.quantizers.base import (
+    Quantized,
+    Quantizer,
+    check_codebook,
+    nearest_codes,
+    pass_gradient,
+    rows_to_grid,
+    to_rows,
+)
 
 __all__ = ["GradientCodebook"]
 
@@ -46,10 +51,9 @@ class GradientCodebook(Quantizer):
         gradient_estimator: str = "straight_through",
     ) -> None:
         super().__init__()
-        if num_codes < 2 or dim < 1:
-            raise InputError(f"num_codes={num_codes}, dim={dim}: at least 2 codes of at least 1 dimension are needed")
+        check_codebook(num_codes, dim, gradient_estimator)
         self.num_codes, self.dim, self.commitment = num_codes, dim, commitment
-        self.gradient_estimator = check_estimator(gradient_estimator)
+        self.gradient_estimator = gradient_estimator
         self.embeddings_kd = nn.Parameter(torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes))
 
     def forward(self, latents_bds: Tensor) -> Quantized:
