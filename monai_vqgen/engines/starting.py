@@ -10,7 +10,7 @@ import logging
 import torch
 
 from monai_vqgen.data import CodeStore
-from monai_vqgen.networks import Prior, start_from_codebooks
+from monai_vqgen.networks import Prior
 
 __all__ = ["start_prior"]
 
@@ -38,4 +38,5 @@ def start_prior(prior: Prior, store: CodeStore, *, level: int, from_codebooks: b
         logger.info("The prior of level %d starts at random", level)
         return prior
     counts_k = torch.bincount(store.codes("training", level).flatten(), minlength=prior.num_codes)
-    return start_from_codebooks(prior, [c for c in codebooks_kd if c is not None], counts_k=counts_k)
+    prior.start_from_codebooks([c for c in codebooks_kd if c is not None], counts_k=counts_k)
+    return prior

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         MaskedPixelCNN,
         PlainIncremental,
         Prior,
-        start_from_codebooks,
     )
     from monai_vqgen.networks.quantizers import (
         EMACodebook,
@@ -40,7 +39,6 @@ else:
                 "MaskedPixelCNN",
                 "PlainIncremental",
                 "Prior",
-                "start_from_codebooks",
             ],
             "quantizers": [
                 "EMACodebook",
@@ -69,5 +67,4 @@ __all__ = [
     "Prior",
     "Quantized",
     "Quantizer",
-    "start_from_codebooks",
 ]

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
     from monai_vqgen.networks.priors.decoder_only import DecoderOnlyPrior
     from monai_vqgen.networks.priors.gated.network import GatedPixelCNN
-    from monai_vqgen.networks.priors.initialization import start_from_codebooks
     from monai_vqgen.networks.priors.masked import MaskedPixelCNN
 else:
     __getattr__, __dir__ = attach(
@@ -19,7 +18,6 @@ else:
             "base": ["IncrementalPass", "PlainIncremental", "Prior"],
             "decoder_only": ["DecoderOnlyPrior"],
             "gated.network": ["GatedPixelCNN"],
-            "initialization": ["start_from_codebooks"],
             "masked": ["MaskedPixelCNN"],
         },
     )
@@ -31,5 +29,4 @@ __all__ = [
     "MaskedPixelCNN",
     "PlainIncremental",
     "Prior",
-    "start_from_codebooks",
 ]

@@ -1,6 +1,6 @@
-"""What every prior promises, and the incremental pass that works for any of them.
+"""What every prior promises, its start from the autoencoder's codebooks, and an incremental pass for any of them.
 
-Legend of suffixes: b batch, k number of codes, s spatial axes.
+Legend of suffixes: b batch, c channels, d code dimension, k number of codes, s spatial axes.
 """
 
 from __future__ import annotations
@@ -8,14 +8,31 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from monai_vqgen.errors import InputError
+from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks.architecture import Recorded
 
-__all__ = ["IncrementalPass", "PlainIncremental", "Prior", "check_prior_inputs"]
+__all__ = ["CodeWeights", "IncrementalPass", "PlainIncremental", "Prior", "check_prior_inputs"]
+
+OWN_PART = 0.1
+"""Deviation of the random part of a starting embedding, beside the codebook's of one: tells equal codes apart."""
+OUTPUT_SCALE = 0.125
+"""Deviation of a starting output weight over that of an embedding: logits start small."""
+
+
+class CodeWeights(NamedTuple):
+    """The layers of a prior that hold one row of weights a code."""
+
+    embedding: Any
+    """Of the prior's own codes."""
+    coarser: tuple[Any, ...]
+    """Embeddings of the coarser levels' codes, coarsest first."""
+    logits: Any
+    """The last linear or pointwise layer; has a bias."""
 
 
 class IncrementalPass(ABC):
@@ -84,6 +101,63 @@ class Prior(Recorded, nn.Module, ABC):
     ) -> IncrementalPass:
         """The same logits one position at a time. This fallback runs the whole grid at every position."""
         return PlainIncremental(self, grid, batch_size=batch_size, coarser=coarser, condition=condition)
+
+    def code_weights(self) -> CodeWeights | None:
+        """The layers that `start_from_codebooks` sets; None, the default, for a prior that has no such layers."""
+        return None
+
+    @torch.no_grad()
+    def start_from_codebooks(
+        self, codebooks_kd: Sequence[Tensor], *, counts_k: Tensor | None = None, seed: int = 0
+    ) -> None:
+        """Set embeddings, and the weights of the logits, to random projections of the autoencoder's codebooks.
+
+        Codes with near vectors then start with near embeddings and near logits, so what is learned of one holds for
+        its neighbors at once. Without it each of some hundred codes is learned by itself, which on few scans takes
+        most of the training. A prior whose `code_weights` are None (`DecoderOnlyPrior`) stays as it is.
+
+        Args:
+            codebooks_kd: vectors `(k, d)` of the codes of all coarser levels, coarsest first, then of the prior's own.
+            counts_k: how often the training data have each of the prior's own codes; with it the logits start at
+                these codes' log-frequencies.
+            seed: of the projections and of the random part.
+
+        Raises:
+            CodesMismatchError: the codebooks' sizes are not the prior's.
+
+        Examples:
+            >>> from monai_vqgen.networks import GatedPixelCNN
+            >>> prior = GatedPixelCNN(8, channels=16, num_layers=2, attention_every=0)
+            >>> prior.start_from_codebooks([torch.randn(8, 4)])
+        """
+        sizes, given = [*self.coarser_codes, self.num_codes], [len(codebook_kd) for codebook_kd in codebooks_kd]
+        if given != sizes:
+            raise CodesMismatchError(
+                f"codebooks of sizes {given} for a prior of sizes {sizes}: give those of all coarser levels and of "
+                "the prior's own, coarsest first"
+            )
+        weights = self.code_weights()
+        if weights is None:
+            return
+        generator, own_kd = torch.Generator().manual_seed(seed), codebooks_kd[-1]
+        embeddings, codebooks = (weights.embedding, *weights.coarser), (own_kd, *codebooks_kd[:-1])
+        for layer, codebook_kd in zip(embeddings, codebooks, strict=True):
+            layer.weight.copy_(_projected(codebook_kd, layer.weight.shape[1], generator))
+        weight = weights.logits.weight
+        start_kc = OUTPUT_SCALE * _projected(own_kd, weight.shape[1], generator)
+        weight.copy_(start_kc.reshape(weight.shape))
+        if counts_k is not None:
+            log_k = (counts_k.double() + 1).log()
+            weights.logits.bias.copy_(log_k - log_k.mean())
+
+
+def _projected(codebook_kd: Tensor, channels: int, generator: torch.Generator) -> Tensor:
+    """Standardized vectors projected to `(k, channels)` at unit deviation, and a random part of each code's own."""
+    vectors_kd = codebook_kd.detach().float().cpu()
+    vectors_kd = (vectors_kd - vectors_kd.mean(0)) / vectors_kd.std().clamp_min(1e-6)
+    codes, dim = vectors_kd.shape
+    projection_dc = torch.randn(dim, channels, generator=generator) / math.sqrt(dim)
+    return vectors_kd @ projection_dc + OWN_PART * torch.randn(codes, channels, generator=generator)
 
 
 class PlainIncremental(IncrementalPass):

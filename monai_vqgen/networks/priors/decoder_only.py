@@ -13,9 +13,8 @@ from monai.networks.nets import DecoderOnlyTransformer
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks.causal import COORDINATE_OCTAVES, coordinate_features
 from monai_vqgen.networks.priors.base import Prior, check_prior_inputs
-from monai_vqgen.networks.priors.context import ContextNetwork
+from monai_vqgen.networks.priors.layers import COORDINATE_OCTAVES, ContextNetwork, coordinate_features
 
 __all__ = ["DecoderOnlyPrior"]
 

@@ -18,12 +18,55 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks.causal import MaskedConv, pointwise, spread
-from monai_vqgen.networks.priors.base import IncrementalPass, Prior, check_prior_inputs
-from monai_vqgen.networks.priors.context import ContextNetwork
-from monai_vqgen.networks.priors.gated.weights import at, matrix
+from monai_vqgen.networks.priors.base import CodeWeights, IncrementalPass, Prior, check_prior_inputs
+from monai_vqgen.networks.priors.gated.weights import at, linear
+from monai_vqgen.networks.priors.layers import ContextNetwork, pointwise, spread
 
-__all__ = ["MaskedIncremental", "MaskedPixelCNN"]
+__all__ = ["MaskedConv", "MaskedIncremental", "MaskedPixelCNN"]
+
+
+class MaskedConv(nn.Module):
+    """A convolution over the past in raster order, with the last taps masked (van den Oord et al. 2016b, mask A, B).
+
+        mask A, kernel 3:   x x x        mask B:   x x x
+                            x . .                  x x .
+
+    Stacking these leaves a blind spot to the right of the rows above; `CroppedConv` has none. The rows (3D: planes)
+    after this one are cropped, the rest of the future is masked.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: odd size of the uncropped kernel.
+        include_center: mask B (True) or mask A (False).
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, *, out_channels: int, kernel_size: int, include_center: bool
+    ) -> None:
+        super().__init__()
+        reach = kernel_size // 2
+        conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        kernel = (reach + 1,) + (kernel_size,) * (spatial_dims - 1)
+        self.reach, self.include_center = reach, include_center
+        self.conv = conv(in_channels, out_channels, kernel, padding=reach)  # type: ignore[arg-type]
+        slab = kernel_size ** (spatial_dims - 1)
+        center = reach * slab + slab // 2
+        mask = torch.arange((reach + 1) * slab) < center + int(include_center)
+        self.register_buffer("mask", mask.view(kernel).float(), persistent=False)
+
+    def forward(self, features_bcs: Tensor) -> Tensor:
+        """Convolve; the output has the size of the input."""
+        convolve = F.conv2d if features_bcs.ndim == 4 else F.conv3d
+        out = convolve(features_bcs, self.masked_weight(), self.conv.bias, padding=self.reach)
+        return out.narrow(2, 0, features_bcs.shape[2])
+
+    def masked_weight(self) -> Tensor:
+        """The kernel as applied: `(out, in, reach + 1, kernel_size, ...)`."""
+        return self.conv.weight * self.mask
 
 
 class MaskedBlock(nn.Module):
@@ -130,21 +173,16 @@ class MaskedPixelCNN(Prior):
             x_bcs = F.relu(layer(x_bcs))
         return self.head(x_bcs)
 
+    def code_weights(self) -> CodeWeights:
+        """Embeddings and logits; see `start_from_codebooks`."""
+        coarser = [] if self.context is None else self.context.embeddings
+        return CodeWeights(self.embedding, tuple(coarser), self.head)
+
     def incremental(
         self, grid: Sequence[int], *, batch_size: int, coarser: Sequence[Tensor] = (), condition: Tensor | None = None
     ) -> IncrementalPass:
         """The same logits one position at a time, each feature computed once; see `MaskedIncremental`."""
         return MaskedIncremental(self, grid, batch_size=batch_size, coarser=coarser, condition=condition)
-
-
-def context_terms(
-    prior: MaskedPixelCNN, *, grid: Sequence[int], coarser: Sequence[Tensor], condition: Tensor | None
-) -> list[Tensor | None]:
-    """What the context adds in each block, `(b, c, *grid)`; None without context."""
-    if prior.context is None:
-        return [None] * len(prior.blocks)
-    context_bcs = prior.context(coarser, condition)
-    return [spread(block.context(context_bcs), grid) for block in prior.blocks]  # type: ignore[operator]
 
 
 class _MaskedCache:
@@ -215,18 +253,21 @@ class MaskedIncremental(IncrementalPass):
         self._rows, self._row = list(product(*(range(n) for n in grid[:-1]))), grid[-1]
         self._table = prior.embedding.weight.detach()
         self._input = _MaskedCache(prior.input, grid=grid, batch_size=batch_size, extra_bcs=None)
-        extras = context_terms(prior, grid=grid, coarser=coarser, condition=condition)
         blocks: Any = prior.blocks
+        extras: list[Tensor | None] = [None] * len(blocks)  # what the context adds in each block, `(b, c, *grid)`
+        if prior.context is not None:
+            context_bcs = prior.context(coarser, condition)
+            extras = [spread(block.context(context_bcs), grid) for block in blocks]
         self._blocks = [
             (
-                _linear(block.reduce),
+                linear(block.reduce),
                 _MaskedCache(block.masked, grid=grid, batch_size=batch_size, extra_bcs=extra),
-                _linear(block.expand),
+                linear(block.expand),
             )
             for block, extra in zip(blocks, extras, strict=True)
         ]
-        self._layers = [_linear(layer) for layer in prior.output_layers]
-        self._head = _linear(prior.head)
+        self._layers = [linear(layer) for layer in prior.output_layers]
+        self._head = linear(prior.head)
         self._position = 0
         self._features_bc: Tensor | None = None
 
@@ -260,7 +301,3 @@ class MaskedIncremental(IncrementalPass):
             x_bc = torch.addmm(expand_bias, cache.output(x).relu_(), expand).relu_().add_(x_bc)
         self._features_bc = x_bc
         return x_bc
-
-
-def _linear(layer: Any) -> tuple[Tensor, Tensor]:
-    return matrix(layer), layer.bias.detach()

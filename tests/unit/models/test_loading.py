@@ -114,7 +114,7 @@ def test_a_record_that_does_not_match_the_tensors_is_named(folder):
 
 
 def test_a_record_builds_networks_of_this_package_and_nothing_else(folder, tmp_path):
-    for target in ("os.system", "monai_vqgen.networks.causal.CroppedConv", "monai_vqgen.files.write_bytes", ""):
+    for target in ("os.system", "monai_vqgen.networks.priors.layers.CroppedConv", "monai_vqgen.files.write_bytes", ""):
         edit(folder / "model.json", architecture={"_target_": target, "command": f"touch {tmp_path / 'ran'}"})
         with pytest.raises(CheckpointError, match="build that network and pass it"):
             TrainedModel.from_bundle(folder)

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks.causal import (
+from monai_vqgen.networks.priors.base import CodeWeights, IncrementalPass, Prior, check_prior_inputs
+from monai_vqgen.networks.priors.gated.incremental import GatedIncremental
+from monai_vqgen.networks.priors.gated.weights import gated_weights
+from monai_vqgen.networks.priors.layers import (
     COORDINATE_OCTAVES,
     CausalAttention,
+    ContextNetwork,
     CroppedConv,
     GatedLayer,
     coordinate_features,
     pointwise,
 )
-from monai_vqgen.networks.priors.base import IncrementalPass, Prior, check_prior_inputs
-from monai_vqgen.networks.priors.context import ContextNetwork
-from monai_vqgen.networks.priors.gated.incremental import GatedIncremental
-from monai_vqgen.networks.priors.gated.weights import gated_weights
 
 __all__ = ["GatedPixelCNN"]
 
@@ -178,6 +178,11 @@ class GatedPixelCNN(Prior):
         """Position features `(p, *grid)` on the prior's device, in its type."""
         weight = self.embedding.weight
         return coordinate_features(grid, device=weight.device).to(weight.dtype)
+
+    def code_weights(self) -> CodeWeights:
+        """Embeddings and logits; see `start_from_codebooks`."""
+        coarser = [] if self.context is None else self.context.embeddings
+        return CodeWeights(self.embedding, tuple(coarser), self.head[-1])
 
     def incremental(
         self, grid: Sequence[int], *, batch_size: int, coarser: Sequence[Tensor] = (), condition: Tensor | None = None

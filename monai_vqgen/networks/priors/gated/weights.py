@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_vqgen.networks.causal import CausalAttention, CroppedConv, GatedLayer
+from monai_vqgen.networks.priors.layers import CausalAttention, CroppedConv, GatedLayer
 
 __all__ = [
     "AttentionWeights",
@@ -29,6 +29,7 @@ __all__ = [
     "attention_weights",
     "gated_weights",
     "halve_gates",
+    "linear",
     "matrix",
     "stack_weights",
 ]
@@ -120,7 +121,7 @@ def gated_weights(prior: Any, coordinates_ps: Tensor) -> GatedWeights:
         )
         for conv, position in zip(prior.inputs, positions, strict=True)
     )
-    blocks = [(*_linear(block.hidden), *_linear(block.output)) for block in prior.output_blocks]
+    blocks = [(*linear(block.hidden), *linear(block.output)) for block in prior.output_blocks]
     return GatedWeights(
         num_codes=prior.num_codes,
         channels=prior.channels,
@@ -135,12 +136,8 @@ def gated_weights(prior: Any, coordinates_ps: Tensor) -> GatedWeights:
             for index, attention in prior.attentions.items()
         },
         output_blocks=blocks,
-        head=(*_linear(prior.head[1]), *_linear(prior.head[3])),
+        head=(*linear(prior.head[1]), *linear(prior.head[3])),
     )
-
-
-def _linear(layer: Any) -> tuple[Tensor, Tensor]:
-    return matrix(layer), layer.bias.detach()
 
 
 def at(values: Tensor, *index: Any) -> Tensor:
@@ -159,6 +156,11 @@ def matrix(layer: nn.Module) -> Tensor:
     """The weight of a linear or pointwise layer as a contiguous `(in, out)` matrix."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return weight.detach().flatten(1).t().contiguous()
+
+
+def linear(layer: Any) -> tuple[Tensor, Tensor]:
+    """Matrix and bias of a linear or pointwise layer."""
+    return matrix(layer), layer.bias.detach()
 
 
 def stack_weights(layer: GatedLayer, axis: int) -> StackWeights:

@@ -1,4 +1,4 @@
-"""Causal layers in raster order, from which the priors are built.
+"""Layers of the priors: causal ones in raster order, and the network of what a prior knows beside its own codes.
 
 Legend of suffixes: b batch, c channels, s spatial axes (2 or 3), n raster positions, p position features.
 
@@ -25,9 +25,9 @@ from torch.nn import functional as F
 __all__ = [
     "COORDINATE_OCTAVES",
     "CausalAttention",
+    "ContextNetwork",
     "CroppedConv",
     "GatedLayer",
-    "MaskedConv",
     "coordinate_features",
     "pointwise",
     "spread",
@@ -111,7 +111,7 @@ class CroppedConv(nn.Module):
                                       x x x                        ^ this position
                                         ^ this position
 
-    Along `axis` the kernel reaches `kernel_size // 2` back; along later axes it is full and centerd; along earlier
+    Along `axis` the kernel reaches `kernel_size // 2` back; along later axes it is full and centered; along earlier
     axes it has one tap. The output has the size of the input.
 
     Args:
@@ -237,45 +237,72 @@ class CausalAttention(nn.Module):
         return features_bcs + self.dropout(out_bnc).transpose(1, 2).unflatten(2, features_bcs.shape[2:])
 
 
-class MaskedConv(nn.Module):
-    """A convolution over the past in raster order, with the last taps masked (van den Oord et al. 2016b, mask A, B).
+class _ResidualBlock(nn.Module):
+    def __init__(self, spatial_dims: int, channels: int) -> None:
+        super().__init__()
+        conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        self.conv = conv(channels, channels, 3, padding=1)
+        self.output = pointwise(spatial_dims, channels, channels)
 
-        mask A, kernel 3:   x x x        mask B:   x x x
-                            x . .                  x x .
+    def forward(self, x_bcs: Tensor) -> Tensor:
+        return x_bcs + self.output(F.relu(self.conv(F.relu(x_bcs))))
 
-    Stacking these leaves a blind spot to the right of the rows above; `CroppedConv` has none. The rows (3D: planes)
-    after this one are cropped, the rest of the future is masked.
+
+class ContextNetwork(nn.Module):
+    """Coarser codes and a condition vector -> features `(b, channels, *grid of the finest coarser level)`.
+
+        coarsest codes -> embedding -> 2 residual blocks -> repeat -> (+) -> 2 residual blocks -> (+) -> context
+                                        next coarser codes -> embedding -^        condition -> MLP ^
+
+    Without coarser levels every spatial size of the result is 1. The map depends on none of the prior's own codes, so
+    a sampler computes it once.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd size of the uncropped kernel.
-        include_center: mask B (True) or mask A (False).
+        channels: channels of the result.
+        coarser_codes: codebook sizes of the coarser levels, coarsest first.
+        condition_dim: length of the condition vector, 0 for none.
+        num_blocks: residual blocks a level.
     """
 
-    mask: Tensor
-
     def __init__(
-        self, spatial_dims: int, in_channels: int, *, out_channels: int, kernel_size: int, include_center: bool
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        coarser_codes: Sequence[int],
+        condition_dim: int,
+        num_blocks: int = 2,
     ) -> None:
         super().__init__()
-        reach = kernel_size // 2
-        conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-        kernel = (reach + 1,) + (kernel_size,) * (spatial_dims - 1)
-        self.reach, self.include_center = reach, include_center
-        self.conv = conv(in_channels, out_channels, kernel, padding=reach)  # type: ignore[arg-type]
-        slab = kernel_size ** (spatial_dims - 1)
-        center = reach * slab + slab // 2
-        mask = torch.arange((reach + 1) * slab) < center + int(include_center)
-        self.register_buffer("mask", mask.view(kernel).float(), persistent=False)
+        self.spatial_dims = spatial_dims
+        self.embeddings = nn.ModuleList(nn.Embedding(num_codes, channels) for num_codes in coarser_codes)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(_ResidualBlock(spatial_dims, channels) for _ in range(num_blocks))) for _ in coarser_codes
+        )
+        self.vector: nn.Module | None = None
+        if condition_dim:
+            self.vector = nn.Sequential(
+                nn.Linear(condition_dim, channels), nn.SiLU(), nn.Linear(channels, channels), nn.SiLU()
+            )
 
-    def forward(self, features_bcs: Tensor) -> Tensor:
-        """Convolve; the output has the size of the input."""
-        convolve = F.conv2d if features_bcs.ndim == 4 else F.conv3d
-        out = convolve(features_bcs, self.masked_weight(), self.conv.bias, padding=self.reach)
-        return out.narrow(2, 0, features_bcs.shape[2])
+    def forward(self, coarser: Sequence[Tensor], condition: Tensor | None) -> Tensor:
+        """The context map; see the class."""
+        context_bcs: Tensor | None = None
+        for codes_bs, embedding, blocks in zip(coarser, self.embeddings, self.blocks, strict=True):
+            embedded_bcs = embedding(codes_bs).movedim(-1, 1)
+            if context_bcs is not None:
+                embedded_bcs = embedded_bcs + spread(context_bcs, codes_bs.shape[1:])
+            context_bcs = blocks(embedded_bcs)
+        if self.vector is not None and condition is not None:
+            parameter = next(self.vector.parameters())
+            vector_bc = self.vector(condition.to(parameter.dtype))
+            vector_bcs = vector_bc.view(*vector_bc.shape, *(1,) * self.spatial_dims)
+            context_bcs = vector_bcs if context_bcs is None else context_bcs + vector_bcs
+        if context_bcs is None:
+            raise AssertionError("a ContextNetwork without coarser levels and condition is never built")
+        return context_bcs if torch.is_grad_enabled() else context_bcs.contiguous(memory_format=_format(context_bcs))
 
-    def masked_weight(self) -> Tensor:
-        """The kernel as applied: `(out, in, reach + 1, kernel_size, ...)`."""
-        return self.conv.weight * self.mask
+
+def _format(x_bcs: Tensor) -> torch.memory_format:
+    return torch.channels_last if x_bcs.ndim == 4 else torch.channels_last_3d
