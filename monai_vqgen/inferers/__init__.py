@@ -8,19 +8,17 @@ from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
     from monai_vqgen.inferers.ancestral import AncestralSampler
-    from monai_vqgen.inferers.noise import GumbelNoise
+    from monai_vqgen.inferers.draws import GumbelNoise, Truncation
     from monai_vqgen.inferers.reconstruction import VolumeReconstructionInferer
     from monai_vqgen.inferers.threads import finished_time, one_thread
-    from monai_vqgen.inferers.truncation import Truncation
 else:
     __getattr__, __dir__ = attach(
         __name__,
         {
             "ancestral": ["AncestralSampler"],
-            "noise": ["GumbelNoise"],
+            "draws": ["GumbelNoise", "Truncation"],
             "reconstruction": ["VolumeReconstructionInferer"],
             "threads": ["finished_time", "one_thread"],
-            "truncation": ["Truncation"],
         },
     )
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.inferers.noise import GumbelNoise
-from monai_vqgen.inferers.sampling_inputs import (
+from monai_vqgen.inferers.draws import (
+    GumbelNoise,
+    Truncation,
     check_codes,
     check_grids,
     check_masks,
@@ -22,7 +24,6 @@ from monai_vqgen.inferers.sampling_inputs import (
     checked_condition,
     device_of,
 )
-from monai_vqgen.inferers.truncation import Truncation
 from monai_vqgen.networks.priors import IncrementalPass, PlainIncremental, Prior
 
 __all__ = ["AncestralSampler"]
@@ -162,21 +163,33 @@ class AncestralSampler:
         Returns:
             float32 `(b,)` in nats a level; their sum is the log-probability of the whole hierarchy.
         """
+        return tuple(map_bs.flatten(1).double().sum(1).float() for map_bs in self.log_prob_maps(codes, condition))
+
+    def log_prob_maps(self, codes: Sequence[Tensor], condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Log-probability of each code given the coarser levels and all codes before it; `log_prob` is their sum.
+
+        Args:
+            codes: integers `(b, *grid)` a level, coarsest first.
+            condition: float `(b, f)` or `(1, f)`, or None.
+
+        Returns:
+            float32 `(b, *grid)` in nats a level, on the priors' device.
+        """
         device = device_of(self.priors[0])
         codes = [codes_bs.to(device).long() for codes_bs in codes]
         check_codes(codes, self.priors)
         count = codes[0].shape[0]
         condition_bf = checked_condition(condition, self.priors, count=count)
-        result = [torch.zeros(count, dtype=torch.float32, device=device) for _ in self.priors]
+        maps = [torch.zeros(codes_bs.shape, dtype=torch.float32, device=device) for codes_bs in codes]
         with _evaluating(self.priors), torch.inference_mode():
             for start in range(0, count, self.batch_size):
                 part = slice(start, start + self.batch_size)
                 for level, prior in enumerate(self.priors):
                     given = _given(prior, condition_bf, part)
                     logits_bks = prior(codes[level][part], [c[part] for c in codes[:level]], given)
-                    log_probs = logits_bks.float().log_softmax(1).gather(1, codes[level][part][:, None])
-                    result[level][part] = log_probs.flatten(1).double().sum(1).float()
-        return tuple(result)
+                    chosen_b1s = logits_bks.float().log_softmax(1).gather(1, codes[level][part][:, None])
+                    maps[level][part] = chosen_b1s[:, 0]
+        return tuple(maps)
 
     def _fill(
         self,
@@ -214,11 +227,10 @@ class AncestralSampler:
     def _steps(
         self, prior: Prior, codes_bs: Tensor, *, coarser: Sequence[Tensor], condition: Tensor | None
     ) -> IncrementalPass:
-        make = prior.incremental if self.cached else _plain(prior)
-        steps: IncrementalPass = make(
+        incremental = prior.incremental if self.cached else partial(PlainIncremental, prior)
+        return incremental(
             tuple(codes_bs.shape[1:]), batch_size=codes_bs.shape[0], coarser=coarser, condition=condition
         )
-        return steps
 
     def _draw(
         self,
@@ -261,15 +273,6 @@ def _one_a_level(name: str, value: Any, levels: int) -> list[Any]:
 
 def _given(prior: Prior, condition_bf: Tensor | None, part: slice) -> Tensor | None:
     return condition_bf[part] if condition_bf is not None and prior.condition_dim else None
-
-
-def _plain(prior: Prior) -> Callable[..., IncrementalPass]:
-    def make(
-        grid: Sequence[int], *, batch_size: int, coarser: Sequence[Tensor], condition: Tensor | None
-    ) -> PlainIncremental:
-        return PlainIncremental(prior, grid, batch_size=batch_size, coarser=coarser, condition=condition)
-
-    return make
 
 
 @contextmanager

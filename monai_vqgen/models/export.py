@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError, StageError
 from monai_vqgen.files import replace_path
-from monai_vqgen.networks import CodeReader, CodeWriter, HierarchicalVQVAE
+from monai_vqgen.networks import HierarchicalVQVAE
 
 __all__ = ["export_autoencoder", "export_names"]
 
@@ -27,6 +27,24 @@ SAME_CODES = 0.999  # share of positions: two nearest codes may be as near as ro
 LARGEST_DIFFERENCE = 1e-4  # of an image in [0, 1]
 SAME_PIXELS = {"autoencoder": 0.95, "decoder": 1.0}  # share; from image to image a code that falls otherwise is a patch
 EXAMPLES = 2  # images in the batch that the graphs are made and checked with
+
+
+class _Encoder(nn.Module):
+    """Images `(b, c, *s)` to grids of codes `(b, *s)`, coarsest first."""
+
+    def __init__(self, autoencoder: HierarchicalVQVAE) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, images_bcs: Tensor) -> tuple[Tensor, ...]:
+        return self.autoencoder.encode(images_bcs)
+
+
+class _Decoder(_Encoder):
+    """Grids of codes, coarsest first, to images of the grids' size times the stride; the caller crops."""
+
+    def forward(self, *codes_bs: Tensor) -> Tensor:  # type: ignore[override]
+        return self.autoencoder.decode(codes_bs)
 
 
 class _Part(NamedTuple):
@@ -102,8 +120,8 @@ def _parts(network: HierarchicalVQVAE, image_size: Sequence[int]) -> list[_Part]
     names = [f"codes_{level}" for level in range(network.num_levels)]
     return [
         _Part("autoencoder", network, (images_bcs,), ["image"], ["pred"]),
-        _Part("encoder", CodeWriter(network).eval(), (images_bcs,), ["image"], names),
-        _Part("decoder", CodeReader(network).eval(), codes, names, ["pred"]),
+        _Part("encoder", _Encoder(network).eval(), (images_bcs,), ["image"], names),
+        _Part("decoder", _Decoder(network).eval(), codes, names, ["pred"]),
     ]
 
 

@@ -8,7 +8,6 @@ from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
     from monai_vqgen.networks.conditions import ConditionEncoder
-    from monai_vqgen.networks.deployment import CodeReader, CodeWriter
     from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
     from monai_vqgen.networks.priors import (
         DecoderOnlyPrior,
@@ -30,7 +29,6 @@ else:
         __name__,
         {
             "conditions": ["ConditionEncoder"],
-            "deployment": ["CodeReader", "CodeWriter"],
             "hierarchical_vqvae": ["HierarchicalVQVAE", "HierarchyPass"],
             "priors": [
                 "DecoderOnlyPrior",
@@ -51,8 +49,6 @@ else:
     )
 
 __all__ = [
-    "CodeReader",
-    "CodeWriter",
     "ConditionEncoder",
     "DecoderOnlyPrior",
     "EMACodebook",

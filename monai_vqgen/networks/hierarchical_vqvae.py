@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +77,9 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         >>> codes = network.encode(torch.zeros(1, 1, 64, 64))
         >>> [tuple(c.shape) for c in codes]
         [(1, 8, 8), (1, 16, 16)]
+        >>> three = HierarchicalVQVAE(3, strides=(8, 4, 2), channels=8, residual_channels=4, num_codes=[16, 32, 64])
+        >>> three.decode(three.encode(torch.zeros(1, 1, 9, 8, 8)), image_size=(9, 8, 8)).shape
+        torch.Size([1, 1, 9, 8, 8])
     """
 
     def __init__(
@@ -175,16 +178,32 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         self._check_codes(codes)
         return tuple(q.lookup(grid) for q, grid in zip(self._quantizers, codes, strict=False))
 
-    def decode(self, codes: Sequence[Tensor]) -> Tensor:
+    def decode(self, codes: Sequence[Tensor], image_size: Sequence[int] | None = None) -> Tensor:
         """Return the images ``(b, c, *s)`` of codes, coarsest grid first.
 
         With fewer grids than levels the finer ones are taken as absent: what the coarsest levels alone hold.
+
+        Args:
+            codes: integers ``(b, *grid)`` a level.
+            image_size: pixels of the images that were encoded, whose padding is cropped; None keeps all that the
+                grids cover, the coarsest grid's size times its stride.
+
+        Raises:
+            CodesMismatchError: codes outside the codebook, or grids that fit neither one another nor `image_size`.
         """
         embeddings = list(self.embed(codes))
         for level in range(len(embeddings), self.num_levels):
             grid = [size * self.strides[0] // self.strides[level] for size in codes[0].shape[1:]]
             embeddings.append(embeddings[0].new_zeros(codes[0].shape[0], self._quantizers[level].dim, *grid))
-        return self._decode_embeddings(embeddings)
+        images_bcs = self._decode_embeddings(embeddings)
+        if image_size is None:
+            return images_bcs
+        if self.grids(image_size)[0] != tuple(codes[0].shape[1:]):
+            raise CodesMismatchError(
+                f"images of {tuple(image_size)} pixels have a coarsest grid of {self.grids(image_size)[0]}, and codes "
+                f"of {tuple(codes[0].shape[1:])} were given: give the size of the images that were encoded"
+            )
+        return _cropped(images_bcs, image_size)
 
     def _decode_embeddings(self, embeddings: Sequence[Tensor]) -> Tensor:
         decoded: Tensor = self.upsamplers[0](embeddings[0])
@@ -196,14 +215,14 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         padded_bcs = self._pad(images_bcs)
         levels, context = self._quantize(padded_bcs, learning=learning)
         embeddings = [level.embeddings_bds for level in levels]
-        if learning and self.finer_dropout > 0:
+        hiding = learning and self.finer_dropout > 0
+        if hiding:
             embeddings = hide_finer(embeddings, self.finer_dropout)
-        if context is not None and self.num_levels == 2:  # hiding the finer of two levels leaves the context as it was
+        if context is not None and (not hiding or self.num_levels == 2):  # what is hidden changes only the finest level
             reconstruction_bcs = self.upsamplers[-1](torch.cat([embeddings[-1], context], 1))
         else:
             reconstruction_bcs = self._decode_embeddings(embeddings)
-        window = (..., *[slice(0, size) for size in images_bcs.shape[2:]])
-        return HierarchyPass(reconstruction_bcs[window], levels)
+        return HierarchyPass(_cropped(reconstruction_bcs, images_bcs.shape[2:]), levels)
 
     def _quantize(self, images_bcs: Tensor, *, learning: bool) -> tuple[tuple[Quantized, ...], Tensor | None]:
         """Quantize every level; also return the context that the coarser levels give the finest."""
@@ -259,6 +278,11 @@ class HierarchicalVQVAE(Recorded, nn.Module):
                 raise CodesMismatchError(f"level {level} has codes outside 0..{size - 1}: made by another autoencoder?")
 
 
+def _cropped(images_bcs: Tensor, size: Sequence[int]) -> Tensor:
+    window: tuple[Any, ...] = (..., *[slice(0, pixels) for pixels in size])
+    return images_bcs[window]
+
+
 def _one_a_level(value: int | Sequence[int], levels: int) -> list[int]:
     values = [value] * levels if isinstance(value, int) else list(value)
     if len(values) != levels:
@@ -277,4 +301,4 @@ def _check(spatial_dims: int, strides: Sequence[int], finer_dropout: float) -> N
                 f"strides={tuple(strides)} must fall from the coarsest level to the finest, each a multiple of the next"
             )
     if not 0 <= finer_dropout < 1:
-        raise InputError(f"finer_dropout={finer_dropout} must lie in [0, 1)")
+        raise InputError(f"finer_dropout={finer_dropout} must be at least 0 and below 1")

@@ -175,8 +175,8 @@ class MaskedPixelCNN(Prior):
 
     def code_weights(self) -> CodeWeights:
         """Embeddings and logits; see `start_from_codebooks`."""
-        coarser = [] if self.context is None else self.context.embeddings
-        return CodeWeights(self.embedding, tuple(coarser), self.head)
+        coarser = () if self.context is None else tuple(self.context.embeddings)
+        return CodeWeights(self.embedding, coarser, self.head)
 
     def incremental(
         self, grid: Sequence[int], *, batch_size: int, coarser: Sequence[Tensor] = (), condition: Tensor | None = None

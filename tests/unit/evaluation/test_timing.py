@@ -1,22 +1,11 @@
-"""Times are those of finished work, and what is extrapolated from them is what plain sampling would take."""
+"""What is extrapolated from a few whole passes is what plain sampling would take."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from monai_vqgen.evaluation import scores as figures
 from monai_vqgen.evaluation.scores import WHOLE_GRID_PASSES, whole_grid_seconds
-from monai_vqgen.inferers.threads import finished_time, one_thread
-
-
-def test_the_clock_waits_for_a_gpu_and_for_nothing_else(monkeypatch):
-    calls: list[str] = []
-    monkeypatch.setattr("torch.cuda.synchronize", lambda device: calls.append(f"wait for {device}"))
-    monkeypatch.setattr("time.perf_counter", lambda: calls.append("clock") or 1.5)
-    assert finished_time("cuda:1") == 1.5
-    assert finished_time(torch.device("cpu")) == 1.5
-    assert calls == ["wait for cuda:1", "clock", "clock"]
 
 
 class Clocked(torch.nn.Module):
@@ -41,18 +30,3 @@ def test_whole_grid_time_is_one_pass_for_every_position_of_every_level(monkeypat
     assert whole_grid_seconds(networks, codes, condition) == 8 * 0.5 + 32 * 2.0
     for level, network in enumerate(networks):
         assert network.seen == [(codes[level].shape, level, condition)] * (WHOLE_GRID_PASSES + 1)  # one to warm up
-
-
-def test_threads_are_given_back_also_after_an_error():
-    def fail() -> None:
-        with one_thread():
-            assert torch.get_num_threads() == 1
-            raise RuntimeError("inside")
-
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(RuntimeError, match="inside"):
-            fail()
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)

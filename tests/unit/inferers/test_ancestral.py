@@ -23,42 +23,50 @@ def gated(num_codes=7, spatial_dims=2, *, sharp=4.0, seed=0, **arguments):
     return prior
 
 
-def hierarchy(spatial_dims=2, **arguments):
+SIZES = (5, 7, 6)
+GRIDS = {2: [(3, 4), (6, 7), (9, 8)], 3: [(1, 2, 2), (2, 3, 4), (3, 4, 4)]}
+RANGE = [(dims, levels) for dims in (2, 3) for levels in (1, 2, 3)]
+
+
+def hierarchy(spatial_dims=2, levels=2):
+    """One prior a level; the coarsest has attention."""
     return [
-        gated(5, spatial_dims, **arguments),
-        gated(7, spatial_dims, coarser_codes=[5], attention_every=0, seed=1),
+        gated(size, spatial_dims, coarser_codes=SIZES[:level], attention_every=0 if level else 2, seed=level)
+        for level, size in enumerate(SIZES[:levels])
     ]
 
 
-GRIDS = {2: [(3, 4), (6, 7)], 3: [(1, 2, 2), (2, 3, 4)]}
+def grids_of(spatial_dims=2, levels=2):
+    return GRIDS[spatial_dims][:levels]
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize(("spatial_dims", "levels"), RANGE)
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 4}, {"temperature": 1.3, "top_p": 0.8}])
-def test_cached_and_plain_sampling_draw_the_same_codes(spatial_dims, options):
+def test_cached_and_plain_sampling_draw_the_same_codes(spatial_dims, levels, options):
+    priors, grids = hierarchy(spatial_dims, levels), grids_of(spatial_dims, levels)
     drawn = [
-        AncestralSampler(hierarchy(spatial_dims), cached=cached, **options).sample(
-            GRIDS[spatial_dims], num_samples=3, seed=11
-        )
+        AncestralSampler(priors, cached=cached, **options).sample(grids, num_samples=3, seed=11)
         for cached in (True, False)
     ]
+    assert [tuple(codes.shape) for codes in drawn[0]] == [(3, *grid) for grid in grids]
     for cached, plain in zip(*drawn, strict=True):
         assert torch.equal(cached, plain)
         assert len(torch.unique(plain)) > 1
 
 
-def test_a_sample_does_not_depend_on_batch_size_or_on_who_draws_it():
-    priors = hierarchy()
-    whole = AncestralSampler(priors, batch_size=5).sample(GRIDS[2], num_samples=5, seed=2)
-    small = AncestralSampler(priors, batch_size=2).sample(GRIDS[2], num_samples=5, seed=2)
+@pytest.mark.parametrize(("spatial_dims", "levels"), RANGE)
+def test_a_sample_does_not_depend_on_batch_size_or_on_who_draws_it(spatial_dims, levels):
+    priors, grids = hierarchy(spatial_dims, levels), grids_of(spatial_dims, levels)
+    whole = AncestralSampler(priors, batch_size=5).sample(grids, num_samples=5, seed=2)
+    small = AncestralSampler(priors, batch_size=2).sample(grids, num_samples=5, seed=2)
     shared = [
-        AncestralSampler(priors).sample(GRIDS[2], num_samples=n, seed=2, first_sample=f) for f, n in ((0, 3), (3, 2))
+        AncestralSampler(priors).sample(grids, num_samples=n, seed=2, first_sample=f) for f, n in ((0, 3), (3, 2))
     ]
-    for level in range(2):
+    for level in range(levels):
         assert torch.equal(whole[level], small[level])
         assert torch.equal(whole[level], torch.cat([part[level] for part in shared]))
-    other = AncestralSampler(priors).sample(GRIDS[2], num_samples=5, seed=3)
-    assert not torch.equal(whole[1], other[1])
+    other = AncestralSampler(priors).sample(grids, num_samples=5, seed=3)
+    assert not torch.equal(whole[-1], other[-1])
 
 
 def test_over_a_large_draw_near_ties_are_few_and_only_they_could_differ():
@@ -88,12 +96,32 @@ def test_the_probabilities_of_all_grids_sum_to_one(prior):
     assert log_prob.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_probabilities_of_a_whole_hierarchy_sum_to_one():
-    priors = [gated(2), gated(2, coarser_codes=[2], seed=1)]
-    top, bottom = all_grids(2, (1, 2)), all_grids(2, (2, 3))
-    pairs = [top.repeat_interleave(len(bottom), 0), bottom.repeat(len(top), 1, 1)]
-    level_0, level_1 = AncestralSampler(priors, batch_size=128).log_prob(pairs)
-    assert (level_0 + level_1).double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize(
+    "grids", [[(1, 2), (2, 3)], [(1, 1), (1, 2), (2, 2)], [(1, 1, 1), (1, 1, 2), (1, 2, 2)]], ids=str
+)
+def test_the_probabilities_of_a_whole_hierarchy_sum_to_one(grids):
+    dims = len(grids[0])
+    priors = [gated(2, dims, coarser_codes=[2] * level, seed=level) for level in range(len(grids))]
+    every = [all_grids(2, grid) for grid in grids]
+    picks = torch.cartesian_prod(*(torch.arange(len(level)) for level in every)).unbind(1)
+    codes = [level[pick] for level, pick in zip(every, picks, strict=True)]
+    log_probs = AncestralSampler(priors, batch_size=128).log_prob(codes)
+    assert sum(log_probs).double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("spatial_dims", "levels"), RANGE)
+def test_log_prob_maps_hold_each_codes_nats_and_add_up_to_log_prob(spatial_dims, levels):
+    priors, grids = hierarchy(spatial_dims, levels), grids_of(spatial_dims, levels)
+    codes = [torch.randint(size, (3, *grid)) for size, grid in zip(SIZES, grids, strict=False)]
+    sampler = AncestralSampler(priors, batch_size=2)
+    maps, sums = sampler.log_prob_maps(codes), sampler.log_prob(codes)
+    for level, prior in enumerate(priors):
+        assert maps[level].dtype == torch.float32
+        with torch.no_grad():
+            logits = prior.eval()(codes[level], codes[:level])
+        expected = -torch.nn.functional.cross_entropy(logits, codes[level], reduction="none")
+        torch.testing.assert_close(maps[level], expected)
+        torch.testing.assert_close(maps[level].flatten(1).sum(1), sums[level])
 
 
 def test_log_prob_is_the_chain_rule_over_positions_with_its_condition():
@@ -137,14 +165,15 @@ def test_completion_follows_the_enumerated_conditional_distribution_of_what_come
     assert stats.chisquare(observed, expected).pvalue > 0.001
 
 
-def test_completion_leaves_known_codes_alone_at_every_level_and_agrees_with_the_plain_path():
-    priors = hierarchy()
-    codes = AncestralSampler(priors).sample(GRIDS[2], num_samples=3, seed=0)
+@pytest.mark.parametrize(("spatial_dims", "levels"), RANGE)
+def test_completion_leaves_known_codes_alone_at_every_level_and_agrees_with_the_plain_path(spatial_dims, levels):
+    priors = hierarchy(spatial_dims, levels)
+    codes = AncestralSampler(priors).sample(grids_of(spatial_dims, levels), num_samples=3, seed=0)
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(c.shape, generator=generator) < 0.4 for c in codes]
     before = [c.clone() for c in codes]
     results = [AncestralSampler(priors, cached=cached).complete(codes, masks, seed=9) for cached in (True, False)]
-    for level in range(2):
+    for level in range(levels):
         assert torch.equal(codes[level], before[level])
         assert torch.equal(results[0][level], results[1][level])
         assert torch.equal(results[0][level][~masks[level]], codes[level][~masks[level]])
@@ -152,13 +181,13 @@ def test_completion_leaves_known_codes_alone_at_every_level_and_agrees_with_the_
 
 
 def test_completing_everything_is_sampling_and_completing_nothing_is_nothing():
-    priors = hierarchy()
+    priors, grids = hierarchy(levels=3), grids_of(levels=3)
     sampler = AncestralSampler(priors)
-    codes = sampler.sample(GRIDS[2], num_samples=2, seed=6)
+    codes = sampler.sample(grids, num_samples=2, seed=6)
     anything = [torch.full_like(c, -9) for c in codes]
-    everything = sampler.complete(anything, [torch.ones(g, dtype=torch.bool) for g in GRIDS[2]], seed=6)
-    nothing = sampler.complete(codes, [torch.zeros(g, dtype=torch.bool) for g in GRIDS[2]], seed=8)
-    for level in range(2):
+    everything = sampler.complete(anything, [torch.ones(g, dtype=torch.bool) for g in grids], seed=6)
+    nothing = sampler.complete(codes, [torch.zeros(g, dtype=torch.bool) for g in grids], seed=8)
+    for level in range(3):
         assert torch.equal(everything[level], codes[level])
         assert torch.equal(nothing[level], codes[level])
 
@@ -204,7 +233,7 @@ def test_a_condition_belongs_to_its_sample_whatever_the_batch():
 
 def test_progress_reaches_its_total():
     calls = []
-    AncestralSampler(hierarchy(), batch_size=2).sample(GRIDS[2], num_samples=3, progress=lambda *c: calls.append(c))
+    AncestralSampler(hierarchy(), batch_size=2).sample(grids_of(), num_samples=3, progress=lambda *c: calls.append(c))
     assert calls[-1] == (3 * (12 + 42), 3 * (12 + 42))
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
 
@@ -212,14 +241,14 @@ def test_progress_reaches_its_total():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s: s.sample(GRIDS[2], num_samples=0), "num_samples is 0"),
-        (lambda s: s.sample(GRIDS[2][:1], num_samples=1), "1 grids given for 2 priors"),
+        (lambda s: s.sample(grids_of(), num_samples=0), "num_samples is 0"),
+        (lambda s: s.sample(grids_of()[:1], num_samples=1), "1 grids given for 2 priors"),
         (lambda s: s.sample([(3, 4), (6,)], num_samples=1), "grid of level 1"),
         (lambda s: s.sample([(0, 4), (6, 7)], num_samples=1), "grid of level 0"),
-        (lambda s: s.sample(GRIDS[2][::-1], num_samples=1), "coarsest first"),
-        (lambda s: s.sample(GRIDS[2], num_samples=1, seed=-1), "seed is -1"),
-        (lambda s: s.sample(GRIDS[2], num_samples=1, first_sample=-1), "first_sample is -1"),
-        (lambda s: s.sample(GRIDS[2], num_samples=1, condition=torch.zeros(1, 2)), "no prior was trained with one"),
+        (lambda s: s.sample(grids_of()[::-1], num_samples=1), "coarsest first"),
+        (lambda s: s.sample(grids_of(), num_samples=1, seed=-1), "seed is -1"),
+        (lambda s: s.sample(grids_of(), num_samples=1, first_sample=-1), "first_sample is -1"),
+        (lambda s: s.sample(grids_of(), num_samples=1, condition=torch.zeros(1, 2)), "no prior was trained with one"),
         (lambda s: s.log_prob([torch.zeros(1, 3, 4).long()]), "1 levels of codes"),
         (lambda s: s.log_prob([torch.zeros(1, 3, 4).long(), torch.full((1, 6, 7), 7)]), "level 1 reach from 7 to 7"),
         (lambda s: s.log_prob([torch.zeros(1, 3, 4).long(), torch.zeros(2, 6, 7).long()]), r"\[1, 2\] samples"),
@@ -260,3 +289,21 @@ def test_each_level_can_have_its_own_temperature():
     assert torch.equal(mixed[1], likeliest[1])
     with pytest.raises(InputError, match="temperature has 3 values for 2 priors"):
         draw([1.0, 0.9, 0.8])
+
+
+@pytest.mark.parametrize(("setting", "open_value", "tight"), [("top_k", None, 1), ("top_p", None, 1e-6)])
+def test_each_level_can_be_truncated_by_itself(setting, open_value, tight):
+    priors, grids = hierarchy(levels=3), grids_of(levels=3)
+
+    def draw(*values, seed):
+        sampler = AncestralSampler(priors, **{setting: list(values)})
+        return sampler.sample(grids, num_samples=4, seed=seed)
+
+    free, cut = (draw(open_value, open_value, value, seed=1) for value in (open_value, tight))
+    assert torch.equal(free[0], cut[0])
+    assert torch.equal(free[1], cut[1])
+    assert not torch.equal(free[2], cut[2])
+    first, second = (draw(tight, tight, tight, seed=seed) for seed in (1, 2))  # only the likeliest code is left
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    with pytest.raises(InputError, match=f"{setting} has 2 values for 3 priors"):
+        draw(tight, tight, seed=1)

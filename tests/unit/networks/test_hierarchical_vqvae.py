@@ -1,13 +1,16 @@
-"""The hierarchy: shapes, purity, what each level sees, and errors that say the mend."""
+"""The hierarchy: shapes, purity, what each level sees, and errors that say what to do."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
 
+from monai_vqgen.bundles import bundle_root
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks import EMACodebook, FiniteScalarQuantizer, HierarchicalVQVAE
-from monai_vqgen.networks.blocks import hide_finer
+from monai_vqgen.networks.architecture import architecture
 from monai_vqgen.weights import fingerprint
 
 
@@ -38,12 +41,21 @@ def test_decoding_the_codes_is_the_reconstruction(spatial_dims: int, strides: tu
     torch.testing.assert_close(network.decode(network.encode(images)), network(images), rtol=0, atol=1e-6)
 
 
-def test_a_size_that_does_not_divide_round_trips_through_padding() -> None:
-    network = small().eval()
-    images = torch.rand(1, 1, 21, 13)
-    decoded = network.decode(network.encode(images))
-    assert decoded.shape == (1, 1, 24, 16)
-    torch.testing.assert_close(decoded[..., :21, :13], network(images), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("size", [(21, 13), (9, 16, 5)])
+@pytest.mark.parametrize("strides", [(4,), (8, 4), (8, 4, 2)])
+def test_a_size_that_does_not_divide_round_trips_through_padding(
+    size: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    network = small(len(size), strides).eval()
+    images = torch.rand(1, 1, *size)
+    codes = network.encode(images)
+    covered = network.decode(codes)
+    assert covered.shape == (1, 1, *(-(-n // strides[0]) * strides[0] for n in size))
+    decoded = network.decode(codes, image_size=size)
+    assert torch.equal(decoded, covered[(..., *[slice(0, n) for n in size])])
+    torch.testing.assert_close(decoded, network(images), rtol=0, atol=1e-6)
+    coarse = network.decode(codes[:1], size)
+    assert coarse.shape == images.shape
 
 
 def test_only_the_training_pass_changes_a_buffer() -> None:
@@ -60,17 +72,37 @@ def test_only_the_training_pass_changes_a_buffer() -> None:
     assert fingerprint(network) != before
 
 
-def test_the_finer_level_depends_on_the_coarser_codes() -> None:
-    network = small().eval()
-    codes = [grid.clone() for grid in network.encode(torch.rand(1, 1, 16, 16))]
+def test_the_image_depends_on_the_codes_of_every_level() -> None:
+    network = small(strides=(8, 4, 2)).eval()
+    codes = network.encode(torch.rand(1, 1, 16, 16))
     original = network.decode(codes)
-    codes[0] = (codes[0] + 1) % 16
-    assert not torch.allclose(network.decode(codes), original)
+    for level in range(3):
+        changed = [(grid + 1) % 16 if i == level else grid for i, grid in enumerate(codes)]
+        assert not torch.allclose(network.decode(changed), original)
 
 
-def test_coarse_levels_alone_decode_as_training_with_hidden_levels_does() -> None:
-    network = small(finer_dropout=0.999999)
-    images = torch.rand(2, 1, 16, 16)
+@pytest.mark.parametrize("strides", [(4,), (8, 4), (8, 4, 2)])
+def test_sizes_of_codebooks_are_one_number_or_one_a_level(strides: tuple[int, ...]) -> None:
+    sizes, dims = [8, 16, 32][: len(strides)], [2, 3, 4][: len(strides)]
+    options = {"channels": 8, "residual_channels": 4, "strides": strides}
+    alike = HierarchicalVQVAE(num_codes=16, code_dim=4, **options)
+    assert [tuple(book.shape) for book in alike.codebooks()] == [(16, 4)] * len(strides)
+    apart = HierarchicalVQVAE(num_codes=sizes, code_dim=dims, **options)
+    assert [tuple(book.shape) for book in apart.codebooks()] == list(zip(sizes, dims, strict=True))
+    with pytest.raises(InputError, match="one a level"):
+        HierarchicalVQVAE(num_codes=[*sizes, 64], **options)
+
+
+def test_the_default_sizes_are_those_of_the_shipped_weights() -> None:
+    shipped = json.loads((bundle_root() / "models" / "model.json").read_text())["architecture"]
+    default = architecture(HierarchicalVQVAE())
+    assert {**default, **shipped} == default
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_coarse_levels_alone_decode_as_training_with_hidden_levels_does(spatial_dims: int) -> None:
+    network = small(spatial_dims, finer_dropout=0.999999)
+    images = torch.rand(2, 1, *[16] * spatial_dims)
     network.train_pass(images)
     network.quantizers[0].decay = network.quantizers[1].decay = 1.0  # the codebooks stand still
     hidden = network.train_pass(images)
@@ -85,16 +117,6 @@ def test_hidden_levels_leave_gradients_to_the_coarsest_alone() -> None:
     assert coarsest is not None
     assert coarsest.abs().sum() > 0
     assert finest is None or finest.abs().sum() == 0
-
-
-def test_hidden_samples_and_levels_are_drawn_as_promised() -> None:
-    torch.manual_seed(1)
-    shown = hide_finer([torch.ones(20000, 1, 1, 1)] * 3, 0.3)
-    kept = [level[:, 0, 0, 0].bool() for level in shown]
-    assert kept[0].all()
-    assert abs((~kept[2]).float().mean() - 0.3) < 0.02  # whatever is hidden, the finest is
-    assert abs((~kept[1]).float().mean() - 0.15) < 0.02  # the first hidden level is uniform among the finer two
-    assert not (kept[2] & ~kept[1]).any()  # never a level without the coarser one
 
 
 def test_every_parameter_trains() -> None:
@@ -143,6 +165,10 @@ def test_images_and_codes_that_do_not_fit_are_refused() -> None:
         network.decode([torch.zeros(1, 2, 2, dtype=torch.long)] * 2)
     with pytest.raises(CodesMismatchError, match="outside 0"):
         network.decode([torch.full((1, 2, 2), 16)])
+    with pytest.raises(CodesMismatchError, match=r"coarsest grid of \(3, 2\)"):
+        network.decode([torch.zeros(1, 2, 2, dtype=torch.long)], image_size=(17, 16))
+    with pytest.raises(InputError, match="must have 2 entries"):
+        network.decode([torch.zeros(1, 2, 2, dtype=torch.long)], image_size=(16, 16, 16))
 
 
 @pytest.mark.parametrize("quantizers", [[EMACodebook(16, 4), EMACodebook(8, 3)], [FiniteScalarQuantizer((4, 3))] * 2])

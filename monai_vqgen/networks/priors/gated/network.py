@@ -181,8 +181,8 @@ class GatedPixelCNN(Prior):
 
     def code_weights(self) -> CodeWeights:
         """Embeddings and logits; see `start_from_codebooks`."""
-        coarser = [] if self.context is None else self.context.embeddings
-        return CodeWeights(self.embedding, tuple(coarser), self.head[-1])
+        coarser = () if self.context is None else tuple(self.context.embeddings)
+        return CodeWeights(self.embedding, coarser, self.head[-1])
 
     def incremental(
         self, grid: Sequence[int], *, batch_size: int, coarser: Sequence[Tensor] = (), condition: Tensor | None = None

@@ -1,0 +1,253 @@
+"""What a draw takes: priors and codes that fit one another, truncated logits, and noise of a fixed place.
+
+    code = argmax over k of (truncated, tempered logits + Gumbel noise of (seed, sample, level, position))
+
+Legend of suffixes: b batch, f condition features, k number of codes, n raster positions, s spatial axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_vqgen.errors import InputError
+from monai_vqgen.networks.priors import Prior
+
+__all__ = [
+    "GumbelNoise",
+    "Truncation",
+    "check_codes",
+    "check_grids",
+    "check_masks",
+    "check_priors",
+    "checked_condition",
+    "device_of",
+]
+
+WORD_BITS = 64
+"""Bits of a word that Philox gives and of each half of its key (Salmon et al. 2011, Philox4x64)."""
+WORDS_PER_COUNT = 4
+"""Words that one step of Philox4x64's counter gives."""
+LEVEL_BITS = 16
+"""Bits of the key's second half kept for the level; the rest number the sample."""
+FRACTION_BITS = 53
+"""Bits of a double's fraction: the resolution of the uniform numbers."""
+
+
+class GumbelNoise:
+    """Standard Gumbel noise, one row of `num_codes` a raster position, from a counter-based generator.
+
+        key = (seed, sample * 2^16 + level)      counter = the position's first word / 4
+        u = word / 2^64 in (0, 1)                noise = -log(-log u), in float64, then rounded to float32
+
+    Adding it to logits and taking the largest draws a code from their softmax (the Gumbel-max trick; Maddison et al.,
+    "A* Sampling", 2014). A row depends on nothing but the key and its position, so a sample does not change with the
+    batch it is drawn in, the order of drawing, or the number of processes. Drawn on the CPU, so that every device
+    draws the same codes.
+
+    Args:
+        seed: any integer in [0, 2^64).
+        level: index of the level, 0 the coarsest.
+        num_codes: length of a row.
+
+    Raises:
+        InputError: a seed, level or sample out of range.
+
+    Examples:
+        >>> noise = GumbelNoise(7, level=0, num_codes=512)
+        >>> noise.rows([3, 4], first=10, count=2).shape
+        torch.Size([2, 2, 512])
+        >>> bool((noise.rows([4], first=11, count=1) == noise.rows([3, 4], first=10, count=2)[1:, 1:]).all())
+        True
+    """
+
+    def __init__(self, seed: int, *, level: int, num_codes: int) -> None:
+        if not 0 <= seed < 2**WORD_BITS:
+            raise InputError(f"seed is {seed}; give an integer of at least 0 and below 2^{WORD_BITS}")
+        if not 0 <= level < 2**LEVEL_BITS:
+            raise InputError(f"level is {level}; give at least 0 and below {2**LEVEL_BITS}")
+        self.seed, self.level, self.num_codes = seed, level, num_codes
+        self._counts_per_row = -(-num_codes // WORDS_PER_COUNT)
+
+    def rows(self, samples: Sequence[int], *, first: int, count: int) -> Tensor:
+        """Noise of `count` positions from `first` on, float32 `(b, count, k)`, one row of the result a sample."""
+        noise_bnk = np.empty((len(samples), count, self.num_codes), dtype=np.float32)
+        for row, sample in enumerate(samples):
+            noise_bnk[row] = self._one(sample, first=first, count=count)
+        return torch.from_numpy(noise_bnk)
+
+    def _one(self, sample: int, *, first: int, count: int) -> np.ndarray:
+        if not 0 <= sample < 2 ** (WORD_BITS - LEVEL_BITS):
+            raise InputError(f"sample index is {sample}; give at least 0 and below 2^{WORD_BITS - LEVEL_BITS}")
+        key = np.array([self.seed, (sample << LEVEL_BITS) | self.level], dtype=np.uint64)
+        generator = np.random.Philox(counter=first * self._counts_per_row, key=key)
+        words = generator.random_raw(count * self._counts_per_row * WORDS_PER_COUNT)
+        words = words.reshape(count, self._counts_per_row * WORDS_PER_COUNT)[:, : self.num_codes]
+        # The top 53 bits; a zero, which would give -inf, becomes half of the smallest step.
+        uniform = (words >> np.uint64(WORD_BITS - FRACTION_BITS)) * 2.0**-FRACTION_BITS
+        np.maximum(uniform, 2.0 ** -(FRACTION_BITS + 1), out=uniform)
+        return -np.log(-np.log(uniform))
+
+
+class Truncation:
+    """Divides logits by the temperature, then keeps the `top_k` largest, then the nucleus `top_p` of what is left.
+
+    The nucleus is the smallest set of most probable codes whose probability reaches `top_p` (Holtzman et al., "The
+    Curious Case of Neural Text Degeneration", 2020); at least one code always remains. Codes that fall out get -inf.
+    Of equal logits at the edge, the smaller code stays.
+
+    Args:
+        temperature: above 0; below 1 sharpens.
+        top_k: keep this many codes, at least 1; None keeps all.
+        top_p: keep this much probability, above 0 and at most 1; None keeps all.
+
+    Raises:
+        InputError: an argument out of range.
+
+    Examples:
+        >>> import torch
+        >>> Truncation(top_k=2).apply(torch.tensor([[1.0, 3.0, 2.0]]))
+        tensor([[-inf, 3., 2.]])
+    """
+
+    def __init__(self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
+        if not (_is_finite(temperature) and temperature > 0):
+            raise InputError(
+                f"temperature is {temperature}; give a number above 0. For the most probable code at every position "
+                "(temperature 0) use top_k=1"
+            )
+        if top_k is not None and (top_k < 1 or top_k != int(top_k)):
+            raise InputError(f"top_k is {top_k}; give a whole number of at least 1, or leave it out to keep all codes")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise InputError(f"top_p is {top_p}; give a number above 0 and at most 1, or leave it out")
+        self.temperature, self.top_p = temperature, top_p
+        self.top_k = None if top_k is None else int(top_k)  # 3.0 is a whole number too, but no index
+
+    def apply(self, logits_bk: Tensor) -> Tensor:
+        """Truncated, tempered logits `(b, k)`; the input itself where nothing is to be done."""
+        if self.temperature != 1:
+            logits_bk = logits_bk / self.temperature
+        top_k = logits_bk.shape[1] if self.top_k is None else self.top_k
+        top_p = 1.0 if self.top_p is None else self.top_p
+        if top_k >= logits_bk.shape[1] and top_p >= 1:
+            return logits_bk
+        ordered_bk, order_bk = logits_bk.sort(dim=1, descending=True, stable=True)
+        ordered_bk[:, top_k:] = -torch.inf
+        if top_p < 1:
+            probability_bk = ordered_bk.softmax(1)
+            before_bk = probability_bk.cumsum(1) - probability_bk
+            outside_bk = before_bk >= top_p
+            outside_bk[:, 0] = False
+            ordered_bk = ordered_bk.masked_fill(outside_bk, -torch.inf)
+        return torch.empty_like(ordered_bk).scatter_(1, order_bk, ordered_bk)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(float(value))
+
+
+def device_of(prior: Prior) -> torch.device:
+    """Where a prior's weights are."""
+    return next(prior.parameters()).device
+
+
+def check_priors(priors: Sequence[Prior]) -> None:
+    """Refuse priors that are not one a level of the same codes, coarsest first.
+
+    Raises:
+        InputError: there are none, or one was made for other coarser codebooks.
+    """
+    if not priors:
+        raise InputError("no priors given; give one a level, coarsest first")
+    sizes: list[int] = []
+    for level, prior in enumerate(priors):
+        coarser = list(prior.coarser_codes)
+        if coarser != sizes:
+            raise InputError(
+                f"the prior of level {level} is for coarser codebooks of sizes {coarser}, but the priors before it "
+                f"have {sizes}. Give all levels' priors, coarsest first"
+            )
+        sizes.append(prior.num_codes)
+
+
+def check_grids(grids: Sequence[Sequence[int]], priors: Sequence[Prior]) -> None:
+    """Refuse grids that are not one a prior, of its number of axes, and no smaller than the coarser ones.
+
+    Raises:
+        InputError: names the level.
+    """
+    if len(grids) != len(priors):
+        raise InputError(f"{len(grids)} grids given for {len(priors)} priors; give one grid a level")
+    for level, (grid, prior) in enumerate(zip(grids, priors, strict=True)):
+        if len(grid) != prior.spatial_dims or any(size < 1 for size in grid):
+            raise InputError(
+                f"the grid of level {level} is {tuple(grid)}; give {prior.spatial_dims} sizes of at least 1"
+            )
+        coarser = grids[level - 1] if level else grid
+        if any(m > n for m, n in zip(coarser, grid, strict=True)):
+            raise InputError(
+                f"the grid of level {level}, {tuple(grid)}, is smaller than that of the coarser level {level - 1}, "
+                f"{tuple(coarser)}; give the grids coarsest first"
+            )
+
+
+def check_codes(codes: Sequence[Tensor], priors: Sequence[Prior]) -> None:
+    """Refuse codes `(b, *grid)` that do not fit the priors, or one another.
+
+    Raises:
+        InputError: a wrong number of levels or samples, grids as in `check_grids`, or codes that a prior does not know.
+    """
+    if len(codes) != len(priors):
+        raise InputError(f"{len(codes)} levels of codes given for {len(priors)} priors; give one a level")
+    check_grids([tuple(codes_bs.shape[1:]) for codes_bs in codes], priors)
+    counts = [codes_bs.shape[0] for codes_bs in codes]
+    if len(set(counts)) > 1 or counts[0] < 1:
+        raise InputError(f"the levels hold {counts} samples; give the same number at each, at least 1")
+    for level, (codes_bs, prior) in enumerate(zip(codes, priors, strict=True)):
+        low, high = int(codes_bs.min()), int(codes_bs.max())
+        if low < 0 or high >= prior.num_codes:
+            raise InputError(
+                f"codes of level {level} reach from {low} to {high}; its prior knows 0 to {prior.num_codes - 1}. "
+                "Were they made by another autoencoder?"
+            )
+
+
+def check_masks(masks: Sequence[Tensor], codes: Sequence[Tensor]) -> None:
+    """Refuse masks that are not booleans of the codes' shapes, with or without the batch.
+
+    Raises:
+        InputError: names the level.
+    """
+    if len(masks) != len(codes):
+        raise InputError(f"{len(masks)} masks and {len(codes)} levels of codes given; give one mask a level")
+    for level, (codes_bs, mask) in enumerate(zip(codes, masks, strict=True)):
+        if mask.dtype != torch.bool or tuple(mask.shape) not in (tuple(codes_bs.shape), tuple(codes_bs.shape[1:])):
+            raise InputError(
+                f"the mask of level {level} has shape {tuple(mask.shape)} and type {mask.dtype}; give booleans of "
+                f"the codes' shape {tuple(codes_bs.shape)}, with or without the batch"
+            )
+
+
+def checked_condition(condition: Tensor | None, priors: Sequence[Prior], *, count: int) -> Tensor | None:
+    """The condition `(count, f)` on the priors' device; None where no prior takes one.
+
+    Raises:
+        InputError: it is missing, of another shape than `(count, f)` or `(1, f)`, or no prior was trained with one.
+    """
+    dims = sorted({prior.condition_dim for prior in priors} - {0})
+    if not dims:
+        if condition is not None and condition.shape[-1]:
+            raise InputError("a condition is given, but no prior was trained with one; leave it out")
+        return None
+    if condition is None:
+        raise InputError(f"the priors need a condition of {dims} features; make it with their ConditionEncoder")
+    if condition.ndim != 2 or condition.shape[0] not in (1, count) or dims != [condition.shape[1]]:
+        raise InputError(
+            f"the condition has shape {tuple(condition.shape)}; give ({count}, {dims[0]}) or (1, {dims[0]})"
+        )
+    return condition.to(device_of(priors[0])).expand(count, -1)

@@ -1,0 +1,64 @@
+"""Lazy packages: every listed name is there and visible to tools, and no more is loaded than is used."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pickle
+import pydoc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAZY = ("inferers", "networks", "networks.priors", "networks.quantizers")
+SAMPLE = """
+import torch
+from monai_vqgen.inferers import AncestralSampler
+from monai_vqgen.networks import GatedPixelCNN, HierarchicalVQVAE
+network = HierarchicalVQVAE(channels=8, residual_channels=4, num_codes=8)
+sizes = {"channels": 8, "num_layers": 2, "attention_every": 2}
+priors = [GatedPixelCNN(8, **sizes), GatedPixelCNN(8, coarser_codes=[8], **sizes)]
+codes = AncestralSampler(priors).sample(network.grids((16, 16)), num_samples=1)
+assert network.decode(codes).shape == (1, 1, 16, 16)
+import sys
+ours = {name: module for name, module in sys.modules.items() if name.startswith("monai_vqgen")}
+print(*(name for name, module in ours.items() if not hasattr(module, "__path__")))
+"""
+
+
+@pytest.fixture(params=LAZY)
+def package(request):
+    return importlib.import_module(f"monai_vqgen.{request.param}")
+
+
+def test_listed_offered_and_type_checked_names_are_the_same(package):
+    tree = ast.parse(Path(package.__file__).read_text())
+    (switch,) = (node for node in tree.body if isinstance(node, ast.If))
+    checked = {alias.name for node in switch.body for alias in node.names}
+    offered = ast.literal_eval(switch.orelse[0].value.args[1])
+    assert checked == {name for names in offered.values() for name in names} == set(package.__all__)
+    assert set(package.__all__) <= set(dir(package))
+
+
+def test_names_are_found_by_star_by_dotted_path_and_by_pickle(package):
+    found: dict[str, object] = {}
+    exec(f"from {package.__name__} import *", found)
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert found[name] is value
+        assert pydoc.locate(f"{package.__name__}.{name}") is value  # how MONAI finds a `_target_`
+        assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error(package):
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'Nothing'"):
+        package.Nothing  # noqa: B018
+
+
+def test_drawing_and_decoding_a_sample_loads_at_most_fifteen_files():
+    done = subprocess.run([sys.executable, "-c", SAMPLE], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "monai_vqgen.networks.priors.gated.incremental" in loaded
+    assert len(loaded) <= 15, loaded
