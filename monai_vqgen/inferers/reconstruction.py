@@ -95,7 +95,7 @@ class VolumeReconstructionInferer(Inferer):
         if intensity not in get_args(Intensity):
             raise InputError(f"intensity is {intensity!r}; choose 'input' or 'unit'")
         if not 0 <= lower < upper <= 100:
-            raise InputError(f"percentiles are {lower} and {upper}; 0 <= lower < upper <= 100 is due")
+            raise InputError(f"percentiles are {lower} and {upper}; give 0 <= lower < upper <= 100")
         self.lower, self.upper = lower, upper
         self.plane, self.pixel_mm, self.batch_size = plane, pixel_mm, batch_size
         self.intensity, self.progress = intensity, progress

@@ -28,6 +28,10 @@ class HierarchyPass(NamedTuple):
     Attributes:
         reconstruction_bcs: same shape as the images.
         levels: quantized latents of each level, coarsest first.
+
+    Examples:
+        >>> passed = HierarchicalVQVAE(channels=8, residual_channels=4).train_pass(torch.rand(2, 1, 32, 32))
+        >>> loss = passed.reconstruction_bcs.mean() + sum(level.loss for level in passed.levels)
     """
 
     reconstruction_bcs: Tensor

@@ -71,6 +71,20 @@ class Prior(Recorded, nn.Module, ABC):
         num_codes: size of the codebook, K.
         coarser_codes: sizes of the codebooks of all coarser levels, coarsest first; empty at the coarsest level.
         condition_dim: length of the condition vector; 0 for none.
+
+    Examples:
+        A prior of one's own needs a `forward`; sampling, scoring and training then work with it.
+
+        >>> class Frequencies(Prior):
+        ...     def __init__(self, num_codes):
+        ...         super().__init__(num_codes, 2, coarser_codes=(), condition_dim=0)
+        ...         self.logits_k = nn.Parameter(torch.zeros(num_codes))
+        ...
+        ...     def forward(self, codes_bs, coarser=(), condition=None):
+        ...         b, *grid = codes_bs.shape
+        ...         return self.logits_k.view(1, -1, 1, 1).expand(b, -1, *grid)
+        >>> Frequencies(8).incremental((4, 4), batch_size=3).logits().shape
+        torch.Size([3, 8])
     """
 
     def __init__(self, num_codes: int, spatial_dims: int, *, coarser_codes: Sequence[int], condition_dim: int) -> None:
@@ -169,6 +183,11 @@ class PlainIncremental(IncrementalPass):
         batch_size: number of grids.
         coarser: grids of the coarser levels, coarsest first.
         condition: float `(batch_size, f)` or None.
+
+    Examples:
+        >>> from monai_vqgen.networks import MaskedPixelCNN
+        >>> PlainIncremental(MaskedPixelCNN(8, channels=4, num_blocks=1), (2, 2), batch_size=1).logits().shape
+        torch.Size([1, 8])
     """
 
     def __init__(

@@ -42,6 +42,12 @@ class Quantized(NamedTuple):
         embeddings_bds: the chosen codes' vectors; gradients pass on to the latents (straight-through or rotated).
         codes_bs: the chosen codes, int64.
         loss: scalar to add to the training loss, weights included; zero for quantizers that need none.
+
+    Examples:
+        >>> from monai_vqgen.networks import FiniteScalarQuantizer
+        >>> embeddings_bds, codes_bs, loss = FiniteScalarQuantizer([3, 3])(torch.rand(1, 2, 4, 4))
+        >>> embeddings_bds.shape, codes_bs.shape
+        (torch.Size([1, 2, 4, 4]), torch.Size([1, 4, 4]))
     """
 
     embeddings_bds: Tensor
