@@ -13,7 +13,7 @@ from monai_vqgen.engines.batches import (
     warmup_cosine,
 )
 from monai_vqgen.engines.command_line import check_command_line
-from monai_vqgen.engines.conditions import encode_records, record_encoding
+from monai_vqgen.engines.conditions import encode_records, fitted_conditions, record_encoding
 from monai_vqgen.engines.distributed import (
     distribute,
     end_distributed,
@@ -48,6 +48,7 @@ __all__ = [
     "distribute",
     "encode_records",
     "end_distributed",
+    "fitted_conditions",
     "local_device",
     "objective_loss",
     "own_block",

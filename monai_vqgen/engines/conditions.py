@@ -14,24 +14,21 @@ from torch import Tensor
 
 from monai_vqgen.networks import ConditionEncoder
 
-__all__ = ["encode_records", "record_encoding"]
+__all__ = ["encode_records", "fitted_conditions", "record_encoding"]
 
 logger = logging.getLogger(__name__)
 
 
-def encode_records(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Encode what the encoder knows of each record, for training and scoring.
+def fitted_conditions(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the encoder knows of each record, moved into what it was trained on.
 
     A user who asks for a value outside the trained range gets an error from the encoder. A held-out subject who is
     older than all training subjects must still be scored: numbers are moved to the nearest end of the range, and
     values of a category that training has not seen count as unknown. Both are counted in the log.
 
-    Returns:
-        Features (n, f).
-
     Examples:
-        >>> encode_records(ConditionEncoder({"age": (20, 60)}), [{"age": 70.0, "subject": "sub-01"}])
-        tensor([[1., 1.]])
+        >>> fitted_conditions(ConditionEncoder({"age": (20, 60)}), [{"age": 70.0, "subject": "sub-01"}])
+        [{'age': 60.0}]
     """
     moved = 0
     fitted = []
@@ -49,7 +46,20 @@ def encode_records(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any
         fitted.append(known)
     if moved:
         logger.warning("%d condition values of %d slices lie outside the training ranges.", moved, len(records))
-    return encoder.encode(fitted)
+    return fitted
+
+
+def encode_records(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Encode what the encoder knows of each record, for training and scoring, after `fitted_conditions`.
+
+    Returns:
+        Features (n, f).
+
+    Examples:
+        >>> encode_records(ConditionEncoder({"age": (20, 60)}), [{"age": 70.0, "subject": "sub-01"}])
+        tensor([[1., 1.]])
+    """
+    return encoder.encode(fitted_conditions(encoder, records))
 
 
 def record_encoding(encoder: ConditionEncoder) -> Callable[[Sequence[Mapping[str, Any]]], Tensor] | None:

@@ -67,7 +67,8 @@ def weights(tmp_path_factory) -> tuple[Path, HierarchicalVQVAE]:
     torch.manual_seed(0)
     network = HierarchicalVQVAE(channels=16, residual_channels=8, quantizers=[EMACodebook(CODES, 16) for _ in range(2)])
     teach(network)
-    encoder = ConditionEncoder({"position_mm": (40.0, 90.0), "age": (20.0, 60.0)}, {"sex": ["F", "M"]})
+    sexes = ["f", "x"]  # phantoms have "m", too: unknown to this model
+    encoder = ConditionEncoder({"position_mm": (40.0, 90.0), "age": (20.0, 60.0)}, {"sex": sexes})
     tiny_model(SIZE, autoencoder=network, condition=encoder, record={"pixel_mm": 7.0}).save(folder)
     return folder, network.eval()
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from monai_vqgen.data import CodeStore, load_datalist, make_phantoms
+from monai_vqgen.models.loading import load_autoencoder
 from monai_vqgen.transforms import LoadSlice
 from monai_vqgen.weights import fingerprint
 
@@ -35,12 +35,9 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def assert_codes_are_the_networks(folder: Path, *, slices: Path, model: Path, codes: Path) -> None:
+def assert_codes_are_the_networks(*, slices: Path, model: Path, codes: Path) -> None:
     """Codes of all test slices against those of the network that one process loads."""
-    parser = ConfigParser()
-    parser.read_config(folder / "bundle" / "configs" / "extract_codes.json")
-    network = parser.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(model, weights_only=True))
+    network, _ = load_autoencoder(model)
     images = torch.stack([LoadSlice()(record["image"]).as_tensor() for record in load_datalist(slices, "test")])
     with torch.no_grad():
         expected = network.eval().encode(images)
@@ -68,7 +65,7 @@ def test_the_stages_run_one_after_another_with_two_processes(tiny_clone, documen
     assert all(load_datalist(out / "slices", split) for split in ("training", "validation", "test"))
     assert json.loads((out / "autoencoder/history.json").read_text())["train"]["epoch"] == [1]
     places = {"slices": out / "slices", "model": out / "autoencoder/model.pt", "codes": out / "codes"}
-    assert_codes_are_the_networks(folder, **places)
+    assert_codes_are_the_networks(**places)
     assert not list(folder.rglob("*.partial"))
 
 
@@ -90,7 +87,7 @@ def test_the_slurm_job_goes_from_scans_to_priors_on_two_machines(tiny_clone, doc
         "model/model_prior_level1.pt",
     ):
         assert (run / name).stat().st_size > 0
-    assert_codes_are_the_networks(folder, slices=run / "slices", model=run / "model/model.pt", codes=run / "codes")
+    assert_codes_are_the_networks(slices=run / "slices", model=run / "model/model.pt", codes=run / "codes")
     calls = (folder / "calls").read_text().splitlines()
     assert len(calls) == 5
     tiny_clone.run(command, PORT=str(free_port()))  # as after a time limit: what is finished stays
