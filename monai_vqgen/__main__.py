@@ -59,7 +59,7 @@ def _add_demo(verbs: Verbs) -> None:
     add_path(verb, "--data", help="a folder of scans (NIfTI, BIDS or DICOM series); without it phantoms are made")
     add_path(verb, "--output", default="out/demo", help="where everything goes")
     add_seed(verb)
-    verb.add_argument("--size", help="small (default for phantoms), standard (default for scans) or tiny")
+    verb.add_argument("--size", help="small (default for phantoms), standard (default for scans), tiny, or a YAML file")
 
 
 def _add_phantoms(verbs: Verbs) -> None:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from monai_vqgen.errors import OutputExistsError
 
-__all__ = ["claim_folder", "replace_file", "replace_path", "write_bytes", "write_json"]
+__all__ = ["claim_folder", "claim_run", "replace_file", "replace_path", "write_bytes", "write_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,30 @@ def claim_folder(
             path.unlink(missing_ok=True)
         logger.info("Removed %s, a result of an earlier run", path)
     return folder
+
+
+def claim_run(folder: Path, marker: str, run: Mapping[str, Any]) -> None:
+    """Make a folder the place of one run that can be taken up: by a file that says which run, or check that it is.
+
+    Args:
+        folder: created if missing.
+        marker: name of that file.
+        run: what makes it this run and no other; can be written as JSON.
+
+    Raises:
+        OutputExistsError: the folder holds another run, or something else.
+    """
+    told = json.loads(json.dumps(run))
+    if (folder / marker).is_file():
+        before = json.loads((folder / marker).read_text())
+        other = sorted(key for key in told if before.get(key) != told[key])
+        if other:
+            raise OutputExistsError(f"{folder} holds a run with other {', '.join(other)}: give another output folder")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputExistsError(f"{folder} holds files that no such run has written: give another output folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / marker, told)
 
 
 def _results(folder: Path, names: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ def _add_reproduce(verbs: Verbs) -> None:
     add_path(verb, "--data", required=True, help="a folder with the scans (see download)")
     add_path(verb, "--output", default="out/reproduce", help="where everything goes")
     add_seed(verb)
-    verb.add_argument("--size", default="release_128", help="the preset (default: %(default)s)")
+    verb.add_argument("--size", default="release_128", help="of configs/sizes, or a YAML file (default: %(default)s)")
     add_file(verb, "--results", help="write the figures between the marks of size and device in this document")
     add_path(verb, "--pictures", help="put the pictures there, in a folder of size and device, and into the results")
     add_path(verb, "--models", help="put the weights there as well; bundle/models ships them")
@@ -42,7 +42,7 @@ def _add_compare(verbs: Verbs) -> None:
     )
     verb.add_argument("--jobs", type=int, help="how many train at once (default: one a core, or one on a GPU)")
     add_seed(verb)
-    verb.add_argument("--size", default="quick_128", help="the preset (default: %(default)s)")
+    verb.add_argument("--size", default="quick_128", help="of configs/sizes, or a YAML file (default: %(default)s)")
     verb.add_argument(
         "--split", default="validation", help="whose subjects judge: validation or test (default: %(default)s)"
     )

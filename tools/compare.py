@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from monai_vqgen.bundles import stop_stages
+from monai_vqgen.data.processes import usable_cores
 from monai_vqgen.data.slices.sources import discover_volumes
-from monai_vqgen.demo.presets import RunPreset, pick_preset
-from monai_vqgen.demo.run_folders import claim_run, for_this_machine, usable_cores
+from monai_vqgen.demo.sizes import Size, read_size, with_split
 from monai_vqgen.demo.stages import run_stages, slices_stage
 from monai_vqgen.engines.seeding import check_seed
 from monai_vqgen.errors import InputError, StageError
-from monai_vqgen.files import write_json
+from monai_vqgen.files import claim_run, write_json
 from tools.design_costs import design_costs
 from tools.designs import Design, design_stages, read_designs
 from tools.results import check_section, markdown_table, replace_section, rounded
@@ -78,9 +78,10 @@ def compare(
         designs: a YAML list, see `read_designs`.
         steps: of the first design; every training may cost as much.
         jobs: designs trained at once; by default as many as there are cores, or one on a GPU.
-        size: a preset's name: its slices, network and training are those of every design that does not change them.
+        size: a name of `configs/sizes` or a YAML file: slices, network and training of every design that does not
+            change them.
         split: whose subjects judge: those of validation to choose a design, those of test to report its lead.
-        seed: of the slices' split, where the preset names none, and of the trainings.
+        seed: of the slices' split, where the size names none, and of the trainings.
         results: a document with the mark `<!-- comparison_LIST_SIZE_SPLIT -->` and the same with a slash, between which
             the table goes; `LIST` is the name of the list of designs without its ending.
 
@@ -88,20 +89,20 @@ def compare(
         The figures in the order of the list; designs that failed are left out.
 
     Raises:
-        InputError: no such preset, an unreadable list of designs, no positive steps or jobs, no such split, a document
+        InputError: no such size, an unreadable list of designs, no positive steps or jobs, no such split, a document
             without the marks.
         DatalistError: the data folder holds no scans, or not those of the split.
         OutputExistsError: the output folder holds another run, or something else.
         StageError: a design failed; all others are complete, and in the table.
     """
-    preset, wanted, at_once = pick_preset(size, own_data=True), read_designs(designs), _jobs(jobs)
+    chosen, wanted, at_once = read_size(size), read_designs(designs), _jobs(jobs)
     check_seed(seed)
     _check_call(steps, split)
     scans, source = discover_volumes(data), Path(data).resolve()
-    section = f"comparison_{Path(designs).stem}_{size}_{split}"
+    section = f"comparison_{Path(designs).stem}_{chosen.name}_{split}"
     if results is not None:
         check_section(results, section)
-    preset = for_this_machine(preset, scans)
+    chosen = with_split(chosen, scans).for_this_machine()
     folder = Path(output).resolve()
     run = {
         "data": str(source),
@@ -109,14 +110,14 @@ def compare(
         "steps": steps,
         "split": split,
         "seed": seed,
-        "slices": preset.slice_options(),
-        "autoencoder": {**preset.network_options(), **preset.autoencoder_options()},
+        "slices": chosen.slices,
+        "autoencoder": chosen.autoencoder,
     }
     claim_run(folder, MARKER, run)
-    run_stages([slices_stage(preset, scans=source, output=folder, seed=seed)], folder, resume=True)
-    costs, failures = design_costs(wanted, preset, folder=folder)
+    run_stages([slices_stage(chosen, scans=source, output=folder, seed=seed)], folder, resume=True)
+    costs, failures = design_costs(wanted, chosen, folder=folder)
     budgets = [_Budget(design, steps, costs[design.folder]) for design in wanted if design.folder in costs]
-    figures, failed = _train_all(budgets, preset, folder=folder, split=split, seed=seed, jobs=at_once)
+    figures, failed = _train_all(budgets, chosen, folder=folder, split=split, seed=seed, jobs=at_once)
     failures += failed
     write_json(folder / FIGURES, {"steps": steps, "split": split, "designs": [row._asdict() for row in figures]})
     if results is not None and figures:
@@ -150,7 +151,7 @@ class _Budget(NamedTuple):
 
 
 def _train_all(
-    budgets: Sequence[_Budget], preset: RunPreset, *, folder: Path, split: str, seed: int, jobs: int
+    budgets: Sequence[_Budget], size: Size, *, folder: Path, split: str, seed: int, jobs: int
 ) -> tuple[list[DesignFigures], list[str]]:
     """Figures of the designs that went through, and what was wrong with the others."""
     failures: list[str] = []
@@ -160,7 +161,7 @@ def _train_all(
         place = folder / design.folder
         place.mkdir(exist_ok=True)
         try:
-            stages = design_stages(design, preset, folder=folder, steps=steps, cost=cost, split=split, seed=seed)
+            stages = design_stages(design, size, folder=folder, steps=steps, cost=cost, split=split, seed=seed)
             run_stages(stages, place, resume=True)
             return _figures(design, place, cost)
         except Exception as error:  # whatever it is, the other designs go on

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from monai_vqgen.demo.presets import RunPreset
+from monai_vqgen.demo.sizes import Size
 from monai_vqgen.files import write_json
 from tools.designs import Design, design_step
 from tools.step_costs import relative_cost
@@ -27,7 +27,7 @@ class DesignCosts(NamedTuple):
     failures: list[str]
 
 
-def design_costs(designs: Sequence[Design], preset: RunPreset, *, folder: Path) -> DesignCosts:
+def design_costs(designs: Sequence[Design], size: Size, *, folder: Path) -> DesignCosts:
     """Costs of all designs: 1 for the first, measured in turns with it for those not in `step_costs.json` yet."""
     noted = json.loads((folder / COSTS).read_text()) if (folder / COSTS).is_file() else {}
     costs = {
@@ -38,10 +38,10 @@ def design_costs(designs: Sequence[Design], preset: RunPreset, *, folder: Path) 
     failures: list[str] = []
     if not missing:
         return DesignCosts(costs, failures)
-    reference = design_step(designs[0], preset, folder=folder)
+    reference = design_step(designs[0], size, folder=folder)
     for design in missing:
         try:
-            costs[design.folder] = relative_cost(design_step(design, preset, folder=folder), reference)
+            costs[design.folder] = relative_cost(design_step(design, size, folder=folder), reference)
         except Exception as error:  # whatever it is, the other designs go on
             failures.append(f"{design.name}: {_root_cause(error)}")
             logger.error("%s", failures[-1])

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from monai_vqgen.bundles import bundle_root, run_stage_apart
-from monai_vqgen.demo.presets import RunPreset
+from monai_vqgen.demo.sizes import Size
 from monai_vqgen.demo.stages import Stage, bundle_stage
 from monai_vqgen.errors import InputError
 from tools.step_costs import training_step
@@ -90,20 +90,20 @@ def _check(design: Design, path: str | Path) -> None:
         raise InputError(f"{path}: the overlay {design.overlay} of {design.name!r} is not in {bundle_root().parent}")
 
 
-def design_step(design: Design, preset: RunPreset, *, folder: Path) -> Callable[[], None]:
+def design_step(design: Design, size: Size, *, folder: Path) -> Callable[[], None]:
     """One training step of a design on the slices of the folder."""
-    options = {"dataset_dir": str(folder / "slices"), **_options(design, preset), "max_minutes": None}
+    options = {"dataset_dir": str(folder / "slices"), **_options(design, size), "max_minutes": None}
     return training_step(options, overlays=_overlays(design))
 
 
 def design_stages(
-    design: Design, preset: RunPreset, *, folder: Path, steps: int, cost: float, split: str, seed: int
+    design: Design, size: Size, *, folder: Path, steps: int, cost: float, split: str, seed: int
 ) -> list[Stage]:
     """Training on the slices of the folder, and evaluation on its subjects of a split, in processes of their own.
 
     Args:
         design: which.
-        preset: sizes that it does not change.
+        size: options that it does not change.
         folder: of the comparison.
         steps: what the training may cost, in steps of the reference.
         cost: of one of its own steps, in steps of the reference.
@@ -122,7 +122,7 @@ def design_stages(
             "train",
             result="model.pt",
             state="training_state.pt",
-            options={**shared, "output_dir": str(place), **_options(design, preset), **budget, "val_interval": 1},
+            options={**shared, "output_dir": str(place), **_options(design, size), **budget, "val_interval": 1},
             overlays=_overlays(design),
             runner=runner,
         ),
@@ -140,8 +140,8 @@ def _overlays(design: Design) -> list[str]:
     return [] if design.overlay is None else [str(bundle_root().parent / design.overlay)]
 
 
-def _options(design: Design, preset: RunPreset) -> dict[str, Any]:
+def _options(design: Design, size: Size) -> dict[str, Any]:
     """The options of the training, its network's included; later stages read the network in the model's record."""
-    # An overlay, or whole quantizers, bring sizes of their own: those of the preset are not for them.
-    network = {} if design.overlay is not None else preset.network_options()
-    return {**network, **preset.autoencoder_options(), **design.options}
+    of_its_own = design.overlay is not None  # an overlay brings a whole network
+    shared = {k: v for k, v in size.autoencoder.items() if not (of_its_own and k.startswith("network_def::"))}
+    return {**shared, **design.options}

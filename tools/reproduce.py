@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
+from monai_vqgen.data.processes import usable_cores
 from monai_vqgen.data.slices.sources import discover_volumes
-from monai_vqgen.demo.presets import pick_preset
 from monai_vqgen.demo.report import machine, write_report
-from monai_vqgen.demo.run_folders import claim_run, for_this_machine, usable_cores
+from monai_vqgen.demo.sizes import read_size, with_split
 from monai_vqgen.demo.stages import bundle_stages, run_stages
 from monai_vqgen.engines.seeding import check_seed
 from monai_vqgen.errors import CheckpointError, InputError
-from monai_vqgen.files import write_bytes
+from monai_vqgen.files import claim_run, write_bytes
 from tools.results import check_section, replace_section, results_section
 
 __all__ = ["pictures_section", "publish_pictures", "publish_weights", "reproduce"]
@@ -49,9 +49,9 @@ def reproduce(
     """Run every stage of a release, going on where an earlier call was stopped, and write its figures.
 
     Args:
-        data: a folder with the scans of OpenNeuro ds002748, or others where the preset names no split.
+        data: a folder with the scans of OpenNeuro ds002748, or others where the size names no split.
         output: where everything goes; complete stages found there are not run again.
-        size: a preset's name.
+        size: a name of `configs/sizes`, or a YAML file.
         seed: of the training and the samples.
         results: a document with the marks `<!-- SIZE_DEVICE -->` and `<!-- /SIZE_DEVICE -->`, between which the figures
             go, so that those of other devices stay; `DEVICE` is `gpu` where there is a CUDA device, else `cpu`.
@@ -62,20 +62,20 @@ def reproduce(
         The report.
 
     Raises:
-        InputError: no such preset, a split file that is not at hand, a document without the marks, or no folder for the
+        InputError: no such size, a split file that is not at hand, a document without the marks, or no folder for the
             pictures.
         DatalistError: the data folder holds no scans, or not those of the split.
         OutputExistsError: the output folder holds another run, or something else.
     """
-    preset = pick_preset(size, own_data=True)
+    chosen = read_size(size)
     check_seed(seed)
     scans = discover_volumes(data)  # a folder without scans is an error before anything else
-    mark = f"{size}_{'gpu' if torch.cuda.is_available() else 'cpu'}"
+    mark = f"{chosen.name}_{'gpu' if torch.cuda.is_available() else 'cpu'}"
     if results is not None:
         check_section(results, mark)
     if pictures is not None:
         _check_folder(pictures)
-    preset = for_this_machine(preset, scans)
+    chosen = with_split(chosen, scans).for_this_machine()
     folder = Path(output).resolve()
     claim_run(
         folder,
@@ -84,11 +84,11 @@ def reproduce(
             "data": str(Path(data).resolve()),
             "scans": [str(scan.path) for scan in scans],
             "seed": seed,
-            "preset": preset._asdict(),
+            "size": chosen._asdict(),
         },
     )
     threads = _threads_a_prior()
-    stages = bundle_stages(preset, scans=Path(data).resolve(), output=folder, seed=seed, threads_a_prior=threads)
+    stages = bundle_stages(chosen, scans=Path(data).resolve(), output=folder, seed=seed, threads_a_prior=threads)
     records = run_stages(stages, folder, resume=True)
     report = write_report(folder, stages=records)
     shown = None if pictures is None else publish_pictures(folder, Path(pictures) / mark)
@@ -105,13 +105,14 @@ def reproduce(
 
 
 def publish_weights(folder: str | Path, models: str | Path) -> list[Path]:
-    """Copy a run's autoencoder and priors to a folder, each file complete or as it was.
+    """Copy a run's autoencoder and priors, and their records, to a folder, each file complete or as it was.
 
     Raises:
         CheckpointError: the run lacks one of them.
     """
     priors = sorted(Path(folder).glob("model_prior_level*.pt"))
-    wanted = [Path(folder) / "model.pt", *priors, *(path.with_suffix(".json") for path in priors)]
+    weights = [Path(folder) / "model.pt", *priors]
+    wanted = [*weights, *(path.with_suffix(".json") for path in weights)]
     missing = [path for path in wanted if not path.is_file()]
     if missing or not priors:
         raise CheckpointError(

@@ -22,7 +22,16 @@ from torch import Tensor
 from monai_vqgen.errors import InputError, StageError
 from monai_vqgen.files import replace_path
 
-__all__ = ["check_joined", "gather", "own_part", "parts_of_all", "process_count", "process_rank", "wait_for_all"]
+__all__ = [
+    "check_joined",
+    "gather",
+    "own_part",
+    "parts_of_all",
+    "process_count",
+    "process_rank",
+    "usable_cores",
+    "wait_for_all",
+]
 
 Item = TypeVar("Item")
 
@@ -34,6 +43,11 @@ _PATIENCE = timedelta(days=7)
 def process_rank() -> int:
     """Number of this process in the group, 0 without a group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def process_count() -> int:

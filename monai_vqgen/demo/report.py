@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import monai_vqgen
-from monai_vqgen.demo.run_folders import usable_cores
+from monai_vqgen.data.processes import usable_cores
 from monai_vqgen.demo.stages import StageRecord
 from monai_vqgen.errors import InputError
 from monai_vqgen.files import replace_file

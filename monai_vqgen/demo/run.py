@@ -9,8 +9,8 @@ from pathlib import Path
 from monai_vqgen.data.phantoms.volumes import make_phantoms
 from monai_vqgen.data.slices.sources import discover_volumes
 from monai_vqgen.data.slices.splits import split_subjects
-from monai_vqgen.demo.presets import RunPreset, fast_bfloat16, pick_preset
 from monai_vqgen.demo.report import write_report
+from monai_vqgen.demo.sizes import Size, read_size
 from monai_vqgen.demo.stages import Stage, bundle_stages, run_stages
 from monai_vqgen.engines.seeding import check_seed
 from monai_vqgen.errors import InputError, OutputExistsError
@@ -44,12 +44,13 @@ def claim_demo_folder(output: str | Path) -> Path:
     return folder
 
 
-def _phantom_stage(preset: RunPreset, folder: Path, seed: int) -> Stage:
+def _phantom_stage(size: Size, folder: Path, seed: int) -> Stage:
+    subjects = size.phantoms["subjects"]
     command = f"python -m monai_vqgen phantoms --output {shlex.quote(str(folder))} --seed {seed}"
     return Stage(
         "phantoms",
-        f"{command} --subjects {preset.phantom_subjects}",
-        lambda leftovers: make_phantoms(folder, preset.phantom_subjects, seed=seed),
+        f"{command} --subjects {subjects}",
+        lambda leftovers: make_phantoms(folder, subjects, seed=seed),
         (folder,),
     )
 
@@ -63,22 +64,25 @@ def run_demo(
         data: a folder of scans; without one, phantoms are made.
         output: where everything goes; results of an earlier demo there are moved aside.
         seed: of the phantoms, the split, the training and the samples.
-        size: a preset's name: "small" (default for phantoms), "standard" (default for scans), "tiny".
+        size: "small" (default for phantoms), "standard" (default for scans), "tiny", or the path of a YAML file like
+            those in `configs/sizes`.
 
     Returns:
         The report.
 
     Raises:
-        InputError: no such preset, a negative seed, or the output folder would hold the scans.
+        InputError: no such size, a negative seed, or the output folder would hold the scans.
         DatalistError: the data folder holds no scans, or those of too few subjects.
         OutputExistsError: the output folder holds something else.
     """
-    preset = pick_preset(size, own_data=data is not None)
-    if preset.split_file is not None:
+    chosen = read_size(size or ("small" if data is None else "standard")).for_this_machine()
+    if "split_file" in chosen.slices:
         raise InputError(f"size {size!r} is a release, of scans with a split of their own: use `reproduce`")
     check_seed(seed)
-    if not fast_bfloat16():
-        preset = preset._replace(autoencoder_amp=False, prior_amp=False)
+    if data is None and "subjects" not in chosen.phantoms:
+        raise InputError(
+            f"size {size!r} does not say how many phantoms to make: give `data`, or `phantoms: {{subjects: 48}}`"
+        )
     if data is not None:
         found = discover_volumes(data)  # a folder without scans is an error before anything is moved or made
         if Path(output).resolve() in [Path(data).resolve(), *Path(data).resolve().parents]:
@@ -86,9 +90,9 @@ def run_demo(
         split_subjects([scan.subject for scan in found], seed=seed)  # so are too few of them
     folder = claim_demo_folder(output)
     scans = Path(data) if data is not None else folder / "phantoms"
-    write_json(folder / MARKER, {"data": str(scans), "seed": seed, "preset": preset._asdict()})
-    stages = [] if data is not None else [_phantom_stage(preset, scans, seed)]
-    stages += bundle_stages(preset, scans=scans, output=folder, seed=seed)
+    write_json(folder / MARKER, {"data": str(scans), "seed": seed, "size": chosen._asdict()})
+    stages = [] if data is not None else [_phantom_stage(chosen, scans, seed)]
+    stages += bundle_stages(chosen, scans=scans, output=folder, seed=seed)
     records = run_stages(stages, folder)
     report = write_report(folder, stages=records, phantoms=data is None)
     logger.info("The demo took %.1f minutes. Look at %s", sum(r.seconds for r in records) / 60, report)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai_vqgen.bundles import run_stage, run_stage_apart, stage_command, stop_stages
-from monai_vqgen.demo.presets import RunPreset
+from monai_vqgen.demo.sizes import Size
 from monai_vqgen.files import write_json
 
 try:
@@ -200,19 +200,19 @@ def stages_at_once(name: str, stages: Sequence[Stage]) -> Stage:
     return Stage(name, command, run, tuple(path for stage in stages for path in stage.results))
 
 
-def slices_stage(preset: RunPreset, *, scans: Path, output: Path, seed: int) -> Stage:
-    """Cut the preset's slices to the folder `slices` of the output."""
-    options = {"dataset_dir": str(scans), "output_dir": str(output / "slices"), "seed": seed, **preset.slice_options()}
+def slices_stage(size: Size, *, scans: Path, output: Path, seed: int) -> Stage:
+    """Cut the slices of this size to the folder `slices` of the output."""
+    options = {"dataset_dir": str(scans), "output_dir": str(output / "slices"), "seed": seed, **size.slices}
     return bundle_stage("slices", "extract_slices", result="datalist.json", options=options)
 
 
 def bundle_stages(
-    preset: RunPreset, *, scans: Path, output: Path, seed: int, threads_a_prior: int | None = None
+    size: Size, *, scans: Path, output: Path, seed: int, threads_a_prior: int | None = None
 ) -> list[Stage]:
     """The bundle's commands in their order, from scans to the evaluation.
 
     Args:
-        preset: all sizes.
+        size: all sizes.
         scans: a folder of scans.
         output: where everything goes.
         seed: of everything that is random.
@@ -221,9 +221,9 @@ def bundle_stages(
     """
     slices, codes = str(output / "slices"), str(output / "codes")
     model = {"model": str(output / "model.pt")}
-    trained = {**model, "num_samples": preset.num_samples, "seed": seed}
+    trained = {**model, **size.sampling, "seed": seed}
     return [
-        slices_stage(preset, scans=scans, output=output, seed=seed),
+        slices_stage(size, scans=scans, output=output, seed=seed),
         bundle_stage(
             "autoencoder",
             "train",
@@ -233,17 +233,16 @@ def bundle_stages(
                 "dataset_dir": slices,
                 "output_dir": str(output),
                 "seed": seed,
-                **preset.autoencoder_options(),
-                **preset.network_options(),
+                **size.autoencoder,
             },
         ),
         bundle_stage(
             "codes",
             "extract_codes",
             result="codes.json",
-            options={"dataset_dir": slices, "output_dir": codes, "mirror_training": True, **model},
+            options={"dataset_dir": slices, "output_dir": codes, **size.codes, **model},
         ),
-        *_prior_stages(preset, codes=codes, output=output, seed=seed, threads=threads_a_prior),
+        *_prior_stages(size, codes=codes, output=output, seed=seed, threads=threads_a_prior),
         bundle_stage(
             "reconstruction",
             "inference",
@@ -257,35 +256,31 @@ def bundle_stages(
             "evaluation",
             "evaluate",
             result="metrics.json",
-            options={**trained, "dataset_dir": slices, "output_dir": str(output), **preset.evaluation_options()},
+            options={**trained, "dataset_dir": slices, "output_dir": str(output), **size.evaluation},
         ),
     ]
 
 
-def _prior_stages(preset: RunPreset, *, codes: str, output: Path, seed: int, threads: int | None) -> list[Stage]:
+def _prior_stages(size: Size, *, codes: str, output: Path, seed: int, threads: int | None) -> list[Stage]:
     if threads is None:
-        return [
-            _prior_stage(preset, level, codes=codes, output=output, seed=seed)
-            for level in range(len(preset.prior_epochs))
-        ]
+        return [_prior_stage(size, level, codes=codes, output=output, seed=seed) for level in range(len(size.priors))]
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     stages = []
-    for level in range(len(preset.prior_epochs)):
+    for level in range(len(size.priors)):
         runner = partial(run_stage_apart, log=output / f"prior_level{level}.log", environment=environment)
-        stages.append(_prior_stage(preset, level, codes=codes, output=output, seed=seed, runner=runner))
-    return [stages_at_once("priors of levels 0 and 1, at once", stages)]
+        stages.append(_prior_stage(size, level, codes=codes, output=output, seed=seed, runner=runner))
+    return [stages_at_once(f"priors of {len(stages)} levels, at once", stages)]
 
 
 def _prior_stage(
-    preset: RunPreset, level: int, *, codes: str, output: Path, seed: int, runner: Callable[..., None] | None = None
+    size: Size, level: int, *, codes: str, output: Path, seed: int, runner: Callable[..., None] | None = None
 ) -> Stage:
     options = {
         "level": level,
         "dataset_dir": codes,
         "output_dir": str(output),
         "seed": seed,
-        **preset.prior_training_options(level),
-        **preset.prior_options(level),
+        **size.priors[level],
     }
     return bundle_stage(
         f"prior of level {level}",

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from monai_vqgen.data import make_phantoms
-from monai_vqgen.demo import presets
 from monai_vqgen.errors import OutputExistsError, StageError
 from tools.compare import compare
 
@@ -74,7 +73,7 @@ def test_a_comparison_that_is_told_to_stop_leaves_no_training_behind(scans, tmp_
     designs.write_text(GOOD)
     command = [sys.executable, "-m", "tools", "compare", "--data", str(scans), "--designs", str(designs)]
     command += ["--output", str(tmp_path / "out"), "--size", "tiny", "--steps", "100000", "--jobs", "2"]
-    running = subprocess.Popen(command, cwd=Path(presets.__file__).parents[2], stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
     try:
         started = tmp_path / "out/design_ours/history.json"
         deadline = time.monotonic() + 240

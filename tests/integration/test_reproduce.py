@@ -7,27 +7,29 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from monai_vqgen.bundles import bundle_root
 from monai_vqgen.data import make_phantoms
-from monai_vqgen.demo import presets
 from monai_vqgen.errors import CheckpointError, InputError
 from tools.reproduce import PICTURES, pictures_section, publish_pictures, publish_weights, reproduce
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path, monkeypatch):
-    small = presets.PRESETS["tiny"]._replace(
-        position_start_mm=45.0, position_stop_mm=95.0, position_step_mm=2.5, num_samples=40, full_report=True
-    )
-    monkeypatch.setitem(presets.PRESETS, "tiny", small)
+def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path):
+    small = yaml.safe_load((bundle_root().parent / "configs/sizes/tiny.yaml").read_text())
+    small["slices"] |= {"position_start_mm": 45.0, "position_stop_mm": 95.0, "position_step_mm": 2.5}
+    small |= {"sampling": {"num_samples": 40}, "evaluation": {"codecs": True, "sample_report": True}}
+    size = tmp_path / "tiny.yaml"
+    size.write_text(yaml.safe_dump(small))
     make_phantoms(tmp_path / "scans", 16, seed=1)
     results = tmp_path / "RESULTS.md"
     mark = f"tiny_{'gpu' if torch.cuda.is_available() else 'cpu'}"
     another = "<!-- tiny_another -->\nof another device\n<!-- /tiny_another -->\n"
     results.write_text(f"# Results\n<!-- {mark} -->\n<!-- /{mark} -->\n{another}")
     output, pictures = tmp_path / "out", tmp_path / "docs" / mark
-    given = {"size": "tiny", "results": results, "pictures": tmp_path / "docs"}
+    given = {"size": size, "results": results, "pictures": tmp_path / "docs"}
     report = reproduce(tmp_path / "scans", output, **given)
     metrics = json.loads((output / "metrics.json").read_text())
     assert {"samples", "codecs"} <= set(metrics)
@@ -56,7 +58,7 @@ def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path, monkeypa
     assert results.read_text() == text
     weights = {level: (output / f"model_prior_level{level}.pt").read_bytes() for level in (0, 1)}
     cut_off_while_the_priors_trained(output / "timings.json")
-    reproduce(tmp_path / "scans", output, size="tiny", models=tmp_path / "models")
+    reproduce(tmp_path / "scans", output, size=size, models=tmp_path / "models")
     assert {level: (output / f"model_prior_level{level}.pt").read_bytes() for level in (0, 1)} == weights
     published = ["model.pt", *(f"model_prior_level{level}.{end}" for level in (0, 1) for end in ("json", "pt"))]
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == published

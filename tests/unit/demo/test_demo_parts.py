@@ -13,9 +13,9 @@ import monai_vqgen
 from monai_vqgen.__main__ import main
 from monai_vqgen.bundles import bundle_root, run_stage, stage_command
 from monai_vqgen.data import make_phantoms
-from monai_vqgen.demo.presets import PRESETS, pick_preset
 from monai_vqgen.demo.report import write_report
 from monai_vqgen.demo.run import claim_demo_folder
+from monai_vqgen.demo.sizes import read_size, size_names
 from monai_vqgen.demo.stages import bundle_stages
 from monai_vqgen.engines import check_command_line
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
@@ -24,10 +24,10 @@ from tools.reproduce import reproduce
 from tools.results import check_section
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", size_names())
 def test_every_command_of_the_demo_is_one_that_its_config_understands(name, tmp_path, monkeypatch):
     monkeypatch.chdir(bundle_root().parent)
-    stages = bundle_stages(PRESETS[name], scans=tmp_path, output=tmp_path / "out", seed=1)
+    stages = bundle_stages(read_size(name), scans=tmp_path, output=tmp_path / "out", seed=1)
     assert len(stages) == 8
     for stage in stages:
         words = shlex.split(stage.command)
@@ -37,8 +37,8 @@ def test_every_command_of_the_demo_is_one_that_its_config_understands(name, tmp_
 
 def test_the_last_epoch_of_every_training_is_validated(tmp_path):
     """The weights kept are the best on validation; an odd number of epochs must not leave the last one out."""
-    for preset in PRESETS.values():
-        for stage in bundle_stages(preset, scans=tmp_path, output=tmp_path / "out", seed=1):
+    for name in size_names():
+        for stage in bundle_stages(read_size(name), scans=tmp_path, output=tmp_path / "out", seed=1):
             words = shlex.split(stage.command)
             if "training" not in words:
                 continue
@@ -46,22 +46,6 @@ def test_the_last_epoch_of_every_training_is_validated(tmp_path):
             options = dict(zip(words[7::2], words[8::2], strict=True))
             interval = int(options.get("--val_interval", config["val_interval"]))
             assert int(options["--max_epochs"]) % interval == 0, stage.name
-
-
-def test_each_prior_trains_with_the_dropout_of_its_level(tmp_path):
-    preset = PRESETS["tiny"]._replace(prior_dropout=(0.3, 0.0))
-    stages = bundle_stages(preset, scans=tmp_path, output=tmp_path / "out", seed=1)
-    trainings = [stage.command for stage in stages if "train_prior.json" in stage.command]
-    assert len(trainings) == 2
-    for command, dropout in zip(trainings, (0.3, 0.0), strict=True):
-        assert f"--prior_def::dropout {dropout} " in command
-
-
-def test_presets_are_chosen_by_the_data_and_unknown_ones_refused():
-    assert pick_preset(None, own_data=False) is PRESETS["small"]
-    assert pick_preset(None, own_data=True) is PRESETS["standard"]
-    with pytest.raises(InputError, match="small, standard, tiny, release_128"):
-        pick_preset("huge", own_data=True)
 
 
 def test_an_option_that_no_config_knows_is_refused():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from monai_vqgen.demo.presets import PRESETS
+from monai_vqgen.demo.sizes import read_size
 from monai_vqgen.demo.stages import Leftovers, Stage, bundle_stages, run_stages, stages_at_once
 from monai_vqgen.errors import StageError
 
@@ -118,7 +118,7 @@ def test_a_training_is_taken_up_from_its_state_and_a_replaced_one_cannot_be(tmp_
     monkeypatch.setattr(
         "monai_vqgen.demo.stages.run_stage", lambda config, *, training, options, overlays: given.append(options)
     )
-    stages = bundle_stages(PRESETS["tiny"], scans=tmp_path, output=tmp_path / "out", seed=1)
+    stages = bundle_stages(read_size("tiny"), scans=tmp_path, output=tmp_path / "out", seed=1)
     training, state = stages[1], tmp_path / "out" / "training_state.pt"
 
     def flags(leftovers):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_vqgen.demo.presets import PRESETS
+from monai_vqgen.demo.sizes import read_size, size_names
 from monai_vqgen.errors import InputError
 from tools.__main__ import build_parser
 from tools.compare import DesignFigures, compare, comparison_section
@@ -20,7 +20,8 @@ FSQ = [{"_target_": "monai_vqgen.networks.FiniteScalarQuantizer", "levels": [8, 
 
 
 def options(design: Design, stage: int = 0) -> dict[str, str]:
-    stages = design_stages(design, PRESETS["quick_128"], folder=Path("out"), steps=120, cost=1.37, split="test", seed=3)
+    size = read_size("quick_128")
+    stages = design_stages(design, size, folder=Path("out"), steps=120, cost=1.37, split="test", seed=3)
     words = shlex.split(stages[stage].command)
     return {word[2:]: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
 
@@ -32,7 +33,7 @@ def test_a_committed_list_starts_with_ours_and_is_run_by_the_command_above_it(pa
     assert words[:4] == ["#", "python", "-m", "tools"]
     given = build_parser().parse_args(words[4:])
     assert (given.verb, given.designs) == ("compare", str(path.relative_to(ROOT)))
-    assert given.size in PRESETS
+    assert given.size in size_names()
 
 
 def test_the_list_of_designs_sets_the_default_beside_everything_it_was_chosen_among():
@@ -84,7 +85,7 @@ def test_no_name_leaves_the_output_folder_or_meets_the_slices():
         assert folder.startswith("design_")
 
 
-def test_a_design_takes_the_preset_but_for_what_it_changes():
+def test_a_design_takes_the_size_but_for_what_it_changes():
     plain = options(Design("ours", "g"))
     wide = options(Design("w", "g", options={"network_def::channels": 96, "batch_size": 7}))
     changed = {name for name in plain if plain[name] != wide.get(name)}
