@@ -98,8 +98,8 @@ class BestCheckpoint:
 class TrainingState:
     """Save after every epoch what a later process needs to go on, and go on from there where asked.
 
-    Attach to the trainer as its last handler. With `EpochSeeding` and the same number of processes, a resumed run
-    equals one that was never interrupted.
+    Attach to the trainer as its last handler. With `EpochSeeding`, on the same machine with the same number of
+    processes and threads, a resumed run equals one that was never interrupted.
 
     Args:
         path: for example ``RUN/training_state.pt``.

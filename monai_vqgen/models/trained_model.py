@@ -210,7 +210,8 @@ class TrainedModel:
 
         Args:
             num_samples: how many.
-            seed: equal seeds give equal samples, whatever the batch size.
+            seed: equal seeds give equal samples: bit for bit on one machine with the same batch size and threads,
+                otherwise up to near-ties of float32.
             first_sample: number of the first; samples 4 to 7 are the same drawn alone or after 0 to 3.
             temperature: a number or one a level, coarsest first; by default the recorded one, as with the next two.
             top_k: draw from the k likeliest codes only.
