@@ -13,9 +13,9 @@ from typing import Any
 import monai.bundle
 
 import monai_vqgen
-from monai_vqgen.errors import InputError, StageError, VQGenError
+from monai_vqgen.errors import InputError, StageError, VQGenError, root_cause
 
-__all__ = ["bundle_root", "first_own_error", "run_stage", "run_stage_apart", "stage_command", "stop_stages"]
+__all__ = ["bundle_root", "run_stage", "run_stage_apart", "stage_command", "stop_stages"]
 
 _running: set[subprocess.Popen[bytes]] = set()
 
@@ -69,8 +69,8 @@ def run_stage(
         workflow.run()
         workflow.finalize()
     except RuntimeError as error:
-        ours = first_own_error(error)
-        if ours is None:
+        ours = root_cause(error)
+        if not isinstance(ours, VQGenError):
             raise
         raise ours from error
 
@@ -127,13 +127,6 @@ def stop_stages() -> None:
     """End the stages that `run_stage_apart` has started and that still run."""
     for process in list(_running):
         process.terminate()
-
-
-def first_own_error(error: BaseException | None) -> VQGenError | None:
-    """The error of this project that MONAI's parser or loader has wrapped, if there is one."""
-    while error is not None and not isinstance(error, VQGenError):
-        error = error.__cause__
-    return error
 
 
 def stage_command(

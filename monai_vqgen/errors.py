@@ -16,6 +16,7 @@ __all__ = [
     "ScanError",
     "StageError",
     "VQGenError",
+    "root_cause",
 ]
 
 
@@ -53,3 +54,17 @@ class OutputExistsError(VQGenError, FileExistsError):
 
 class StageError(VQGenError, RuntimeError):
     """A stage that ran in a process of its own failed. The message names its log."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What MONAI's parser, loader or transforms have wrapped: the first error of ours, else where it all began.
+
+    Examples:
+        >>> wrapped = RuntimeError("applying transform")
+        >>> wrapped.__cause__ = InputError("pixel_mm=0")
+        >>> root_cause(wrapped)
+        InputError('pixel_mm=0')
+    """
+    while not isinstance(error, VQGenError) and (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error

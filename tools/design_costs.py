@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from monai_vqgen.demo.sizes import Size
+from monai_vqgen.errors import root_cause
 from monai_vqgen.files import write_json
 from tools.designs import Design, design_step
 from tools.step_costs import relative_cost
@@ -43,16 +44,9 @@ def design_costs(designs: Sequence[Design], size: Size, *, folder: Path) -> Desi
         try:
             costs[design.folder] = relative_cost(design_step(design, size, folder=folder), reference)
         except Exception as error:  # whatever it is, the other designs go on
-            failures.append(f"{design.name}: {_root_cause(error)}")
+            failures.append(f"{design.name}: {root_cause(error)}")
             logger.error("%s", failures[-1])
             continue
         logger.info("A step of %s costs %.2f of the first design's", design.name, costs[design.folder])
         write_json(folder / COSTS, {**noted, **costs})
     return DesignCosts(costs, failures)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """What MONAI's parser has wrapped."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

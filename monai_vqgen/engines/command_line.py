@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 import os
@@ -14,9 +13,10 @@ from pydoc import locate
 from types import TracebackType
 from typing import Any
 
+import fire
 from monai.bundle import ConfigParser
 
-from monai_vqgen.errors import InputError, VQGenError
+from monai_vqgen.errors import InputError, VQGenError, root_cause
 
 __all__ = ["check_command_line"]
 
@@ -26,8 +26,6 @@ _RUN_OPTIONS = frozenset(
 )
 # Options that `--tracking` adds to any configuration.
 _TRACKING_OPTIONS = frozenset(["tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"])
-# What a switch may be set to; a name without a value switches it on, and MONAI evaluates what starts with $, @ or %.
-_SWITCHED = re.compile(r"(|True|true|1|False|0|[$@%].*)")
 
 
 def check_command_line(arguments: Sequence[str] | None = None) -> None:
@@ -56,56 +54,39 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     sys.excepthook = _show_own_errors_plainly
     options = _options(arguments[2:])
     defaults = ConfigParser.load_config_file(options["args_file"]) if "args_file" in options else {}
-    given = {**{str(name): "" for name in defaults}, **options}
+    given = {**{str(name): True for name in defaults}, **options}
     files = _as_list(options.get("config_file", defaults.get("config_file", [])))
     parser = ConfigParser()
     parser.read_config(files)
     allowed = _RUN_OPTIONS | (_TRACKING_OPTIONS if "tracking" in given else frozenset())
-    for name, text in given.items():
+    for name, value in given.items():
         path = name.replace("#", "::").lstrip("+")
-        if _is_switch(parser, path) and not _SWITCHED.fullmatch(text):
-            raise InputError(f"--{name} {text} says neither yes nor no to MONAI: write --{name} True or --{name} False")
+        if _is_switch(parser, path) and not _switches(value):
+            raise InputError(
+                f"--{name} {value} says neither yes nor no to MONAI: write --{name} True or --{name} False"
+            )
         if path in allowed or path.startswith("_meta_") or _is_known(parser, path):
             continue
         raise InputError(_message(name, path, parser, files))
 
 
 def _show_own_errors_plainly(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    own: BaseException | None = error
-    while own is not None and not isinstance(own, VQGenError):
-        own = own.__cause__ or own.__context__
-    if own is None or os.environ.get("MONAI_VQGEN_TRACEBACK"):
+    own = root_cause(error)
+    ours = isinstance(own, VQGenError)
+    if not ours or os.environ.get("MONAI_VQGEN_TRACEBACK"):
         sys.__excepthook__(kind, error, traceback)
-    if own is not None:
+    if ours:
         print(f"\n{type(own).__name__}: {own}", file=sys.stderr)
 
 
-def _options(arguments: Sequence[str]) -> dict[str, str]:
-    """Names and texts of `--name value` and `--name=value`; a lone `--` ends them, as Fire has it."""
-    options: dict[str, str] = {}
-    name = None
-    for argument in arguments:
-        if argument == "--":
-            break
-        match = re.match(r"--?([A-Za-z_+][^=\s]*)(?:=(.*))?$", argument, re.DOTALL)
-        if match is None:
-            if name is not None:
-                options[name] = argument
-            name = None
-            continue
-        name = match.group(1) if "::" in match.group(1) else match.group(1).replace("-", "_")
-        options[name] = match.group(2) or ""
-    return options
+def _options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Names and values of the options, read by Fire as MONAI has it read them."""
+    return dict(fire.Fire(lambda *_, **options: options, command=list(arguments), serialize=lambda _: None))
 
 
 def _as_list(value: Any) -> list[str]:
-    """Fire reads "['a','b']" and "a,b" as several files."""
-    if isinstance(value, str) and value.startswith(("[", "(")):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            value = [part.strip(" '\"") for part in value.strip("[]() ").split(",")]
-    elif isinstance(value, str):
+    """Several files come as a list, or as text between commas."""
+    if isinstance(value, str):
         value = value.split(",") if "," in value and not Path(value).exists() else [value]
     return [str(file) for file in value]
 
@@ -128,6 +109,11 @@ def _is_switch(parser: ConfigParser, path: str) -> bool:
     """Whether the configuration has true or false there."""
     value = _walk(parser.get(), path.split("::"))
     return value is not None and isinstance(value[0], bool)
+
+
+def _switches(value: Any) -> bool:
+    """True, False, 1, 0, or what MONAI evaluates."""
+    return value == "true" or value in (0, 1) or (isinstance(value, str) and value.startswith(("$", "@", "%")))
 
 
 def _walk(config: Any, keys: Iterable[str]) -> tuple[Any] | None:

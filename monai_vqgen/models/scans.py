@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 from torch.utils.data import IterableDataset, get_worker_info
 
 from monai_vqgen.data import discover_volumes, load_datalist, read_volume
-from monai_vqgen.errors import DatalistError, InputError, ScanError
+from monai_vqgen.errors import DatalistError, InputError, ScanError, root_cause
 from monai_vqgen.models.record import ModelRecord
 from monai_vqgen.transforms import LoadSlice
 
@@ -114,19 +114,12 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
             if self.check is not None:
                 self.check(item[self.key])
         except Exception as error:
-            fault = _scan_error(error)
-            if fault is None:
+            fault = root_cause(error)
+            if not isinstance(fault, ScanError):
                 raise
             name = str(record[self.key])
             return {}, str(fault) if name in str(fault) else f"{name}: {fault}"
         return item, None
-
-
-def _scan_error(error: BaseException | None) -> ScanError | None:
-    """The ScanError that MONAI's transforms wrap into RuntimeErrors; None where there is none."""
-    while error is not None and not isinstance(error, ScanError):
-        error = error.__cause__
-    return error
 
 
 class LoadScand(MapTransform):

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_vqgen.bundles import first_own_error
-from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, VQGenError
+from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, VQGenError, root_cause
 from monai_vqgen.monailabel.interfaces import (
     First,
     HTTPException,
@@ -92,8 +91,8 @@ class MyApp(MONAILabelApp):
         except HTTPException:
             raise
         except Exception as error:
-            own = first_own_error(error)
-            if own is None:
+            own = root_cause(error)
+            if not isinstance(own, VQGenError):
                 raise
             raise HTTPException(_status(own), str(own)) from error
 
