@@ -69,19 +69,10 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from tools.compare import compare
+    from tools.compare import Comparison, compare
 
-    compare(
-        options.data,
-        options.output,
-        designs=options.designs,
-        steps=options.steps,
-        jobs=options.jobs,
-        size=options.size,
-        split=options.split,
-        seed=options.seed,
-        results=options.results,
-    )
+    comparison = Comparison(*(getattr(options, name) for name in Comparison._fields))
+    compare(options.data, options.output, comparison, jobs=options.jobs, results=options.results)
 
 
 def _package_bundle(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from tools.design_costs import design_costs
 from tools.designs import Design, design_stages, read_designs
 from tools.results import check_section, markdown_table, replace_section, rounded
 
-__all__ = ["DesignFigures", "compare", "comparison_section"]
+__all__ = ["Comparison", "DesignFigures", "compare", "comparison_section"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,16 +54,31 @@ class DesignFigures(NamedTuple):
     metrics: Mapping[str, Any]
 
 
+class Comparison(NamedTuple):
+    """What makes a comparison this one and no other.
+
+    Attributes:
+        designs: a YAML list, see `read_designs`.
+        steps: of the first design; every training may cost as much.
+        size: a name of `configs/sizes` or a YAML file: slices, network and training of every design that does not
+            change them.
+        split: whose subjects judge: those of validation to choose a design, those of test to report its lead.
+        seed: of the slices' split, where the size names none, and of the trainings.
+    """
+
+    designs: str | Path
+    steps: int = 2000
+    size: str | Path = "quick_128"
+    split: Literal["validation", "test"] = "validation"
+    seed: int = 0
+
+
 def compare(
     data: str | Path,
-    output: str | Path = "out/compare",
+    output: str | Path,
+    comparison: Comparison,
     *,
-    designs: str | Path,
-    steps: int = 2000,
     jobs: int | None = None,
-    size: str = "quick_128",
-    split: Literal["validation", "test"] = "validation",
-    seed: int = 0,
     results: str | Path | None = None,
 ) -> list[DesignFigures]:
     """Train and judge every design, going on where an earlier call was stopped, and write a table.
@@ -75,13 +90,8 @@ def compare(
     Args:
         data: a folder with the scans.
         output: where everything goes; complete designs found there are not trained again.
-        designs: a YAML list, see `read_designs`.
-        steps: of the first design; every training may cost as much.
+        comparison: of what, and how.
         jobs: designs trained at once; by default as many as there are cores, or one on a GPU.
-        size: a name of `configs/sizes` or a YAML file: slices, network and training of every design that does not
-            change them.
-        split: whose subjects judge: those of validation to choose a design, those of test to report its lead.
-        seed: of the slices' split, where the size names none, and of the trainings.
         results: a document with the mark `<!-- comparison_LIST_SIZE_SPLIT -->` and the same with a slash, between which
             the table goes; `LIST` is the name of the list of designs without its ending.
 
@@ -95,6 +105,7 @@ def compare(
         OutputExistsError: the output folder holds another run, or something else.
         StageError: a design failed; all others are complete, and in the table.
     """
+    designs, steps, size, split, seed = comparison
     chosen, wanted, at_once = read_size(size), read_designs(designs), _jobs(jobs)
     check_seed(seed)
     _check_call(steps, split)

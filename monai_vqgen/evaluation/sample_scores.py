@@ -34,7 +34,7 @@ from monai_vqgen.metrics import (
     split_two_samples,
 )
 
-__all__ = ["ImageSet", "check_sample_report", "independent_codes", "sample_metrics"]
+__all__ = ["ImageKinds", "ImageSet", "check_sample_report", "independent_codes", "sample_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,13 +118,28 @@ def independent_codes(codes: Sequence[Tensor], *, num_samples: int, seed: int = 
     return tuple(drawn)
 
 
+class ImageKinds(NamedTuple):
+    """What is compared with training slices, and these.
+
+    Attributes:
+        samples: drawn from the priors; records carry the position each was asked for, where there was one.
+        training: real slices that the model learned from: what all others are compared with.
+        test: real slices of other subjects: the baseline; of few heads, so that a perfect model
+            would do better in Frechet distance, recall and coverage.
+        reconstructions: of the test slices.
+        independent: decoded from `independent_codes`: what the autoencoder alone gives.
+    """
+
+    samples: ImageSet
+    training: ImageSet
+    test: ImageSet
+    reconstructions: ImageSet
+    independent: ImageSet
+
+
 def sample_metrics(
-    samples: ImageSet,
+    kinds: ImageKinds,
     *,
-    training: ImageSet,
-    test: ImageSet,
-    reconstructions: ImageSet,
-    independent: ImageSet,
     feature_space: Callable[[Tensor], Tensor] | None = None,
     classifier_steps: int = 500,
     mirror: bool = True,
@@ -138,12 +153,7 @@ def sample_metrics(
     near, and real slices of new subjects would score next to nothing.
 
     Args:
-        samples: drawn from the priors; records carry the position each was asked for, where there was one.
-        training: real slices that the model learned from: what samples are compared with.
-        test: real slices of other subjects: the baseline; of few heads, so that a perfect model
-            would do better in Frechet distance, recall and coverage.
-        reconstructions: of the test slices.
-        independent: decoded from `independent_codes`: what the autoencoder alone gives.
+        kinds: the images.
         feature_space: images -> features `(m, f)`; by default the whitened filter bank, fitted on `training`.
         classifier_steps: training steps of the convolutional two-sample classifier.
         mirror: whether the left-right mirror image of a training slice counts as a copy of it too.
@@ -156,18 +166,19 @@ def sample_metrics(
     Raises:
         InputError: too few images of a kind for its metrics, or too few subjects; see `check_sample_report`.
     """
-    kinds = {"samples": samples, "real": test, "reconstructions": reconstructions, "independent_codes": independent}
+    samples, training, test, reconstructions, independent = kinds
+    judged = {"samples": samples, "real": test, "reconstructions": reconstructions, "independent_codes": independent}
     space = feature_space or WhitenedFeatures(FilterBankFeatures()).fit(training.images)
     training_nf = space(training.images)
-    features = {name: space(images.images) for name, images in kinds.items()}
-    compared = min(len(images.images) for images in kinds.values())
+    features = {name: space(images.images) for name, images in judged.items()}
+    compared = min(len(images.images) for images in judged.values())
     result: dict[str, Any] = {
         "num_samples": len(samples.images),
         "compared": compared,
         "feature_space": str(getattr(space, "description", space)),
         "neighbors": "any slices" if training.subjects() is None else "slices of other subjects",
     }
-    bar = tqdm(kinds.items(), desc="metrics of samples", unit="kind", leave=False)
+    bar = tqdm(judged.items(), desc="metrics of samples", unit="kind", leave=False)
     for name, images in bar:
         result[name] = {
             **_against_training(features[name], images.subjects(), training_nf, training.subjects(), compared),
@@ -176,7 +187,9 @@ def sample_metrics(
             "authenticity": authenticity(features[name], training_nf, training_subjects=training.subjects()).rate,
         }
     result["position"] = _position(samples, features["samples"], training, training_nf, test, features["real"])
-    near = {name: aligned_neighbors(kinds[name].images, training.images, mirror=mirror) for name in ("samples", "real")}
+    near = {
+        name: aligned_neighbors(judged[name].images, training.images, mirror=mirror) for name in ("samples", "real")
+    }
     far = {name: feature_neighbors(features[name], training_nf) for name in ("samples", "real")}
     result["memorization"] = {
         "pixels": _audit(near["samples"], near["real"], "pixels"),

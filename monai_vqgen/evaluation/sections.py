@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_vqgen.evaluation.pictures import save_closest_pairs, save_positions
 from monai_vqgen.evaluation.rate_distortion import RatedSystem, codec_figures, save_rate_distortion
-from monai_vqgen.evaluation.sample_scores import ImageSet, independent_codes, sample_metrics
+from monai_vqgen.evaluation.sample_scores import ImageKinds, ImageSet, independent_codes, sample_metrics
 from monai_vqgen.evaluation.scores import (
     ReconstructionPass,
     SliceSet,
@@ -121,12 +121,15 @@ def sample_section(
         for slices in (data.test, data.training)
     )
     context_free = independent_codes(training_codes, num_samples=len(samples.images), seed=samples.seed)
-    section, nearest = sample_metrics(
-        ImageSet(samples.images, samples.conditions),
+    kinds = ImageKinds(
+        samples=ImageSet(samples.images, samples.conditions),
         training=learned,
         test=real,
         reconstructions=ImageSet(model.decode(result.codes).cpu(), data.test.data),
         independent=ImageSet(model.decode(context_free).cpu()),
+    )
+    section, nearest = sample_metrics(
+        kinds,
         feature_space=feature_space,
         mirror=data.test.data[0].get("plane") != "sagittal",  # whose left-right mirror is its front turned back
         seed=samples.seed,

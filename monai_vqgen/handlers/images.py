@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from monai_vqgen.data.processes import process_rank
 from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.files import replace_file
+from monai_vqgen.inferers.draws import GumbelNoise
 
 __all__ = ["ReconstructionImages", "SampleImages", "image_rows"]
 
@@ -133,7 +134,7 @@ class SampleImages(_Pictures):
         num_images: samples a picture.
         autoencoder: decodes the codes, or None.
         summary_writer: TensorBoard's `SummaryWriter`, or None.
-        seed: of the draws, the same for every picture.
+        seed: of the draws, the same for every picture, and those of `AncestralSampler` at temperature 1.
     """
 
     def __init__(
@@ -178,12 +179,14 @@ class SampleImages(_Pictures):
     def _sample(
         self, grid: tuple[int, ...], batch_size: int, coarser: Sequence[Tensor], condition: Tensor | None
     ) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
+        count, num_codes = int(np.prod(grid)), int(self.prior.num_codes)
+        noise_bnk = GumbelNoise(self.seed, level=self.level, num_codes=num_codes).rows(
+            range(batch_size), first=0, count=count
+        )
         walk = self.prior.incremental(grid, batch_size=batch_size, coarser=coarser, condition=condition)
         drawn = []
-        for _ in range(int(np.prod(grid))):
-            probabilities_bk = walk.logits().float().softmax(1).cpu()
-            codes_b = torch.multinomial(probabilities_bk, 1, generator=generator)[:, 0]
+        for noise_bk in noise_bnk.unbind(1):
+            codes_b = (walk.logits().float().cpu() + noise_bk).argmax(1)
             drawn.append(codes_b)
             walk.push(codes_b.to(next(self.prior.parameters()).device))
         return torch.stack(drawn, dim=1).reshape(batch_size, *grid)

@@ -15,7 +15,7 @@ import pytest
 
 from monai_vqgen.data import make_phantoms
 from monai_vqgen.errors import OutputExistsError, StageError
-from tools.compare import compare
+from tools.compare import Comparison, compare
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +37,9 @@ def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
     designs, results, output = tmp_path / "designs.yaml", tmp_path / "RESULTS.md", tmp_path / "out"
     designs.write_text(GOOD + BAD)
     results.write_text("<!-- comparison_designs_tiny_test -->\n<!-- /comparison_designs_tiny_test -->\n")
-    given = {"designs": designs, "steps": 12, "jobs": 2, "size": "tiny", "split": "test", "results": results}
+    comparison, given = Comparison(designs, steps=12, size="tiny", split="test"), {"jobs": 2, "results": results}
     with pytest.raises(StageError, match=r"1 of 3 designs failed; the first: one code: num_codes=1"):
-        compare(scans, output, **given)
+        compare(scans, output, comparison, **given)
     figures = json.loads((output / "comparison.json").read_text())["designs"]
     assert [row["name"] for row in figures] == ["ours", "one level"]
     assert [len(row["metrics"]["codebook"]) for row in figures] == [2, 1]
@@ -59,13 +59,13 @@ def test_designs_are_trained_judged_and_tabled_once(scans, tmp_path):
 
     trained = (output / "design_ours/model.pt").stat().st_mtime_ns
     designs.write_text(GOOD)
-    again = compare(scans, output, **given)
+    again = compare(scans, output, comparison, **given)
     assert [row._asdict() for row in again] == figures
     assert (output / "design_ours/model.pt").stat().st_mtime_ns == trained
     with pytest.raises(OutputExistsError, match="steps"):
-        compare(scans, output, **{**given, "steps": 24})
+        compare(scans, output, comparison._replace(steps=24), **given)
     with pytest.raises(OutputExistsError, match="split"):
-        compare(scans, output, **{**given, "split": "validation", "results": None})
+        compare(scans, output, comparison._replace(split="validation"), jobs=2)
 
 
 def test_a_comparison_that_is_told_to_stop_leaves_no_training_behind(scans, tmp_path):

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,3 +105,60 @@ def test_every_public_name_is_exported_and_documented() -> None:
         assert module.__all__, package
         for name in module.__all__:
             assert inspect.getdoc(getattr(module, name)), f"monai_vqgen.{package}.{name}"
+
+
+LONGEST_FUNCTION, MOST_PARAMETERS, LARGEST_ROOM, LINES_OF_0_1 = 50, 8, 20, 19_100
+"""Limits of a function (lines without its docstring), of a room (files), and of the package (lines)."""
+
+
+def sources() -> dict[str, Path]:
+    """Files by module name, without the faces of packages."""
+    paths = [path for path in sorted(ROOT.rglob("*.py")) if path.name != "__init__.py"]
+    return {".".join(("monai_vqgen", *path.relative_to(ROOT).with_suffix("").parts)): path for path in paths}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """What is left when modules that import no other of those left are taken away, again and again."""
+    left = dict(graph)
+    while free := [name for name, others in left.items() if not (others - {name}) & left.keys()]:
+        left = {name: others for name, others in left.items() if name not in free}
+    return sorted(left)
+
+
+def test_no_circle_of_imports_among_files() -> None:
+    graph = {name: imports(path) & sources().keys() for name, path in sources().items()}
+    assert sum(map(len, graph.values())) > 200
+    assert circle(graph) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == ["a", "b", "c", "d"]
+
+
+def test_no_room_is_crowded_and_the_package_has_not_grown() -> None:
+    rooms = Counter(path.parent for path in sources().values())
+    assert {str(room): count for room, count in rooms.items() if count > LARGEST_ROOM} == {}
+    assert sum(len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")) < LINES_OF_0_1
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT.parent / "tools"], ids=["package", "tools"])
+def test_no_function_is_long_and_none_but_constructors_has_many_parameters(folder: Path) -> None:
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            lines = (node.end_lineno or 0) - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = len([argument for argument in arguments if argument.arg not in ("self", "cls")])
+            if lines > LONGEST_FUNCTION or (count > MOST_PARAMETERS and node.name != "__init__"):
+                found.append(f"{path.name}: {node.name} has {lines} lines and {count} parameters")
+    assert found == []

@@ -15,6 +15,7 @@ from monai_vqgen.evaluation import pictures as module
 from monai_vqgen.evaluation.pictures import save_closest_pairs, save_positions
 from monai_vqgen.evaluation.sample_scores import (
     SMALLEST_SIDE,
+    ImageKinds,
     ImageSet,
     check_sample_report,
     independent_codes,
@@ -84,7 +85,7 @@ def kinds() -> dict[str, ImageSet]:
 
 @pytest.fixture(scope="module")
 def report(kinds) -> tuple[dict[str, Any], Any]:
-    return sample_metrics(**kinds, feature_space=space, classifier_steps=2)
+    return sample_metrics(ImageKinds(**kinds), feature_space=space, classifier_steps=2)
 
 
 def test_copies_of_training_slices_are_found_and_lead_the_closest_pairs(kinds, report):
@@ -173,7 +174,7 @@ def test_without_mirrors_a_mirrored_copy_is_none_and_an_audit_without_a_threshol
     test.images[[4, 9]] = kinds["training"].images[[0, 1]]
     with caplog.at_level(logging.WARNING):
         metrics, nearest = sample_metrics(
-            **{**kinds, "test": test}, feature_space=space, classifier_steps=1, mirror=False
+            ImageKinds(**{**kinds, "test": test}), feature_space=space, classifier_steps=1, mirror=False
         )
     assert not nearest.mirrored_m.any()
     assert nearest.distances_m[5] > 0.01

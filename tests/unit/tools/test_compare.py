@@ -10,7 +10,7 @@ import pytest
 from monai_vqgen.demo.sizes import read_size, size_names
 from monai_vqgen.errors import InputError
 from tools.__main__ import build_parser
-from tools.compare import DesignFigures, compare, comparison_section
+from tools.compare import Comparison, DesignFigures, compare, comparison_section
 from tools.designs import Design, design_stages, read_designs
 
 ROOT = Path(__file__).parents[3]
@@ -73,7 +73,7 @@ def test_a_list_that_cannot_work_is_named_with_the_mend(tmp_path, text, message)
 
 def test_subjects_that_the_design_was_trained_on_cannot_judge(tmp_path):
     with pytest.raises(InputError, match="split='training': designs are judged on validation or test subjects"):
-        compare(tmp_path, tmp_path / "out", designs=LIST, split="training")
+        compare(tmp_path, tmp_path / "out", Comparison(LIST, split="training"))
     assert not (tmp_path / "out").exists()
 
 
