@@ -6,6 +6,7 @@ import pytest
 
 from monai_vqgen.errors import InputError
 from tools.__main__ import build_parser, main
+from tools.compare import Comparison
 
 # verb -> the function it calls, and the arguments that it cannot do without
 VERBS = {
@@ -35,8 +36,8 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
         ),
         (
             "compare --data a --designs b --output c --steps 50 --jobs 2 --seed 3 --size d --split test --results e",
-            {"data": "a", "designs": "b", "output": "c", "steps": 50, "jobs": 2, "seed": 3, "size": "d"}
-            | {"split": "test", "results": "e"},
+            {"data": "a", "output": "c", "jobs": 2, "results": "e"}
+            | {"comparison": Comparison("b", steps=50, size="d", split="test", seed=3)},
         ),
         ("package_bundle --output a", {"output_dir": "a"}),
     ],
