@@ -104,12 +104,6 @@ def raw_bits_per_pixel(network: Any, image_size: Sequence[int]) -> float:
     return bits / math.prod(image_size)
 
 
-def _crop(images_bcs: Tensor, size: Sequence[int]) -> Tensor:
-    """The first pixels of each axis: sizes that no stride divides were padded at the end."""
-    window: tuple[Any, ...] = (..., *(slice(length) for length in size))
-    return images_bcs[window]
-
-
 def reconstruct_slices(model: TrainedModel, test: SliceSet, *, inferer: Inferer) -> ReconstructionPass:
     """Reconstruct every test slice, by the inferer from all levels, and from the coarsest alone."""
     network, device = model.autoencoder, model.device
@@ -122,7 +116,7 @@ def reconstruct_slices(model: TrainedModel, test: SliceSet, *, inferer: Inferer)
             grids = network.encode(images_bcs.to(device))
             size = images_bcs.shape[2:]
             all_levels = inferer(images_bcs.to(device), network).clamp(0, 1).cpu()
-            coarsest = _crop(network.decode(grids[:1]), size).clamp(0, 1).cpu()
+            coarsest = network.decode(grids[:1], image_size=size).clamp(0, 1).cpu()
             full.append(reconstruction_scores(all_levels, images_bcs))
             top_only.append(reconstruction_scores(coarsest, images_bcs))
             codes.append([grid.cpu() for grid in grids])
