@@ -1,4 +1,7 @@
-"""Extract one slice or several from a volume by plane and position, as MetaTensors with the right affine."""
+"""Extract one slice or several from a volume by plane and position, as MetaTensors.
+
+The affine of each is made where it is cut, in `volume_slicing.cut_plane`.
+"""
 
 from __future__ import annotations
 

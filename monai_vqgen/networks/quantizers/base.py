@@ -61,6 +61,9 @@ class Quantizer(Recorded, nn.Module, ABC):
     ``forward`` and ``lookup`` never change a buffer, in either mode. Only `prepare` and `learn` do, and only the
     autoencoder's training pass calls them. A quantizer that learns without gradients overrides `update`.
 
+    A new one goes into a file of its own beside this; its name into the `__init__` of `quantizers` and `networks`, and
+    onto the page `docs/api/networks.md`.
+
     Attributes:
         num_codes: how many codes there are (K).
         dim: length of a latent vector (D).
