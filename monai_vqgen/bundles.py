@@ -119,7 +119,7 @@ def run_stage_apart(
         printed = Path(log).read_bytes()[before:].decode(errors="replace")
         lines = [line.strip() for line in printed.splitlines() if line.strip()] or ["it printed nothing"]
         raise StageError(
-            f"{config}.json ended with status {status}: {lines[-1]} (all of it is in {log}; mend that, and run again)"
+            f"{config}.json ended with status {status}: {lines[-1]} (all of it is in {log}; fix that and run again)"
         )
 
 

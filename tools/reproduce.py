@@ -87,7 +87,7 @@ def reproduce(
             "size": chosen._asdict(),
         },
     )
-    threads = _threads_a_prior()
+    threads = _threads_a_prior(len(chosen.priors))
     stages = bundle_stages(chosen, scans=Path(data).resolve(), output=folder, seed=seed, threads_a_prior=threads)
     records = run_stages(stages, folder, resume=True)
     report = write_report(folder, stages=records)
@@ -163,7 +163,7 @@ def _check_folder(path: str | Path) -> None:
         raise InputError(f"{path} cannot be a folder for the pictures ({error}): give another") from error
 
 
-def _threads_a_prior() -> int | None:
-    """Small steps hardly gain from a second thread: on a CPU both priors train at once, with half of the cores each."""
+def _threads_a_prior(priors: int) -> int | None:
+    """Small steps hardly gain from a second thread: on a CPU all priors train at once, each on a share of the cores."""
     cores = usable_cores()
-    return None if torch.cuda.is_available() or cores < 2 else cores // 2
+    return None if torch.cuda.is_available() or priors < 2 or cores < 2 else max(1, cores // priors)

@@ -51,7 +51,7 @@ class ImageSet(NamedTuple):
     records: Sequence[Mapping[str, Any]] = ()
 
     def subjects(self) -> list[Any] | None:
-        """The subject of every image; None for images of nobody."""
+        """The subject of every image; None where an image has none."""
         subjects = [record.get("subject") for record in self.records]
         return subjects if subjects and None not in subjects else None
 
@@ -91,13 +91,13 @@ def check_sample_report(
         if None in subjects and len(subjects) > 1:
             nameless = sum(record.get("subject") is None for record in records)
             raise InputError(
-                f"{nameless} of {len(records)} {name} have no subject: the report of samples judges on other subjects "
-                "than it learns from; give every slice its subject, or none"
+                f"{nameless} of {len(records)} {name} have no subject: the report of samples is evaluated on other subjects "
+                "than its classifiers are trained on; give every slice its subject, or none"
             )
         if len(subjects) < 2 and None not in subjects:
             raise InputError(
-                f"all {name} are of one subject ({', '.join(map(str, subjects))}): the report of samples learns from "
-                "some subjects and judges on others; give scans of more subjects"
+                f"all {name} are of one subject ({', '.join(map(str, subjects))}): the report of samples trains on "
+                "some subjects and evaluates on others; give scans of more subjects"
             )
 
 

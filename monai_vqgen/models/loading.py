@@ -45,6 +45,7 @@ def weights_file(path: str | Path | None) -> Iterator[Path]:
 
     Raises:
         InputError: nothing is there, or no weights are in it.
+        CheckpointError: a damaged zip.
     """
     root = bundle_root() if path is None else Path(path)
     if not root.exists():
@@ -57,7 +58,9 @@ def weights_file(path: str | Path | None) -> Iterator[Path]:
         raise InputError(
             f"{root} holds no {MODEL}, nor does its folder models: give a bundle or the output folder of a training"
         )
-    if zipfile.is_zipfile(root) and root.suffix == ".zip":
+    if root.suffix.lower() == ".zip":
+        if not zipfile.is_zipfile(root):
+            raise CheckpointError(f"{root} is no zip, or cut off: download it again")
         with tempfile.TemporaryDirectory() as unpacked:
             _unpack(root, Path(unpacked))
             yield Path(unpacked) / MODEL
@@ -87,14 +90,19 @@ def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
     """The autoencoder, untrained, of the architecture recorded beside weights; of the default one without a record.
 
     Args:
-        path: of the weights, which need not be there; None is as good as a path without weights.
+        path: of the weights, as in `TrainedModel.from_bundle`; a `.pt` file need not be there, and None is as good.
         arguments: of the constructor, in place of the recorded ones.
 
     Examples:
         >>> recorded_autoencoder("nowhere/model.pt", channels=8).num_levels
         2
     """
-    content = {} if path is None else read_record(Path(path).with_suffix(".json"))
+    content: dict[str, Any] = {}
+    if path is not None and (Path(path).is_dir() or Path(path).suffix.lower() == ".zip"):
+        with weights_file(path) as weights:
+            content = read_record(weights.with_suffix(".json"))
+    elif path is not None:
+        content = read_record(Path(path).with_suffix(".json"))
     if "architecture" in content:
         return build({**content["architecture"], **arguments})
     return HierarchicalVQVAE(**{"channels": 64, "residual_channels": 32, **arguments})
@@ -113,6 +121,10 @@ def load_autoencoder(path: Path, network: Any | None = None) -> tuple[Any, Model
             of other weights.
     """
     content = read_record(path.with_suffix(".json"))
+    if "level" in content:
+        raise CheckpointError(
+            f"{path} is a prior, by its record: give the autoencoder's {MODEL}, and the priors' folder"
+        )
     network = recorded_autoencoder(path) if network is None else network
     record, found = ModelRecord.from_json(content), _loaded(network, path, recorded="architecture" in content)
     _check_fingerprint(path, content, found)

@@ -28,7 +28,6 @@ __all__ = [
 
 FORMAT_VERSION = 1
 PERCENTILES = (0.5, 99.5)  # of the volume's foreground, as `extract_slices.json` has them
-LICENSE = "Apache-2.0"
 
 
 def prior_name(level: int) -> str:
@@ -86,7 +85,7 @@ class ModelRecord(NamedTuple):
         pixel_mm: pixel size in mm; None where unknown.
         percentiles: of a volume's foreground, that become 0 and 1.
         version: of the bundle, or of the package that trained it.
-        license: of the weights.
+        license: of the weights; empty where nobody has said.
         data: what it was trained on, in words.
         fingerprint: of the weights (`monai_vqgen.weights.fingerprint`).
     """
@@ -96,7 +95,7 @@ class ModelRecord(NamedTuple):
     pixel_mm: float | None = None
     percentiles: tuple[float, float] = PERCENTILES
     version: str = ""
-    license: str = LICENSE
+    license: str = ""
     data: str = ""
     fingerprint: str = ""
 

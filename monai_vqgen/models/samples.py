@@ -6,6 +6,7 @@ Shape legend: n samples, b batch, c channels, f condition features, h w rows and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from monai_vqgen.errors import InputError
 from monai_vqgen.models.record import SamplingSettings
 from monai_vqgen.networks.conditions import ConditionEncoder
 
-__all__ = ["Samples", "code_masks", "draw_conditions", "encode_conditions", "join_conditions"]
+__all__ = ["Samples", "check_names", "code_masks", "draw_conditions", "encode_conditions", "join_conditions"]
 
 CONDITION_STREAM = 0xC0DE  # keeps the draws of conditions apart from the sampler's noise of the same seed
 
@@ -87,10 +88,10 @@ def draw_conditions(
     Raises:
         InputError: no sample is asked for, or a name or value that the priors were not trained with.
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise InputError(f"num_samples is {num_samples}; ask for at least 1 sample")
+    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
+        raise InputError(f"num_samples is {num_samples!r}; give a whole number, at least 1")
     given = {name: value for name, value in (given or {}).items() if value is not None}
-    _check_names(encoder, given)
+    check_names(encoder, given)
     if encoder is None:
         return [{} for _ in range(num_samples)]
     conditions = []
@@ -117,14 +118,15 @@ def encode_conditions(encoder: ConditionEncoder | None, count: int, given: Mappi
         InputError: an unknown name, a value outside the trained range, or another number of values than images.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    _check_names(encoder, given)
+    check_names(encoder, given)
     if encoder is None:
         return None
     columns = {name: _one_each(name, value, count) for name, value in given.items()}
     return encoder.encode([{name: values[i] for name, values in columns.items()} for i in range(count)])
 
 
-def _check_names(encoder: ConditionEncoder | None, given: Mapping[str, Any]) -> None:
+def check_names(encoder: ConditionEncoder | None, given: Mapping[str, Any]) -> None:
+    """Refuse conditions that the priors were not trained with."""
     unknown = sorted(set(given) - set(encoder.names if encoder is not None else ()))
     if unknown and encoder is None:
         raise InputError(f"these priors take no condition, but {', '.join(unknown)} was given: leave it out")

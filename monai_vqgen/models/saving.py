@@ -36,6 +36,10 @@ def write_model(model: Any, folder: Path) -> Path:
             sampling=settings,
         )
         write_json(folder / f"{prior_name(level)}.json", {**sidecar, "fingerprint": fingerprint(prior)})
+    kept = {prior_name(level) for level in range(len(model.priors))}
+    for earlier in folder.glob(f"{prior_name(0)[:-1]}*"):  # of the model that was there before
+        if earlier.stem not in kept:
+            earlier.unlink()
     return folder
 
 
@@ -60,7 +64,7 @@ def describe(model: Any) -> str:
         lines.append("sampling: " + ", ".join(f"{name} {', '.join(map(str, v))}" for name, v in chosen.items()))
     if record.data:
         lines.append(f"trained on: {record.data}")
-    about = [f"version {record.version}" if record.version else "", record.license]
+    about = [f"version {record.version}" if record.version else "", record.license and f"license {record.license}"]
     lines.append(", ".join([*filter(None, about), f"fingerprint {record.fingerprint[:12]}"]))
     return "TrainedModel(\n    " + "\n    ".join(lines) + "\n)"
 

@@ -93,7 +93,7 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
         """Read the scans in order."""
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
-            raise InputError(f"dataloader::num_workers is {worker.num_workers}; 0 or 1 is due")
+            raise InputError(f"dataloader::num_workers is {worker.num_workers}: use 0 or 1")
         faults = []
         for record in self.data:
             item, fault = self._read(record)
@@ -152,13 +152,15 @@ def as_volume(volume: Any) -> MetaTensor:
     """A scan as a MetaTensor with its affine: read from a path, or from an array, which is taken as RAS+ at 1 mm.
 
     Raises:
-        InputError: an array that is no volume `(X, Y, Z)` or `(1, X, Y, Z)`.
+        InputError: a picture, or an array that is no volume `(X, Y, Z)` or `(1, X, Y, Z)`.
         ScanError: a file that cannot be read.
     """
     if isinstance(volume, str | Path):
         path = Path(volume)
         if not path.exists():
             raise ScanError(f"{path} does not exist: give a NIfTI file or a folder with one DICOM series")
+        if path.suffix.lower() == ".png":
+            raise InputError(f"{path} is a picture, not a volume: load it with LoadSlice, and use encode and decode")
         return _load(path)
     image = volume if isinstance(volume, MetaTensor) else MetaTensor(torch.as_tensor(np.asarray(volume)))
     if image.ndim not in (3, 4) or (image.ndim == 4 and image.shape[0] != 1):

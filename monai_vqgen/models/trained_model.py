@@ -16,12 +16,20 @@ from torch import Tensor
 from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError
 from monai_vqgen.models.loading import MODEL, LoadedPriors, load_autoencoder, load_priors, weights_file
 from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name
-from monai_vqgen.models.samples import Samples, code_masks, draw_conditions, encode_conditions, sample_affines
+from monai_vqgen.models.samples import (
+    Samples,
+    check_names,
+    code_masks,
+    draw_conditions,
+    encode_conditions,
+    sample_affines,
+)
 from monai_vqgen.weights import fingerprint
 
 __all__ = ["TrainedModel"]
 
 Self = TypeVar("Self", bound="TrainedModel")
+_FARTHEST = (-1.0, 2.0)  # resampling overshoots [0, 1] a little; 0 to 255, z-scores and NaN are mistakes
 
 
 class TrainedModel:
@@ -93,7 +101,7 @@ class TrainedModel:
         with weights_file(None if path is None else os.fspath(path)) as weights:
             autoencoder, record = load_autoencoder(weights, network)
             home = weights.parent if priors_dir is None else Path(priors_dir)
-            wanted = with_priors and (priors_dir is not None or any(home.glob(f"{prior_name(0)[:-1]}*.json")))
+            wanted = with_priors and (priors_dir is not None or any(home.glob(f"{prior_name(0)[:-1]}*")))
             loaded = load_priors(home, autoencoder, priors) if wanted else LoadedPriors()
         return cls(autoencoder, loaded, record=record).to(device)
 
@@ -110,9 +118,24 @@ class TrainedModel:
         return self
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Integer grids `(b, *grid)` a level, coarsest first, of images `(b, c, *s)` in [0, 1]."""
-        parts = [self._encode_batch(part) for part in images.split(self.batch_size)]
+        """Integer grids `(b, *grid)` a level, coarsest first, of images `(b, c, *s)` in [0, 1].
+
+        Raises:
+            InputError: images of another shape, not finite, or of another range such as 0 to 255.
+        """
+        parts = [self._encode_batch(part) for part in self._checked_images(images).split(self.batch_size)]
         return tuple(torch.cat(level) for level in zip(*parts, strict=True))
+
+    def _checked_images(self, images: Any) -> Tensor:
+        images_bcs = torch.as_tensor(images)
+        dims, channels = self.autoencoder.spatial_dims, self.autoencoder.in_channels
+        if images_bcs.ndim != dims + 2 or images_bcs.shape[1] != channels or not len(images_bcs):
+            axes = "h, w" if dims == 2 else "x, y, z"
+            raise InputError(f"images of shape {tuple(images_bcs.shape)}: give (b, {channels}, {axes})")
+        low, high = images_bcs.aminmax()
+        if not low >= _FARTHEST[0] or not high <= _FARTHEST[1]:
+            raise InputError(f"images between {low:g} and {high:g}: scale them to [0, 1], as the model was trained")
+        return images_bcs
 
     @torch.inference_mode()
     def _encode_batch(self, images_bcs: Tensor) -> tuple[Tensor, ...]:
@@ -123,7 +146,12 @@ class TrainedModel:
         """Images `(b, c, *s)` in [0, 1] of grids of codes, coarsest first, on the model's device.
 
         They have the recorded size where the codes are those of images of that size, else the grid's times the stride.
+
+        Raises:
+            InputError: no list of integer grids.
+            CodesMismatchError: codes of another autoencoder.
         """
+        _check_grids(codes)
         parts = zip(*(grid.split(self.batch_size) for grid in codes), strict=True)
         images_bcs = torch.cat([self._decode_batch(part) for part in parts])
         fits = self.grids and tuple(codes[0].shape[1:]) == self.grids[0]
@@ -143,7 +171,7 @@ class TrainedModel:
             volume: path of a NIfTI file or of a folder with one DICOM series; or a MetaTensor or array `(X, Y, Z)`,
                 `(1, X, Y, Z)`; an array is taken as RAS+ with voxels of 1 mm.
             plane: of the slices; by default the one the model was trained on.
-            pixel_mm: pixel size to resample to; by default the model's.
+            pixel_mm: pixel size to resample to; by default the model's, or 1.736 mm where its record does not tell.
 
         Returns:
             A MetaTensor with the input's shape, affine and units.
@@ -152,9 +180,10 @@ class TrainedModel:
             InputError: the model is one of volumes, or an input of other dimensions.
             ScanError: a file that cannot be read, or a volume without contrast.
         """
-        from monai_vqgen.models.scans import as_volume
+        from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
 
         image = as_volume(volume)
+        pixel_mm = pixel_mm or self.record.pixel_mm or BUNDLE_PIXEL_MM
         inferer = self.reconstruction_inferer(plane=plane, pixel_mm=pixel_mm)
         shown = image[None] if image.ndim == 4 else image[None, None]
         result = inferer(shown.to(self.device), self.autoencoder)[0]
@@ -216,7 +245,7 @@ class TrainedModel:
             temperature: a number or one a level, coarsest first; by default the recorded one, as with the next two.
             top_k: draw from the k likeliest codes only.
             top_p: draw from the likeliest codes that hold this much probability.
-            conditions: values by name of each sample, in place of the next.
+            conditions: values by name of each sample, in place of the next; a name that is left out is unknown.
             condition: values by name for all samples (`position_mm=65, sex="f"`); a name that is left out is drawn
                 from the trained range.
 
@@ -224,14 +253,18 @@ class TrainedModel:
             InputError: a value out of its range.
             CheckpointError: the model has no priors.
         """
+        from monai_vqgen.engines.seeding import check_seed
         from monai_vqgen.inferers.threads import finished_time, one_thread
 
+        check_seed(seed)
         sampler = self.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
         if conditions is None:
             drawn = draw_conditions(self.condition, first_sample + num_samples, seed=seed, given=condition)
             conditions = drawn[first_sample:]
         elif condition or len(conditions) != num_samples:
             raise InputError(f"{len(conditions)} conditions for {num_samples} samples: give one a sample, and no other")
+        for row in conditions:
+            check_names(self.condition, row)
         features = None if self.condition is None else self.condition.encode(conditions).to(self.device)
         start = finished_time(self.device)
         with one_thread():
@@ -270,7 +303,7 @@ class TrainedModel:
 
         Args:
             images: `(b, c, *s)` in [0, 1]; what lies under the mask is hidden before encoding.
-            mask: booleans `(*s)` or `(b, *s)`, true where pixels are to be drawn.
+            mask: booleans `(*s)`, `(b, *s)` or `(b, 1, *s)`, true where pixels are to be drawn.
             seed: of the draw.
             temperature: as in `sample`, with the next two.
             top_k: draw from the k likeliest codes only.
@@ -285,6 +318,7 @@ class TrainedModel:
             CheckpointError: the model has no priors.
         """
         sampler = self.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+        images = torch.as_tensor(images)
         mask_bs = self._checked_mask(images, mask)
         hidden = mask_bs[:, None]
         codes = self.encode(torch.where(hidden, 0.0, images.cpu()))
@@ -299,8 +333,13 @@ class TrainedModel:
         if images.ndim != self.autoencoder.spatial_dims + 2 or tuple(self.autoencoder.grids(size)) != self.grids:
             known = self.record.image_size or f"grids {list(self.grids)}"
             raise InputError(f"images of shape {tuple(images.shape)}: the priors were trained on images of {known}")
-        if tuple(mask.shape) not in (size, (len(images), *size)):
-            raise InputError(f"the mask has shape {tuple(mask.shape)}, the images {size}: give one value a pixel")
+        mask = torch.as_tensor(mask)
+        if mask.ndim == images.ndim and mask.shape[1] == 1:
+            mask = mask[:, 0]
+        if tuple(mask.shape) not in (size, (1, *size), (len(images), *size)):
+            raise InputError(
+                f"the mask has shape {tuple(mask.shape)}, the images {tuple(images.shape)}: give one value a pixel"
+            )
         if not mask.any():
             raise InputError("the mask marks no pixel: there is nothing to complete")
         return mask.bool().cpu().expand(len(images), *size)
@@ -316,8 +355,19 @@ class TrainedModel:
             InputError: codes or conditions that do not fit.
             CheckpointError: the model has no priors.
         """
+        _check_grids(codes)
         features = encode_conditions(self.condition, len(codes[0]), condition)
         result: tuple[Tensor, ...] = self.sampler().log_prob(codes, condition=features)
+        return result
+
+    def log_prob_maps(self, codes: Sequence[Tensor], **condition: Any) -> tuple[Tensor, ...]:
+        """The same a position: nats `(b, *grid)` a level, which sum to `log_prob`; where a slice is unlikely.
+
+        Args and errors as of `log_prob`.
+        """
+        _check_grids(codes)
+        features = encode_conditions(self.condition, len(codes[0]), condition)
+        result: tuple[Tensor, ...] = self.sampler().log_prob_maps(codes, condition=features)
         return result
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -337,3 +387,8 @@ class TrainedModel:
         from monai_vqgen.models.saving import describe
 
         return describe(self)
+
+
+def _check_grids(codes: Any) -> None:
+    if isinstance(codes, Tensor) or not codes or any(g.is_floating_point() or g.dtype == torch.bool for g in codes):
+        raise InputError("codes must be a sequence of integer grids (b, *grid), one a level, coarsest first")

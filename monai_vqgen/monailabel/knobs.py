@@ -74,7 +74,7 @@ class SamplingKnobs(Knobs):
 class ReconstructionKnobs(Knobs):
     """How a volume is shown to the model; see `VolumeReconstructionInferer`."""
 
-    plane: Plane = "axial"
+    plane: Plane | None = None
     pixel_mm: float | None = Field(None, ge=0.1, le=20)
     batch_size: int = Field(16, ge=1, le=64)
     intensity: Literal["input", "unit"] = "input"
@@ -89,7 +89,7 @@ class TrainingKnobs(Knobs):
     learning_rate: float = Field(0.0003, ge=1e-7, le=0.1)
     fine_tune: bool = True
     replace: bool = False
-    plane: Plane = "axial"
+    plane: Plane | None = None
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
 

@@ -1,4 +1,4 @@
-"""What the priors draw: new slices, and a region of a slice drawn anew while the rest stays.
+"""What the priors draw: new slices, and a redrawn region of a slice whose rest stays.
 
     slice, mask -> hide -> encode -> codes, kept outside the mask -> draw the others -> decode -> paste into the slice
 
@@ -89,11 +89,11 @@ class CompletionTask(_PriorTask):
     after the last, column after the last, in pixels. What lies under it is hidden before encoding and has no influence
     on the answer; pixels outside come back as they were sent.
 
-    Knobs: those of `SamplingTask`; the position that a slice tells of itself is taken where none is given.
+    Knobs: those of `SamplingTask`; the position in a slice's header is taken where none is given.
     """
 
     def __init__(self, bundle: ServedBundle) -> None:
-        super().__init__(bundle, "A masked region of a slice, drawn anew (synthetic inside the region)", box="")
+        super().__init__(bundle, "A masked region of a slice, redrawn (synthetic inside the region)", box="")
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Complete the slice; return the file's path and what it holds.
@@ -117,7 +117,7 @@ class CompletionTask(_PriorTask):
             images = pixels_hw.expand(knobs.num_samples, 1, *pixels_hw.shape)
             results = model.complete(images, mask_hw, seed=knobs.seed, **knobs.settings(), **columns)
             about = _about(knobs, model.settings.replaced(**knobs.settings()), condition) | self.bundle.about(device)
-            about["codes_drawn"] = _share(model, mask_hw)
+            about |= {"codes_drawn": _share(model, mask_hw), "samples": drawn}
         return answer_nifti(np.moveaxis(results[:, 0].numpy(), 0, -1), np.asarray(image.affine), about), about
 
 
@@ -128,7 +128,7 @@ def _share(model: TrainedModel, mask_hw: Tensor) -> float:
 
 
 def _own_position(position: Any, model: TrainedModel) -> dict[str, Any]:
-    """The position that the slice tells of itself, where the priors were trained on such a position."""
+    """The position in the slice's header, where the priors were trained on such a position."""
     low, high = (model.condition.continuous if model.condition else {}).get("position_mm", (1.0, 0.0))
     return {"position_mm": position} if isinstance(position, int | float) and low <= position <= high else {}
 

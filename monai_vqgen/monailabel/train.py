@@ -38,7 +38,7 @@ class AutoencoderTrainTask(TrainTask):
 
     Studies without a final label are cut into slices and split by subject (at least three subjects). The weights with
     the lowest validation loss go to the bundle's `models`, beside `model.pt`; with `replace` they take its place, and
-    the earlier file stays as `model_before_<time>.pt`. Priors speak the codes of the autoencoder they were trained
+    the earlier file stays as `model_before_<time>.pt`. Priors work only with the autoencoder they were trained
     with, and refuse a replaced one.
 
     Args:
@@ -92,7 +92,16 @@ class AutoencoderTrainTask(TrainTask):
         write_json(folder / "job.json", {**job.model_dump(), "studies": count})
         logger.info("progress: 1 of 3, cutting %d studies into slices", count)
         slices = {"dataset_dir": str(folder / "studies"), "output_dir": str(folder / "slices"), "num_workers": 0}
-        run_stage("extract_slices", options={**slices, "plane": job.plane, "seed": job.seed, "on_trim": "warn"})
+        record = self.bundle.model("cpu", with_priors=False).record
+        lower, upper = record.percentiles
+        as_served = {
+            "plane": job.plane or record.plane or "axial",
+            "lower_percentile": lower,
+            "upper_percentile": upper,
+        }
+        as_served |= {"pixel_mm": record.pixel_mm} if record.pixel_mm else {}
+        as_served |= {"image_size": list(record.image_size)} if record.image_size else {}
+        run_stage("extract_slices", options={**slices, **as_served, "seed": job.seed, "on_trim": "warn"})
         logger.info("progress: 2 of 3, training for up to %d epochs", job.max_epochs)
         self._train(job, folder)
         logger.info("progress: 3 of 3, putting the weights into %s", self.bundle.weights.parent)

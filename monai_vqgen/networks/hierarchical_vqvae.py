@@ -108,7 +108,8 @@ class HierarchicalVQVAE(Recorded, nn.Module):
             quantizers = [EMACodebook(size, dim) for size, dim in zip(sizes, dims, strict=True)]
         if len(quantizers) != len(strides):
             raise InputError(f"{len(quantizers)} quantizers for {len(strides)} strides: give one quantizer a level")
-        self.spatial_dims, self.strides, self.finer_dropout = spatial_dims, tuple(strides), finer_dropout
+        self.spatial_dims, self.in_channels = spatial_dims, in_channels
+        self.strides, self.finer_dropout = tuple(strides), finer_dropout
         self.quantizers = nn.ModuleList(quantizers)
         # Coarsest first: the ratio of a level to the next finer one, and of the finest to the image.
         ratios = [coarse // fine for coarse, fine in pairwise([*strides, 1])]

@@ -189,10 +189,9 @@ def test_a_condition_for_unconditional_priors_is_refused(tmp_path, plain):
 
 
 def test_priors_of_another_autoencoder_are_refused(tmp_path, plain):
-    for file in plain.iterdir():
+    tiny_model(SIZE, autoencoder=tiny_autoencoder(CODES, seed=99), with_priors=False).save(tmp_path)
+    for file in plain.glob("model_prior_level*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "model.json").unlink()
-    tiny_model(SIZE, autoencoder=tiny_autoencoder(CODES, seed=99), with_priors=False).save(tmp_path, overwrite=True)
     with pytest.raises(CodesMismatchError, match="another autoencoder"):
         sample(tmp_path, tmp_path / "out")
 

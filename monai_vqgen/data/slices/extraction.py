@@ -192,6 +192,7 @@ def _description(options: SliceOptions, useful: Sequence[ScanOutcome]) -> dict[s
         "image_size": list(options.size),
         "pixel_mm": round(float(sizes[0, 0]), 6) if common else None,
         "reference": options.reference,
+        "percentiles": [options.lower, options.upper],
     }
 
 

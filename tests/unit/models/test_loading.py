@@ -11,7 +11,7 @@ from factories import POSITIONS, tiny_autoencoder, tiny_model, tiny_priors
 from torch import nn
 
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError
-from monai_vqgen.models import TrainedModel
+from monai_vqgen.models import TrainedModel, recorded_autoencoder
 from monai_vqgen.networks import HierarchicalVQVAE
 
 
@@ -156,3 +156,27 @@ def test_an_architecture_with_networks_of_ones_own_is_passed_as_an_argument(tmp_
     again = TrainedModel.from_bundle(tmp_path, network=Doubled(channels=8, residual_channels=4))
     assert isinstance(again.autoencoder, nn.Module)
     assert torch.equal(again.encode(torch.ones(1, 1, 16, 16))[1], mine.encode(torch.ones(1, 1, 16, 16))[1])
+
+
+def test_priors_whose_records_are_all_missing_are_named(tmp_path):
+    tiny_model().save(tmp_path)
+    for path in tmp_path.glob("model_prior_level*.json"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"model_prior_level0\.json is missing"):
+        TrainedModel.from_bundle(tmp_path)
+
+
+def test_a_prior_in_place_of_the_autoencoder_is_named(tmp_path):
+    tiny_model().save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"model_prior_level0\.pt is a prior"):
+        TrainedModel.from_bundle(tmp_path / "model_prior_level0.pt")
+
+
+def test_a_cut_zip_is_damaged_and_a_folder_tells_the_recorded_architecture(tmp_path):
+    (tmp_path / "bundle.ZIP").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="is no zip, or cut off"):
+        TrainedModel.from_bundle(tmp_path / "bundle.ZIP")
+    saved = tiny_model()
+    saved.save(tmp_path / "run")
+    for place in (tmp_path / "run", tmp_path / "run/model.pt"):
+        assert recorded_autoencoder(place).codebook_sizes == saved.autoencoder.codebook_sizes

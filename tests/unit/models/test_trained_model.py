@@ -204,3 +204,65 @@ def test_a_model_made_of_networks_alone_is_saved_with_the_fingerprint_of_its_wei
     TrainedModel(network).save(tmp_path)
     again = TrainedModel.from_bundle(tmp_path)
     assert again.record.fingerprint == fingerprint(network)
+
+
+def test_maps_of_log_probability_sum_to_it_and_have_the_grids_shape():
+    model = tiny_model(condition=POSITIONS)
+    codes = model.sample(3, seed=1).codes
+    maps = model.log_prob_maps(codes, position_mm=65.0)
+    for nats, level, grid in zip(model.log_prob(codes, position_mm=65.0), maps, model.grids, strict=True):
+        assert level.shape == (3, *grid)
+        torch.testing.assert_close(level.flatten(1).sum(1), nats)
+
+
+def test_conditions_of_each_sample_are_checked_as_those_for_all():
+    with pytest.raises(InputError, match="take no condition, but position_mm"):
+        tiny_model().sample(1, conditions=[{"position_mm": 65}])
+    with pytest.raises(InputError, match="not on age"):
+        tiny_model(condition=POSITIONS).sample(1, conditions=[{"age": 30}])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 3, 16, 16), r"give \(b, 1, h, w\)"),
+        (torch.rand(2, 16, 16), r"give \(b, 1, h, w\)"),
+        (torch.rand(0, 1, 16, 16), r"give \(b, 1, h, w\)"),
+        (torch.full((1, 1, 16, 16), float("nan")), r"scale them to \[0, 1\]"),
+        (torch.rand(1, 1, 16, 16) * 255, r"scale them to \[0, 1\]"),
+    ],
+)
+def test_images_of_another_shape_or_range_are_refused(images, message):
+    with pytest.raises(InputError, match=message):
+        tiny_model().encode(images)
+
+
+@pytest.mark.parametrize("codes", [[], torch.zeros(1, 2, 2).long(), [torch.zeros(1, 2, 2)]])
+def test_what_are_no_grids_of_codes_is_refused(codes):
+    for method in ("decode", "log_prob", "log_prob_maps"):
+        with pytest.raises(InputError, match="integer grids"):
+            getattr(tiny_model(), method)(codes)
+
+
+def test_arrays_and_masks_with_a_channel_are_taken():
+    model = tiny_model()
+    images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for mine, theirs in zip(model.encode(images.numpy()), model.encode(images), strict=True):
+        assert torch.equal(mine, theirs)
+    mask = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    mask[..., 9:12, 9:12] = True
+    assert torch.equal(model.complete(images, mask, seed=3), model.complete(images, mask[:, 0], seed=3))
+
+
+def test_a_picture_is_no_volume(tmp_path):
+    (tmp_path / "slice.png").touch()
+    with pytest.raises(InputError, match=r"slice\.png is a picture, not a volume"):
+        tiny_model().reconstruct(tmp_path / "slice.png")
+
+
+def test_saving_over_another_model_leaves_none_of_its_priors(tmp_path):
+    tiny_model(condition=POSITIONS).save(tmp_path)
+    assert TrainedModel.from_bundle(tmp_path).priors
+    tiny_model(with_priors=False).save(tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt"]
+    assert not TrainedModel.from_bundle(tmp_path).priors
