@@ -55,7 +55,8 @@ def test_conditions_that_the_priors_were_not_trained_with_are_refused_and_empty_
 
 def test_a_job_takes_the_defaults_and_refuses_what_is_out_of_range():
     assert TrainingKnobs.of({"max_epochs": "3"}).max_epochs == 3
-    assert TrainingKnobs.of({}).model_dump() == TrainingKnobs.defaults()
+    job = TrainingKnobs.of({}).model_dump()
+    assert {name: "" if value is None else value for name, value in job.items()} == TrainingKnobs.defaults()
     for wrong in ({"max_epochs": 0}, {"learning_rate": 5}, {"plane": "oblique"}, {"max_minutes": -1}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             TrainingKnobs.of(wrong)
