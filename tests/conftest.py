@@ -33,13 +33,13 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def write_series():
-    """How to write a DICOM series: `write_series(folder, voxels, affine, series="1", patient=None)`."""
+    """How to write a DICOM series: `write_series(folder, voxels, affine, series="1", patient=None, edit=None)`."""
     pytest.importorskip("pydicom")
     return _write_series
 
 
-def _write_series(folder, voxels, affine, series="1", patient=None):
-    """A series of `voxels[:, :, k]`: DICOM is LPS, its columns run along the first axis."""
+def _write_series(folder, voxels, affine, series="1", patient=None, edit=None):
+    """A series of `voxels[:, :, k]`: DICOM is LPS, its columns run along the first axis; `edit(data, k)` changes one."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -65,4 +65,6 @@ def _write_series(folder, voxels, affine, series="1", patient=None):
         data.ImageOrientationPatient = text([*(lps[:3, 0] / spacing[0]), *(lps[:3, 1] / spacing[1])])
         data.ImagePositionPatient = text(apply_affine(lps, [0, 0, int(k)]))
         data.PixelData = np.ascontiguousarray(voxels[:, :, k].T).astype("<i2").tobytes()
+        if edit is not None:
+            edit(data, int(k))
         data.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)

@@ -1,81 +1,191 @@
-"""DICOM series through MONAI's reader: one folder, one series (extra `dicom`)."""
+"""DICOM series: one folder, one series, one regular volume (extra `dicom`).
+
+files --is_dicom--> images --planes_of--> planes --stack_planes--> checked, in order --highdicom--> voxels and affine
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from monai_vqgen.data.io.nifti import StoredVoxels
+from monai_vqgen.data.io.planes import SPACING_TOLERANCE, Plane, planes_of, stack_planes
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.geometry import check_affine
 
-__all__ = ["dicom_series_folders", "is_dicom", "patient_id", "read_dicom_series"]
+__all__ = ["dicom_headers", "dicom_series_folders", "is_dicom", "patient_id", "read_dicom_series"]
+
+logger = logging.getLogger(__name__)
+
+FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # 0002 and 0008, the latter also with the high byte first
+RESCALING = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file carries DICOM's mark (DICM after a preamble of 128 bytes)."""
+    """Whether a file is DICOM: DICM after a preamble of 128 bytes, or without a preamble a header that names its class.
+
+    The latter needs pydicom.
+    """
     try:
+        if not path.is_file():  # a pipe would wait for ever
+            return False
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            head = file.read(132)
     except OSError:
+        return False
+    return head[128:] == b"DICM" or (head[:2] in FIRST_GROUPS and _names_its_class(path))
+
+
+def _names_its_class(path: Path) -> bool:
+    try:
+        import pydicom
+
+        return "SOPClassUID" in pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    except Exception:  # pydicom raises many kinds for what is not DICOM; without pydicom nothing is read anyway
         return False
 
 
 def dicom_series_folders(files: Iterable[Path]) -> list[Path]:
-    """The folders whose files are DICOM (the first three files of each folder are checked)."""
-    checked: dict[Path, int] = {}
+    """The folders that hold a DICOM file, whatever else is in them."""
     found: dict[Path, None] = {}
     for path in files:
-        if path.parent in found or checked.get(path.parent, 0) >= 3 or path.name == "DICOMDIR":
-            continue
-        checked[path.parent] = checked.get(path.parent, 0) + 1
-        if is_dicom(path):
+        if path.parent not in found and path.name != "DICOMDIR" and is_dicom(path):
             found[path.parent] = None
     return list(found)
 
 
+def dicom_headers(folder: Path, **options: Any) -> list[tuple[Path, Any]]:
+    """The DICOM images of a folder by name, read by pydicom with the options; what holds no image is left out.
+
+    Raises:
+        ScanError: a file that cannot be read.
+    """
+    import pydicom
+
+    images: list[tuple[Path, Any]] = []
+    others: list[tuple[Path, Any]] = []
+    for path in sorted(folder.iterdir()):
+        if not is_dicom(path):
+            continue
+        try:
+            image = pydicom.dcmread(path, force=True, **options)
+            (images if "Rows" in image else others).append((path, image))
+        except Exception as error:  # pydicom raises many kinds for damaged files
+            raise ScanError(f"{path}: unreadable DICOM file ({error}); export it again") from error
+    if others:
+        logger.info("%s: %d DICOM files without an image are left out (%s)", folder, len(others), others[0][0].name)
+    return images
+
+
 def patient_id(folder: Path) -> str | None:
     """PatientID of the first DICOM file in a folder; None where it is empty, missing or cannot be read."""
-    first = next((path for path in sorted(folder.iterdir()) if path.is_file() and is_dicom(path)), None)
+    first = next((path for path in sorted(folder.iterdir()) if is_dicom(path)), None)
     if first is None:
         return None
     try:
         import pydicom
 
-        header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"])
+        header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"], force=True)
         return str(header.get("PatientID") or "").strip() or None
     except Exception:  # pydicom raises many kinds for damaged files; reading the series reports the fault
         return None
 
 
-def read_dicom_series(folder: Path) -> StoredVoxels:
-    """Read the DICOM series in a folder.
+def read_dicom_series(folder: Path, *, max_bytes: int) -> StoredVoxels:
+    """Read the DICOM series in a folder: images of one frame each, or one enhanced image of many frames.
+
+    Planes are sorted by their position. Values are as stored, or rescaled where the header says so (float64).
+    MONOCHROME1, where large values are dark, is inverted: the series' largest value becomes 0.
+
+    Args:
+        folder: what in it is not DICOM, or holds no image, is left out.
+        max_bytes: of voxels; a series that announces more is refused.
 
     Raises:
-        ScanError: pydicom is missing, several series in one folder, fewer than two slices, or unreadable files.
+        ScanError: highdicom is missing, files that cannot be read, several series, color, too large, or not one
+            regular volume (see `stack_planes`).
     """
     try:
-        import pydicom
+        import highdicom  # noqa: F401
     except ImportError as error:
-        raise ScanError(f"{folder}: reading DICOM needs pydicom; pip install 'monai-vqgen[dicom]'") from error
-    from monai.data import PydicomReader
-
-    files = sorted(path for path in folder.iterdir() if path.is_file() and is_dicom(path))
-    if len(files) < 2:
-        raise ScanError(f"{folder}: {len(files)} DICOM slices; expected a series of at least two")
+        raise ScanError(f"{folder}: reading DICOM needs highdicom; pip install 'monai-vqgen[dicom]'") from error
+    found = dicom_headers(folder)
+    images = [image for _, image in found]
+    planes = [plane for path, image in found for plane in planes_of(path.name, image)]
+    _check_series(folder, images, planes)
+    stack = stack_planes(folder, planes)
+    inverted = _check_gray(folder, planes, max_bytes)
     try:
-        series = {str(pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID) for path in files}
-        if len(series) > 1:
-            raise ScanError(f"{folder}: holds {len(series)} DICOM series; give each a folder of its own")
-        reader = PydicomReader(fname_regex=None)  # type: ignore[arg-type]  # documented: None reads every file
-        voxels, meta = reader.get_data(reader.read(str(folder)))
-    except ScanError:
-        raise
-    except Exception as error:  # pydicom and MONAI raise many kinds for damaged files
+        voxels = _pixels(images, planes, first=stack.positions[0])
+    except Exception as error:  # pydicom and highdicom raise many kinds for damaged files
         raise ScanError(f"{folder}: unreadable DICOM series ({error}); export it again") from error
-    voxels = np.asarray(voxels)
-    if voxels.ndim != 3 or min(voxels.shape) < 2:
-        raise ScanError(f"{folder}: the series has shape {voxels.shape}; expected a 3-D volume")
-    return StoredVoxels(voxels, check_affine(np.asarray(meta["affine"]), str(folder)))
+    if inverted:
+        voxels = voxels.max() - voxels.astype(np.float64)  # a difference of int16 may not fit in int16
+    return StoredVoxels(np.ascontiguousarray(voxels), check_affine(stack.affine, str(folder)))
+
+
+def _check_series(folder: Path, images: Sequence[Any], planes: Sequence[Plane]) -> None:
+    series = {str(image.get("SeriesInstanceUID")) for image in images}
+    if len(series) > 1:
+        raise ScanError(f"{folder}: holds {len(series)} DICOM series; give each a folder of its own")
+    if len(planes) > len(images) > 1:
+        raise ScanError(f"{folder}: holds {len(images)} images of many frames; give each a folder of its own")
+    if len(planes) < 2:
+        raise ScanError(f"{folder}: {len(planes)} DICOM slices; expected a series of at least two")
+
+
+def _check_gray(folder: Path, planes: Sequence[Plane], max_bytes: int) -> bool:
+    """Whether large values are dark; raises for color, a mixture, or too much."""
+    first = planes[0]
+    kinds = {str(plane.get("PresentationLUTShape") or plane.get("PhotometricInterpretation")) for plane in planes}
+    colors = {str(plane.get("PhotometricInterpretation")) for plane in planes}
+    if not colors <= {"MONOCHROME1", "MONOCHROME2"} or len(kinds) > 1:
+        raise ScanError(f"{folder}: the pixels are {', '.join(sorted(colors))}; expected one kind of gray values")
+    count = len(planes) * first.get("Rows") * first.get("Columns") * (first.get("BitsAllocated") or 16) // 8
+    if count > max_bytes:
+        raise ScanError(
+            f"{folder}: the headers announce {count / 2**30:.1f} GiB of voxels, more than {max_bytes / 2**30:.1f} GiB; "
+            "if the series is intact, crop it or raise max_bytes"
+        )
+    return kinds <= {"INVERSE", "MONOCHROME1"}
+
+
+def _pixels(images: Sequence[Any], planes: Sequence[Plane], *, first: NDArray) -> NDArray:
+    """Voxels `[columns, rows, planes]`, the planes sorted by position from the first on."""
+    import highdicom
+    from pydicom.pixels.utils import pixel_dtype
+
+    for image in images:
+        _complete(image)
+    rescaled = any(plane.get(keyword) is not None for plane in planes for keyword in RESCALING)
+    options: dict[str, Any] = {
+        "dtype": np.float64 if rescaled else pixel_dtype(images[0], as_float="PixelData" not in images[0]),
+        "apply_real_world_transform": False,
+        "apply_voi_transform": False,
+        "apply_presentation_lut": False,
+        "apply_icc_profile": False,
+        "rtol": SPACING_TOLERANCE,
+    }
+    if len(planes) > len(images):
+        volume = highdicom.Image.from_dataset(images[0], copy=False).get_volume(**options)
+    else:
+        volume = highdicom.get_volume_from_series(images, orientation_tol=SPACING_TOLERANCE, **options)
+    assert np.allclose(volume.position, first), "highdicom sorts the pixels as it sorts the positions"
+    return volume.array.transpose(2, 1, 0)
+
+
+def _complete(image: Any) -> None:
+    """What highdicom asks for and older files lack: how the pixels are encoded, and a name of their common space."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if "TransferSyntaxUID" not in image.file_meta:  # a file without preamble
+        implicit, little = image.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    if not image.get("FrameOfReferenceUID"):
+        image.FrameOfReferenceUID = image.SeriesInstanceUID

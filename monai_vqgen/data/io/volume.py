@@ -40,13 +40,13 @@ def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Volume:
 
     Args:
         path: the file or folder.
-        max_bytes: of voxels; a NIfTI file that announces more is refused.
+        max_bytes: of voxels; a file or series that announces more is refused.
 
     Raises:
         ScanError: unreadable, truncated, damaged, not a volume, too large, an unusable affine, or no finite voxel.
     """
     path = Path(path)
-    stored = read_dicom_series(path) if path.is_dir() else read_nifti(path, max_bytes=max_bytes)
+    stored = (read_dicom_series if path.is_dir() else read_nifti)(path, max_bytes=max_bytes)
     voxels, slope, offset = stored.voxels_s, stored.slope, stored.offset
     if not voxels.dtype.isnative:
         voxels = voxels.astype(voxels.dtype.newbyteorder("="))

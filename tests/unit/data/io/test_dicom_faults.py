@@ -1,0 +1,222 @@
+"""What is one regular volume is read rightly in whatever order and form it comes; all else is refused by name."""
+
+from __future__ import annotations
+
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from monai_vqgen.data import discover_volumes, make_phantom, read_volume
+from monai_vqgen.errors import ScanError
+
+pydicom = pytest.importorskip("pydicom")
+highdicom = pytest.importorskip("highdicom")
+
+HEAD = make_phantom(5, 1, voxel_mm=6.0, orientation="LPS")  # oblique
+VOXELS = np.rint(HEAD.voxels_s)
+LAST = VOXELS.shape[2] - 1
+
+
+def canonical(voxels, affine):
+    """Voxels and affine in the axes of nibabel's RAS+, so that the order of storage does not matter."""
+    image = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(voxels, dtype=np.float64), affine))
+    return image.get_fdata(), image.affine
+
+
+def assert_is_the_head(volume):
+    found, affine = canonical(volume.voxels_s * volume.slope, volume.affine)
+    expected, right = canonical(VOXELS, HEAD.affine)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(affine, right, atol=1e-4)
+
+
+def setting(**attributes):
+    """An edit that sets attributes: values, functions of the plane's index, or None to remove one."""
+
+    def edit(data, k):
+        for name, value in attributes.items():
+            value = value(k) if callable(value) else value
+            if value is None:
+                delattr(data, name)
+            else:
+                setattr(data, name, value)
+
+    return edit
+
+
+def moved(shift):
+    """An edit that shifts each plane by `shift(k)` mm along its rows and its normal."""
+
+    def edit(data, k):
+        row, column = np.array(data.ImageOrientationPatient, dtype=float).reshape(2, 3)
+        along, out = shift(k)
+        place = np.array(data.ImagePositionPatient, dtype=float) + along * row + out * np.cross(row, column)
+        data.ImagePositionPatient = [f"{value:.10g}"[:16] for value in place]
+
+    return edit
+
+
+def inverted(data, k):
+    data.PhotometricInterpretation = "MONOCHROME1"
+    data.PixelData = (VOXELS.max() - np.frombuffer(data.PixelData, "<i2")).astype("<i2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        setting(InstanceNumber=lambda k: LAST - k),
+        setting(InstanceNumber=lambda k: k // 2 if k % 2 else LAST - k),
+        setting(InstanceNumber=1),
+        setting(InstanceNumber=lambda k: None if k % 5 == 2 else k),
+        inverted,
+        setting(RescaleSlope=1, RescaleIntercept=0),
+    ],
+    ids=["backwards", "interleaved", "all-equal", "missing", "monochrome1", "rescaled"],
+)
+def test_positions_decide_and_dark_stays_dark(tmp_path, write_series, edit):
+    write_series(tmp_path / "s", VOXELS, HEAD.affine, edit=edit)
+    assert_is_the_head(read_volume(tmp_path / "s"))
+
+
+def test_rounded_positions_are_still_a_volume(tmp_path, write_series):
+    def rounded(data, k):
+        data.ImagePositionPatient = [f"{float(value):.2f}" for value in data.ImagePositionPatient]
+
+    write_series(tmp_path / "s", VOXELS, HEAD.affine, edit=rounded)
+    np.testing.assert_array_equal(
+        canonical(*read_volume(tmp_path / "s")[::2])[0], canonical(VOXELS, HEAD.affine)[0]
+    )  # fields 0 and 2 are voxels and affine
+
+
+SIDEWAYS = [0, 1, 0, 0, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (setting(ImagePositionPatient=None), rf"{LAST + 1} of {LAST + 1} images have no usable ImagePositionPatient"),
+        (setting(ImageOrientationPatient=None), "no usable ImageOrientationPatient"),
+        (setting(PixelSpacing=None), "no usable PixelSpacing"),
+        (lambda d, k: k or setting(PixelSpacing=None)(d, k), r"1 of .* no usable PixelSpacing \(000.dcm\)"),
+        (setting(PixelSpacing=[0, 6]), "PixelSpacing .* positive millimeters"),
+        (setting(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "unit vectors at right angles"),
+        (lambda d, k: k or setting(ImageOrientationPatient=SIDEWAYS)(d, k), r"1 of .* \(000.dcm: .* a localizer"),
+        (lambda d, k: k or setting(PixelSpacing=[7, 7])(d, k), "another PixelSpacing than the rest"),
+        (moved(lambda k: (6 * k * np.tan(np.radians(12)), 0)), r"tilted by 12\.0 degrees.*dcm2niix"),
+        (moved(lambda k: (6 * k * np.tan(np.radians(1.5)), 0)), r"tilted by 1\.5 degrees"),
+        (moved(lambda k: (0, 1.5 * (k == 4))), r"not evenly spaced: 7\.50 mm between 003.dcm and 004.dcm, elsewhere"),
+        (moved(lambda k: (0, 0.03 * 6 * abs(k - LAST / 2))), "not evenly spaced"),
+        (moved(lambda k: (0, -6 * (k % 2))), "lie on .* planes"),
+        (
+            lambda d, k: (moved(lambda k: (0, -6 * (k % 2)))(d, k), setting(EchoTime=[3, 9][k % 2])(d, k)),
+            "lie on .* EchoTime 3.* and 9.*: several echoes",
+        ),
+        (lambda d, k: k or inverted(d, k), "one kind of gray values"),
+        (setting(PhotometricInterpretation="PALETTE COLOR"), "the pixels are PALETTE COLOR"),
+        (setting(Rows=30000, Columns=30000), "GiB of voxels, more than 4.0 GiB"),
+        (setting(PixelData=b"\0\0"), "unreadable DICOM series"),
+    ],
+)
+def test_what_is_not_one_regular_volume_is_refused_by_name(tmp_path, write_series, edit, message):
+    write_series(tmp_path / "series-7", VOXELS, HEAD.affine, edit=edit)
+    with pytest.raises(ScanError, match=f"series-7: .*{message}"):
+        read_volume(tmp_path / "series-7")
+
+
+def test_missing_slices_are_counted_and_placed(tmp_path, write_series):
+    write_series(tmp_path / "s", VOXELS, HEAD.affine)
+    for k in (4, 5, 9):
+        (tmp_path / "s" / f"{k:03d}.dcm").unlink()
+    with pytest.raises(ScanError, match=r"18\.00 mm between 003.dcm and 006.dcm, elsewhere 6\.00 mm; about 3 slices"):
+        read_volume(tmp_path / "s")
+
+
+def test_an_echo_beside_another_is_refused_with_what_sets_them_apart(tmp_path, write_series):
+    for name, time in (("a", 3), ("b", 9)):
+        write_series(tmp_path / name, VOXELS, HEAD.affine, edit=setting(EchoTime=time))
+    for path in (tmp_path / "b").iterdir():
+        path.rename(tmp_path / "a" / f"second_{path.name}")
+    count = LAST + 1
+    with pytest.raises(ScanError, match=rf"{2 * count} images lie on {count} planes \(.*EchoTime 3.* and 9"):
+        read_volume(tmp_path / "a")
+
+
+@pytest.fixture
+def enhanced(tmp_path, write_series):
+    """A series of many frames, by highdicom's conversion, and where it lies."""
+
+    def full(data, k):
+        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P", "P", "", ""
+        data.StudyInstanceUID, data.FrameOfReferenceUID, data.StudyID, data.AccessionNumber = "1.2.3.8", "1.2.9", "", ""
+        data.StudyDate, data.StudyTime, data.ReferringPhysicianName, data.Manufacturer = "", "", "", "M"
+        data.ImageType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
+        data.RescaleSlope, data.RescaleIntercept = 1, 0
+        data.PositionReferenceIndicator, data.AcquisitionNumber = "", 1
+        data.InstanceNumber = (7 * k) % (LAST + 1)
+
+    write_series(tmp_path / "parts", VOXELS, HEAD.affine, edit=full)
+    parts = [pydicom.dcmread(path) for path in sorted((tmp_path / "parts").iterdir())]
+    image = highdicom.legacy.LegacyConvertedEnhancedMRImage(
+        parts, series_instance_uid="1.2.3.77", series_number=2, sop_instance_uid="1.2.3.78", instance_number=1
+    )
+    folder = tmp_path / "enhanced"
+    folder.mkdir()
+    return image, folder / "image.dcm"
+
+
+def test_an_enhanced_image_of_many_frames_is_read_by_its_frames_places(enhanced):
+    image, path = enhanced
+    image.save_as(path)
+    assert_is_the_head(read_volume(path.parent))
+    image.SOPInstanceUID = "1.2.3.79"
+    image.save_as(path.with_name("again.dcm"))
+    with pytest.raises(ScanError, match="holds 2 images of many frames"):
+        read_volume(path.parent)
+
+
+def test_frames_that_are_no_volume_are_refused_by_number(enhanced):
+    image, path = enhanced
+    frames = image.PerFrameFunctionalGroupsSequence
+    place = frames[3].PlanePositionSequence[0].ImagePositionPatient
+    frames[3].PlanePositionSequence[0].ImagePositionPatient = frames[4].PlanePositionSequence[0].ImagePositionPatient
+    image.save_as(path)
+    with pytest.raises(ScanError, match=r"frame \d+ of image.dcm and frame \d+ of image.dcm on one"):
+        read_volume(path.parent)
+    frames[3].PlanePositionSequence[0].ImagePositionPatient = place
+    del frames[3].PlanePositionSequence
+    image.save_as(path)
+    with pytest.raises(ScanError, match=r"1 of .* no usable ImagePositionPatient \(frame 4 of image.dcm\)"):
+        read_volume(path.parent)
+
+
+@pytest.mark.parametrize(("implicit", "little"), [(False, True), (True, True), (False, False)])
+def test_files_without_preamble_are_found_and_read(tmp_path, write_series, implicit, little):
+    write_series(tmp_path / "s", VOXELS, HEAD.affine, "1", "P3")
+    for path in (tmp_path / "s").iterdir():
+        data = pydicom.dcmread(path)
+        bare = pydicom.Dataset({element.tag: element for element in data})
+        if not little:
+            bare["PixelData"].VR = "OW"
+            bare.PixelData = np.frombuffer(bare.PixelData, "<i2").astype(">i2").tobytes()
+        bare.save_as(path, implicit_vr=implicit, little_endian=little, enforce_file_format=False)
+        assert path.read_bytes()[128:132] != b"DICM"
+    (record,) = discover_volumes(tmp_path)
+    assert record.subject == "P3"
+    assert_is_the_head(read_volume(record.path))
+
+
+def test_a_series_is_found_and_read_whatever_lies_beside_it(tmp_path, write_series):
+    write_series(tmp_path / "s", VOXELS, HEAD.affine)
+    for name in "abcd":
+        (tmp_path / "s" / f"000_{name}.xml").write_text("<report/>")
+    (tmp_path / "s" / "000_numbers.bin").write_bytes(b"\x08\x00\x10\x00" * 100)  # begins as a header might
+    os.mkfifo(tmp_path / "s" / "000_pipe")
+    report = pydicom.dcmread(tmp_path / "s" / "000.dcm")
+    for keyword in ("Rows", "Columns", "PixelData"):
+        delattr(report, keyword)
+    report.SeriesInstanceUID = "1.2.3.55"
+    report.save_as(tmp_path / "s" / "000_report.dcm")
+    (record,) = discover_volumes(tmp_path)
+    assert_is_the_head(read_volume(record.path))
