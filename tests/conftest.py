@@ -39,7 +39,7 @@ def write_series():
 
 
 def _write_series(folder, voxels, affine, series="1", patient=None, edit=None):
-    """A series of `voxels[:, :, k]`: DICOM is LPS, its columns run along the first axis; `edit(data, k)` changes one."""
+    """A series of `voxels[:, :, k]`: DICOM is LPS, columns run along the first axis; `edit(data, k)` changes it."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 

@@ -1,13 +1,16 @@
 """Volumes and slices as DICOM secondary captures labeled as derived and for research (extra `dicom`).
 
-DICOM PS3.3, A.8.1 (Secondary Capture Image IOD), written by highdicom. A secondary capture has no position in the
-scanner's space, only pixel spacing and patient orientation. The NIfTI files carry the affine.
+DICOM PS3.3, A.8.1 (Secondary Capture Image IOD), written by highdicom, with the attributes of the modules Frame of
+Reference (C.7.4.1), Image Plane (C.7.6.2) and General Reference (C.12.4): a capture lies over its source in a viewer,
+and read back it has the affine it was written with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +18,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 import monai_vqgen
-from monai_vqgen.data.io.dicom import is_dicom
+from monai_vqgen.data.io.dicom import dicom_headers, is_dicom
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.files import write_bytes
-from monai_vqgen.transforms.geometry import PLANES, view_plane
+from monai_vqgen.transforms.geometry import PLANES, PlaneView, view_plane
 
 __all__ = ["CaptureLabels", "check_highdicom", "write_secondary_captures"]
+
+logger = logging.getLogger(__name__)
 
 MANUFACTURER = "monai_vqgen"
 LARGEST = 2**16 - 1  # gray values are stored as unsigned 16 bit
 FOOT_AND_HEAD = {"I": "F", "S": "H"}  # DICOM's letters for what NIfTI calls inferior and superior
 LONGEST_TEXT, LONGEST_LABEL = 1024, 64  # characters of DICOM's value representations ST and LO
+SHEAR = 1e-3  # cosine between rows and columns; DICOM's axes are at right angles
+IDENTITY = {
+    "study_instance_uid": "StudyInstanceUID",
+    "patient_id": "PatientID",
+    "patient_name": "PatientName",
+    "patient_birth_date": "PatientBirthDate",
+    "patient_sex": "PatientSex",
+    "accession_number": "AccessionNumber",
+    "study_id": "StudyID",
+    "study_date": "StudyDate",
+    "study_time": "StudyTime",
+    "referring_physician_name": "ReferringPhysicianName",
+}
 
 
 class CaptureLabels(NamedTuple):
@@ -35,8 +53,8 @@ class CaptureLabels(NamedTuple):
         series_description: the name of the series in a viewer, at most 64 characters.
         derivation: how the images were made, at most 1,024 characters.
         patient: PatientID where there is no source.
-        source: a file of the DICOM series they were derived from, or the folder of that series: patient and study
-            are taken from it.
+        source: a file of the DICOM series they were derived from, or the folder of that series: patient, study and
+            frame of reference are taken from it, and each capture refers to its images.
     """
 
     series_description: str
@@ -51,7 +69,8 @@ def write_secondary_captures(
     """Write one capture per plane: `0001.dcm`, `0002.dcm` and so on, in the order of increasing position.
 
     Gray values are stored in 16 bits between the volume's smallest and largest; slope and intercept recover them.
-    Equal images get equal identifiers, so an archive recognizes those it already has.
+    Equal images in the same place get equal identifiers, so an archive recognizes those it already has. DICOM cannot
+    place a sheared volume: its captures carry no position, which is logged.
 
     Args:
         folder: created if missing; each file is complete or absent.
@@ -65,7 +84,7 @@ def write_secondary_captures(
 
     Raises:
         InputError: highdicom is missing, labels that are too long, or an unknown plane.
-        ScanError: not a finite volume, or a source that is not DICOM.
+        ScanError: not a finite volume, or a source that is not DICOM or holds no image.
     """
     highdicom = check_highdicom()
     _check_labels(labels)
@@ -76,8 +95,12 @@ def write_secondary_captures(
     low, high = float(view.volume_s.min()), float(view.volume_s.max())
     slope = (high - low) / LARGEST or 1.0
     stored_s = np.rint((view.volume_s - low) / slope).astype(np.uint16)
-    series = _identifier(highdicom, plane, labels, stored_s.tobytes())
-    identity = _identity(labels, study=_identifier(highdicom, "study", labels))
+    series = _identifier(highdicom, plane, labels, stored_s.tobytes() + np.append(view.affine, [slope, low]).tobytes())
+    sources = _source_headers(labels.source)
+    identity = _identity(labels, sources, study=_identifier(highdicom, "study", labels))
+    frame = next((h.FrameOfReferenceUID for h in sources if h.get("FrameOfReferenceUID")), None)
+    frame = frame or _identifier(highdicom, f"{series} frame of reference", labels)
+    references = _references(sources)
     down, right = (FOOT_AND_HEAD.get(code, code) for code in PLANES[plane][:2])
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = []
@@ -97,6 +120,9 @@ def write_secondary_captures(
             **identity,
         )
         _label(image, labels, slope=slope, intercept=low)
+        _place(image, view, number - 1, frame, name=name)
+        if references:
+            image.SourceImageSequence = references
         paths.append(Path(folder) / f"{number:04d}.dcm")
         content = io.BytesIO()
         image.save_as(content)
@@ -134,33 +160,62 @@ def _identifier(highdicom: Any, what: str, labels: CaptureLabels, content: bytes
     return str(highdicom.UID.from_uuid(f"{number:032x}"))
 
 
-def _identity(labels: CaptureLabels, *, study: str) -> dict[str, Any]:
-    """The patient and study of the images."""
-    if labels.source is None:
-        return {"study_instance_uid": study, "patient_id": labels.patient or None}
+def _source_headers(source: Path | None) -> Sequence[Any]:
+    """The headers of the source's images."""
+    if source is None:
+        return ()
     import pydicom
 
-    path = labels.source
-    if path.is_dir():
-        path = next((file for file in sorted(path.iterdir()) if file.is_file() and is_dicom(file)), path)
+    if source.is_dir():
+        headers = [header for _, header in dicom_headers(source, stop_before_pixels=True)]
+        if not headers:
+            raise ScanError(f"{source}: holds no DICOM image; give the folder of the source series")
+        return headers
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        return [pydicom.dcmread(source, stop_before_pixels=True, force=is_dicom(source))]
     except Exception as error:  # pydicom raises many kinds for files that are not DICOM
-        raise ScanError(f"{path}: not a DICOM file ({error}); give a file of the source series") from error
-    taken = {
-        "study_instance_uid": "StudyInstanceUID",
-        "patient_id": "PatientID",
-        "patient_name": "PatientName",
-        "patient_birth_date": "PatientBirthDate",
-        "patient_sex": "PatientSex",
-        "accession_number": "AccessionNumber",
-        "study_id": "StudyID",
-        "study_date": "StudyDate",
-        "study_time": "StudyTime",
-        "referring_physician_name": "ReferringPhysicianName",
-    }
-    found = {ours: header.get(theirs) or None for ours, theirs in taken.items()}
+        raise ScanError(f"{source}: not a DICOM file ({error}); give a file of the source series") from error
+
+
+def _identity(labels: CaptureLabels, sources: Sequence[Any], *, study: str) -> dict[str, Any]:
+    """The patient and study of the images."""
+    if not sources:
+        return {"study_instance_uid": study, "patient_id": labels.patient or None}
+    found = {ours: sources[0].get(theirs) or None for ours, theirs in IDENTITY.items()}
     return {**found, "study_instance_uid": found["study_instance_uid"] or study}
+
+
+def _place(image: Any, view: PlaneView, index: int, frame: str, *, name: str) -> None:
+    """The frame of reference, and the plane's place in it."""
+    from pydicom.valuerep import DS
+
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ view.affine
+    down, right, _ = (lps[:3, :3] / view.spacing).T
+    if abs(down @ right) > SHEAR:
+        if index == 0:
+            logger.warning("%s: rows and columns are not at right angles; the captures carry no position", name)
+        return
+    image.FrameOfReferenceUID, image.PositionReferenceIndicator = frame, None
+    image.ImagePositionPatient = [DS(float(x), auto_format=True) for x in (lps @ [0, 0, index, 1])[:3]]
+    image.ImageOrientationPatient = [DS(float(x), auto_format=True) for x in (*right, *down)]
+    image.SliceThickness = image.SpacingBetweenSlices = DS(view.spacing[2], auto_format=True)
+
+
+def _references(sources: Sequence[Any]) -> list[Any]:
+    """The images that the captures were derived from: each plane depends on a volume to which all of them belong."""
+    from highdicom.sr import CodedConcept
+    from pydicom import Dataset
+    from pydicom.sr.codedict import codes
+
+    purpose = CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
+    items = []
+    for header in sources:
+        if header.get("SOPClassUID") and header.get("SOPInstanceUID"):
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+            item.PurposeOfReferenceCodeSequence = [purpose]
+            items.append(item)
+    return items
 
 
 def _label(image: Any, labels: CaptureLabels, *, slope: float, intercept: float) -> None:

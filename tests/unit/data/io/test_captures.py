@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.orientations import aff2axcodes
 
-from monai_vqgen.data import CaptureLabels, make_phantom, write_secondary_captures
+from monai_vqgen.data import CaptureLabels, make_phantom, read_volume, write_secondary_captures
 from monai_vqgen.errors import InputError, ScanError
 
 pydicom = pytest.importorskip("pydicom")
@@ -70,10 +71,65 @@ def test_patient_and_study_are_the_sources(tmp_path, write_series):
     assert image.SeriesInstanceUID != header.SeriesInstanceUID
 
 
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("orientation", ["RAS", "IRP"])
+def test_read_back_they_lie_where_they_were(tmp_path, plane, orientation):
+    head = make_phantom(3, 1, voxel_mm=7.0, orientation=orientation)  # oblique
+    write_secondary_captures(tmp_path / "c", head.voxels_s, affine=head.affine, plane=plane, labels=LABELS)
+    volume = read_volume(tmp_path / "c")
+    found, expected = (
+        nib.as_closest_canonical(nib.Nifti1Image(np.asarray(voxels, dtype=float), affine))
+        for voxels, affine in ((volume.voxels_s * volume.slope, volume.affine), (head.voxels_s, head.affine))
+    )
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
+    assert np.abs(found.get_fdata() - expected.get_fdata()).max() <= np.ptp(head.voxels_s) / 65535
+    names = {pydicom.dcmread(path).FrameOfReferenceUID for path in (tmp_path / "c").iterdir()}
+    write_secondary_captures(tmp_path / "d", head.voxels_s + 1, affine=head.affine, plane=plane, labels=LABELS)
+    assert len(names) == 1  # one space; another scan of unknown origin is not said to share it
+    assert names.isdisjoint({pydicom.dcmread(path).FrameOfReferenceUID for path in (tmp_path / "d").iterdir()})
+
+
+def test_they_lie_in_their_sources_space_and_name_its_images(tmp_path, write_series):
+    head = make_phantom(3, 1, voxel_mm=7.0, orientation="LPS")
+    write_series(
+        tmp_path / "s", head.voxels_s, head.affine, edit=lambda data, k: setattr(data, "FrameOfReferenceUID", "1.2.3.9")
+    )
+    sources = [pydicom.dcmread(path) for path in sorted((tmp_path / "s").iterdir())]
+    labels = LABELS._replace(source=tmp_path / "s")
+    for path in write_secondary_captures(
+        tmp_path / "c", head.voxels_s, affine=head.affine, plane="coronal", labels=labels
+    ):
+        image = pydicom.dcmread(path)
+        assert image.FrameOfReferenceUID == "1.2.3.9"
+        named = [(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) for item in image.SourceImageSequence]
+        assert named == [(source.SOPClassUID, source.SOPInstanceUID) for source in sources]
+        assert image.SourceImageSequence[0].PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ScanError, match="empty: holds no DICOM image"):
+        write_secondary_captures(
+            tmp_path / "e",
+            head.voxels_s,
+            affine=head.affine,
+            plane="coronal",
+            labels=labels._replace(source=tmp_path / "empty"),
+        )
+
+
+def test_a_sheared_volume_has_no_position_in_its_captures_and_that_is_said(tmp_path, caplog):
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.2
+    paths = write_secondary_captures(tmp_path, np.ones((4, 5, 2)), affine=sheared, plane="axial", labels=LABELS)
+    assert all("ImagePositionPatient" not in pydicom.dcmread(path) for path in paths)
+    assert [record.message for record in caplog.records] == [
+        "Reconstruction: rows and columns are not at right angles; the captures carry no position"
+    ]
+
+
 def test_equal_images_have_equal_identifiers_and_others_have_others(tmp_path):
-    def identifiers(name, value):
+    def identifiers(name, value, size=1.0):
+        affine = np.diag([size, size, size, 1])
         paths = write_secondary_captures(
-            tmp_path / name, np.arange(40.0).reshape(4, 5, 2) ** value, affine=np.eye(4), plane="axial", labels=LABELS
+            tmp_path / name, np.arange(40.0).reshape(4, 5, 2) ** value, affine=affine, plane="axial", labels=LABELS
         )
         images = [pydicom.dcmread(path) for path in paths]
         return [(image.SeriesInstanceUID, image.SOPInstanceUID) for image in images]
@@ -81,6 +137,7 @@ def test_equal_images_have_equal_identifiers_and_others_have_others(tmp_path):
     first, again, other = identifiers("a", 1), identifiers("b", 1), identifiers("c", 2)
     assert first == again
     assert len({uid for pair in first + other for uid in pair}) == 6
+    assert not set(first) & set(identifiers("d", 1, size=2.0))
 
 
 def test_what_cannot_be_written_is_refused_before_a_file_is_made(tmp_path):

@@ -14,9 +14,10 @@ from monai_vqgen.errors import ScanError
 pydicom = pytest.importorskip("pydicom")
 highdicom = pytest.importorskip("highdicom")
 
-HEAD = make_phantom(5, 1, voxel_mm=6.0, orientation="LPS")  # oblique
+HEAD = make_phantom(5, 1, voxel_mm=8.0, orientation="LPS")  # oblique
 VOXELS = np.rint(HEAD.voxels_s)
 LAST = VOXELS.shape[2] - 1
+STEP = (np.diag([-1, -1, 1, 1]) @ HEAD.affine)[:3, 2]  # from one plane to the next, mm
 
 
 def canonical(voxels, affine):
@@ -47,12 +48,12 @@ def setting(**attributes):
 
 
 def moved(shift):
-    """An edit that shifts each plane by `shift(k)` mm along its rows and its normal."""
+    """An edit that shifts each plane along its rows and along the stack, by `shift(k)` in steps between planes."""
 
     def edit(data, k):
-        row, column = np.array(data.ImageOrientationPatient, dtype=float).reshape(2, 3)
         along, out = shift(k)
-        place = np.array(data.ImagePositionPatient, dtype=float) + along * row + out * np.cross(row, column)
+        row = np.array(data.ImageOrientationPatient[:3], dtype=float) * np.linalg.norm(STEP)
+        place = np.array(data.ImagePositionPatient, dtype=float) + along * row + out * STEP
         data.ImagePositionPatient = [f"{value:.10g}"[:16] for value in place]
 
     return edit
@@ -104,13 +105,16 @@ SIDEWAYS = [0, 1, 0, 0, 0, -1]
         (setting(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "unit vectors at right angles"),
         (lambda d, k: k or setting(ImageOrientationPatient=SIDEWAYS)(d, k), r"1 of .* \(000.dcm: .* a localizer"),
         (lambda d, k: k or setting(PixelSpacing=[7, 7])(d, k), "another PixelSpacing than the rest"),
-        (moved(lambda k: (6 * k * np.tan(np.radians(12)), 0)), r"tilted by 12\.0 degrees.*dcm2niix"),
-        (moved(lambda k: (6 * k * np.tan(np.radians(1.5)), 0)), r"tilted by 1\.5 degrees"),
-        (moved(lambda k: (0, 1.5 * (k == 4))), r"not evenly spaced: 7\.50 mm between 003.dcm and 004.dcm, elsewhere"),
-        (moved(lambda k: (0, 0.03 * 6 * abs(k - LAST / 2))), "not evenly spaced"),
-        (moved(lambda k: (0, -6 * (k % 2))), "lie on .* planes"),
+        (moved(lambda k: (k * np.tan(np.radians(12)), 0)), r"tilted by 12\.0 degrees.*dcm2niix"),
+        (moved(lambda k: (k * np.tan(np.radians(1.5)), 0)), r"tilted by 1\.5 degrees"),
         (
-            lambda d, k: (moved(lambda k: (0, -6 * (k % 2)))(d, k), setting(EchoTime=[3, 9][k % 2])(d, k)),
+            moved(lambda k: (0, 0.3 * (k == 4))),
+            r"not evenly spaced: .* mm between .*004.dcm.*, elsewhere .* an even grid",
+        ),
+        (moved(lambda k: (0, 0.03 * abs(k - LAST / 2))), "not evenly spaced"),
+        (moved(lambda k: (0, -(k % 2))), "lie on .* planes"),
+        (
+            lambda d, k: (moved(lambda k: (0, -(k % 2)))(d, k), setting(EchoTime=[3, 9][k % 2])(d, k)),
             "lie on .* EchoTime 3.* and 9.*: several echoes",
         ),
         (lambda d, k: k or inverted(d, k), "one kind of gray values"),
@@ -127,9 +131,11 @@ def test_what_is_not_one_regular_volume_is_refused_by_name(tmp_path, write_serie
 
 def test_missing_slices_are_counted_and_placed(tmp_path, write_series):
     write_series(tmp_path / "s", VOXELS, HEAD.affine)
+    step = np.linalg.norm(STEP)
+    told = f"{3 * step:.2f} mm between 003.dcm and 006.dcm, elsewhere {step:.2f} mm; about 3 slices are missing"
     for k in (4, 5, 9):
         (tmp_path / "s" / f"{k:03d}.dcm").unlink()
-    with pytest.raises(ScanError, match=r"18\.00 mm between 003.dcm and 006.dcm, elsewhere 6\.00 mm; about 3 slices"):
+    with pytest.raises(ScanError, match=told):
         read_volume(tmp_path / "s")
 
 
@@ -148,7 +154,7 @@ def enhanced(tmp_path, write_series):
     """A series of many frames, by highdicom's conversion, and where it lies."""
 
     def full(data, k):
-        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P", "P", "", ""
+        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P", "P^Q", "", ""
         data.StudyInstanceUID, data.FrameOfReferenceUID, data.StudyID, data.AccessionNumber = "1.2.3.8", "1.2.9", "", ""
         data.StudyDate, data.StudyTime, data.ReferringPhysicianName, data.Manufacturer = "", "", "", "M"
         data.ImageType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
