@@ -103,8 +103,8 @@ class SaveSecondaryCapturesd(MapTransform):
     """Write `[1, X, Y, Z]` or `[1, H, W, 1]` as a folder of secondary captures named after the input's file.
 
     Args:
-        keys: entries of the dictionary, MetaTensors with `filename_or_obj`: of a folder with a DICOM series patient
-            and study go into the captures, of a file its name goes there as the patient.
+        keys: entries of the dictionary, MetaTensors with `filename_or_obj`: of a folder with a DICOM series patient,
+            study, frame of reference and images go into the captures, of a file its name goes there as the patient.
         output_dir: where the folders go.
         dataset_dir: what the inputs' paths are taken relative to.
         postfix: follows the input's name.

@@ -221,6 +221,10 @@ def test_reconstructions_also_leave_as_secondary_captures_of_the_sources_patient
     image = nib.as_closest_canonical(nib.load(nifti)).get_fdata()
     expected = image[::-1, ::-1, ::-1].transpose(2, 1, 0)  # from the top; rows to the back, columns to the left
     assert np.abs(stack - expected).max() <= np.ptp(expected) / 65535
+    again = read_volume(tmp_path / "out" / "series_recon_dicom")
+    placed = nib.as_closest_canonical(nib.Nifti1Image(again.voxels_s.astype(float), again.affine)).affine
+    np.testing.assert_allclose(placed, nib.as_closest_canonical(nib.load(nifti)).affine, atol=1e-5)
+    assert {len(capture.SourceImageSequence) for capture in captures} == {5}
     nifti.unlink()
     with pytest.raises(OutputExistsError, match="series_recon_dicom"):
         run(tmp_path / "scans", tmp_path / "out", model, dicom=True)

@@ -45,7 +45,8 @@ def _names_its_class(path: Path) -> bool:
     try:
         import pydicom
 
-        return "SOPClassUID" in pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
+        return "SOPClassUID" in header
     except Exception:  # pydicom raises many kinds for what is not DICOM; without pydicom nothing is read anyway
         return False
 
