@@ -61,10 +61,10 @@ def dicom_series_folders(files: Iterable[Path]) -> list[Path]:
 
 
 def dicom_headers(folder: Path, **options: Any) -> list[tuple[Path, Any]]:
-    """The DICOM images of a folder by name, read by pydicom with the options; what holds no image is left out.
+    """The DICOM images of a folder by name, read by pydicom with the options; reports and the like are left out.
 
     Raises:
-        ScanError: a file that cannot be read.
+        ScanError: a file that cannot be read, or has lost its image.
     """
     import pydicom
 
@@ -78,9 +78,17 @@ def dicom_headers(folder: Path, **options: Any) -> list[tuple[Path, Any]]:
             (images if "Rows" in image else others).append((path, image))
         except Exception as error:  # pydicom raises many kinds for damaged files
             raise ScanError(f"{path}: unreadable DICOM file ({error}); export it again") from error
+    classes = {_class(image) for _, image in images} | {""}
+    for path, other in others:
+        if images and _class(other) in classes:
+            raise ScanError(f"{path}: has no image, though its class is that of the others: damaged; export it again")
     if others:
         logger.info("%s: %d DICOM files without an image are left out (%s)", folder, len(others), others[0][0].name)
     return images
+
+
+def _class(image: Any) -> str:
+    return str(image.get("SOPClassUID") or image.file_meta.get("MediaStorageSOPClassUID") or "")
 
 
 def patient_id(folder: Path) -> str | None:

@@ -83,7 +83,7 @@ def test_positions_decide_and_dark_stays_dark(tmp_path, write_series, edit):
 
 def test_rounded_positions_are_still_a_volume(tmp_path, write_series):
     def rounded(data, k):
-        data.ImagePositionPatient = [f"{float(value):.2f}" for value in data.ImagePositionPatient]
+        data.ImagePositionPatient = [f"{float(value):.1f}" for value in data.ImagePositionPatient]
 
     write_series(tmp_path / "s", VOXELS, HEAD.affine, edit=rounded)
     np.testing.assert_array_equal(
@@ -101,10 +101,12 @@ SIDEWAYS = [0, 1, 0, 0, 0, -1]
         (setting(ImageOrientationPatient=None), "no usable ImageOrientationPatient"),
         (setting(PixelSpacing=None), "no usable PixelSpacing"),
         (lambda d, k: k or setting(PixelSpacing=None)(d, k), r"1 of .* no usable PixelSpacing \(000.dcm\)"),
+        (lambda d, k: k or setting(ImagePositionPatient=["1e400", "0", "0"])(d, k), "1 of .* no usable ImagePosition"),
         (setting(PixelSpacing=[0, 6]), "PixelSpacing .* positive millimeters"),
         (setting(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "unit vectors at right angles"),
         (lambda d, k: k or setting(ImageOrientationPatient=SIDEWAYS)(d, k), r"1 of .* \(000.dcm: .* a localizer"),
         (lambda d, k: k or setting(PixelSpacing=[7, 7])(d, k), "another PixelSpacing than the rest"),
+        (lambda d, k: k or setting(Rows=d.Columns, Columns=d.Rows)(d, k), "another Rows and Columns than the rest"),
         (moved(lambda k: (k * np.tan(np.radians(12)), 0)), r"tilted by 12\.0 degrees.*dcm2niix"),
         (moved(lambda k: (k * np.tan(np.radians(1.5)), 0)), r"tilted by 1\.5 degrees"),
         (
@@ -222,7 +224,16 @@ def test_a_series_is_found_and_read_whatever_lies_beside_it(tmp_path, write_seri
     report = pydicom.dcmread(tmp_path / "s" / "000.dcm")
     for keyword in ("Rows", "Columns", "PixelData"):
         delattr(report, keyword)
-    report.SeriesInstanceUID = "1.2.3.55"
+    report.SeriesInstanceUID, report.SOPClassUID = "1.2.3.55", "1.2.840.10008.5.1.4.1.1.88.11"  # Basic Text SR
     report.save_as(tmp_path / "s" / "000_report.dcm")
     (record,) = discover_volumes(tmp_path)
     assert_is_the_head(read_volume(record.path))
+
+
+@pytest.mark.parametrize("left", [200, 600])
+def test_an_image_cut_short_is_not_taken_for_a_report(tmp_path, write_series, left):
+    write_series(tmp_path / "s", VOXELS, HEAD.affine)
+    last = tmp_path / "s" / f"{LAST:03d}.dcm"
+    last.write_bytes(last.read_bytes()[:left])
+    with pytest.raises(ScanError, match=rf"{last.name}: has no image|unreadable"):
+        read_volume(tmp_path / "s")
