@@ -64,6 +64,24 @@ def inverted(data, k):
     data.PixelData = (VOXELS.max() - np.frombuffer(data.PixelData, "<i2")).astype("<i2").tobytes()
 
 
+def inverse_shape(data, k):
+    inverted(data, k)
+    data.PhotometricInterpretation, data.PresentationLUTShape = "MONOCHROME2", "INVERSE"
+
+
+def halved(data, k):
+    """Stored twice as large and 6 above, and rescaled back."""
+    data.PixelData = (2 * np.frombuffer(data.PixelData, "<i2") + 6).astype("<i2").tobytes()
+    data.RescaleSlope, data.RescaleIntercept = "0.5", "-3"
+
+
+def mapped_to_units(data, k):
+    item = pydicom.Dataset()
+    item.RealWorldValueFirstValueMapped, item.RealWorldValueLastValueMapped = -100, 32000
+    item.RealWorldValueSlope, item.RealWorldValueIntercept, item.LUTLabel = 5.0, 1.0, "T1"
+    data.RealWorldValueMappingSequence = [item]
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -72,13 +90,21 @@ def inverted(data, k):
         setting(InstanceNumber=1),
         setting(InstanceNumber=lambda k: None if k % 5 == 2 else k),
         inverted,
-        setting(RescaleSlope=1, RescaleIntercept=0),
+        inverse_shape,
+        halved,
+        mapped_to_units,
     ],
-    ids=["backwards", "interleaved", "all-equal", "missing", "monochrome1", "rescaled"],
+    ids=["backwards", "interleaved", "all-equal", "missing", "monochrome1", "inverse", "rescaled", "mapped"],
 )
 def test_positions_decide_and_dark_stays_dark(tmp_path, write_series, edit):
     write_series(tmp_path / "s", VOXELS, HEAD.affine, edit=edit)
     assert_is_the_head(read_volume(tmp_path / "s"))
+
+
+def test_inverted_values_do_not_run_over(tmp_path, write_series):
+    stored = np.where(VOXELS.mean() < VOXELS, 30000, -30000)
+    write_series(tmp_path / "s", stored, HEAD.affine, edit=setting(PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_array_equal(np.unique(read_volume(tmp_path / "s").voxels_s), [0, 60000])
 
 
 def test_rounded_positions_are_still_a_volume(tmp_path, write_series):
