@@ -16,12 +16,13 @@ BUNDLE ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help setup demo test test-all lint format docs bench bundle reproduce compare label test-label label-serve clean
+.PHONY: help setup demo test test-faults test-all lint format docs bench bundle reproduce compare label test-label label-serve clean
 
 help:
 	@echo "make demo [DATA=folder] [OUTPUT=out/demo]  scans to new slices, ends with a report"
 	@echo "make test      the tests (a few minutes)"
 	@echo "make test-all  the tests, slow ones included"
+	@echo "make test-faults  the tests that break things: kills, full disks, turned bits"
 	@echo "make lint      format, lint and type checks"
 	@echo "make docs      the documentation site, in out/site"
 	@echo "make bench     the benchmarks, written to out/bench/results.json"
@@ -55,6 +56,9 @@ compare: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+test-faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 test-all: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def replace_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
+def replace_path(
+    path: str | os.PathLike[str], *, durable: bool = True, previous: str | os.PathLike[str] | None = None
+) -> Iterator[Path]:
     """Give the path of a temporary file that takes the place of ``path`` when the block ends without an error.
 
     The temporary file lies in the same folder, so that the last step is one atomic rename, and keeps the suffix, which
@@ -29,6 +31,7 @@ def replace_path(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
         path: the final name.
         durable: wait until the disk has the content. Not for one of many files of which a last, durable one says that
             they are all there: a thousand slices would wait a thousand times.
+        previous: name under which an earlier file at ``path`` is kept, once the new one is complete; None replaces it.
 
     Examples:
         >>> with replace_path("picture.png") as partial:  # doctest: +SKIP
@@ -41,24 +44,29 @@ def replace_path(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
         if durable:
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
+        if previous is not None and path.is_file():
+            os.replace(path, previous)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def replace_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
+def replace_file(
+    path: str | os.PathLike[str], *, durable: bool = True, previous: str | os.PathLike[str] | None = None
+) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of ``path`` when the block ends without an error.
 
     Args:
         path: the final name.
         durable: see `replace_path`.
+        previous: see `replace_path`.
 
     Examples:
         >>> with replace_file("note.txt") as file:  # doctest: +SKIP
         ...     file.write(b"complete")
     """
-    with replace_path(path, durable=durable) as partial, open(partial, "wb") as file:
+    with replace_path(path, durable=durable, previous=previous) as partial, open(partial, "wb") as file:
         yield file
 
 

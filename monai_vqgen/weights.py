@@ -1,13 +1,18 @@
-"""Weights on disk: plain state dicts, complete at their final name, opened with ``weights_only=True``."""
+"""Weights on disk: plain state dicts, complete at their final name, opened with ``weights_only=True``.
+
+    torch's zip file | comment: "sha256:" and 64 hexadecimal digits, of every byte before the digits
+
+so a file carries its own checksum and any program that reads `.pt` files reads it. A file without the comment, as
+torch writes it, is checked by the 32-bit checksums that a zip file has of each of its members.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +25,9 @@ from monai_vqgen.files import replace_file
 __all__ = ["fingerprint", "load_weights", "plain_state", "read_state", "save_weights", "write_state"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_SEAL, _DIGITS = b"sha256:", 64
+_END_OF_ZIP, _END_BYTES = b"PK\x05\x06", 22  # the record that ends a zip file; its last two bytes: a comment's length
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
@@ -60,7 +68,8 @@ def load_weights(module: Module, path: str | os.PathLike[str]) -> Module:
     """Load a plain state dict into a module and return it in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or belongs to another architecture.
+        CheckpointError: the file is missing, damaged, belongs to another architecture, or holds values that are not
+            finite.
     """
     state = read_state(path)
     try:
@@ -74,25 +83,81 @@ def load_weights(module: Module, path: str | os.PathLike[str]) -> Module:
     return module.eval()
 
 
-def write_state(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write nested states of tensors and numbers, complete or not at all."""
+def write_state(
+    content: Mapping[str, Any], path: str | os.PathLike[str], *, previous: str | os.PathLike[str] | None = None
+) -> None:
+    """Write nested states of tensors and numbers, complete or not at all, with a checksum.
+
+    Args:
+        content: what `read_state` gives back.
+        path: the final name.
+        previous: name under which an earlier file at ``path`` is kept; None replaces it.
+
+    Raises:
+        CheckpointError: a tensor has values that are not finite; nothing is written, the earlier file stays.
+    """
+    if name := _not_finite(content):
+        raise CheckpointError(
+            f"{name} has values that are not finite, so {path} is not written and an earlier file stays as it was: "
+            "lower --learning_rate or switch --amp off"
+        )
     # Serialized in memory first: torch's writer ends the process when the disk fills up under it.
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with replace_file(path) as file:
+    buffer.seek(-2, os.SEEK_END)
+    buffer.write((len(_SEAL) + _DIGITS).to_bytes(2, "little") + _SEAL)
+    digits = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
+    with replace_file(path, previous=previous) as file:
         file.write(buffer.getbuffer())
+        file.write(digits)
 
 
 def read_state(path: str | os.PathLike[str]) -> Any:
     """Read what `write_state` wrote, on the CPU and without running code from the file.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing or damaged, or a tensor has values that are not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}: train first, or give the path of a .pt file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as a state dict: truncated, damaged or not a .pt file") from error
+        written = path.read_bytes()
+        if not _is_intact(written):
+            raise zipfile.BadZipFile("wrong checksum")
+        content = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+    except Exception as error:  # a file from anywhere can raise anything in torch's reader
+        raise CheckpointError(
+            f"{path} cannot be read as a state dict ({type(error).__name__}): truncated, damaged or not a .pt file; "
+            "copy it again, or train again"
+        ) from error
+    if name := _not_finite(content):
+        raise CheckpointError(
+            f"{path} holds values that are not finite, in {name}: take an earlier file, or train again"
+        )
+    return content
+
+
+def _is_intact(written: bytes) -> bool:
+    """Whether a file's own checksum is right: the one of this module, else those of a zip file without a comment."""
+    body, digits = memoryview(written)[:-_DIGITS], written[-_DIGITS:]
+    if body[-len(_SEAL) :] == _SEAL:
+        return hashlib.sha256(body).hexdigest().encode() == digits
+    if written[-_END_BYTES:].startswith(_END_OF_ZIP) and written.endswith(b"\0\0"):
+        with zipfile.ZipFile(io.BytesIO(written)) as archive:
+            return archive.testzip() is None
+    return False
+
+
+def _not_finite(content: Any) -> str | None:
+    """The name of the first tensor with a value that is not finite, None where there is none."""
+    return next((name for name, tensor in _tensors(content) if not bool(torch.isfinite(tensor).all())), None)
+
+
+def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors of floating point in nested states, by the keys that lead to them."""
+    if isinstance(content, Tensor) and content.is_floating_point():
+        yield name, content
+    elif isinstance(content, Mapping | list | tuple):
+        for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))

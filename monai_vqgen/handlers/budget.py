@@ -103,8 +103,12 @@ class TimeBudget:
 
     def spent_s(self) -> float:
         """Seconds of training so far, those before an interruption included; the longest of all processes."""
-        spent_s = self._spent_before_s + self.clock() - self._start_s
+        spent_s = self._own_spent_s()
         return float(idist.all_reduce(spent_s, "MAX")) if idist.get_world_size() > 1 else spent_s
+
+    def _own_spent_s(self) -> float:
+        """This process's, for a state that the first process saves alone: the others would not join in a reduction."""
+        return self._spent_before_s + self.clock() - self._start_s
 
     def _begin(self, engine: Engine) -> None:
         self._start_s = self.clock()
@@ -128,7 +132,7 @@ class TimeBudget:
 
     def state_dict(self) -> dict[str, float]:
         """The time spent."""
-        return {} if self.budget_s is None else {"spent_s": self.spent_s()}
+        return {} if self.budget_s is None else {"spent_s": self._own_spent_s()}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Take the time spent before."""

@@ -17,7 +17,7 @@ from monai_vqgen.errors import CheckpointError
 from monai_vqgen.files import write_json
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
-__all__ = ["BestCheckpoint", "TrainingState"]
+__all__ = ["BestCheckpoint", "TrainingState", "previous_state"]
 
 _PLACE_IN_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
@@ -95,25 +95,41 @@ class BestCheckpoint:
         self.best = float(state_dict["best"])
 
 
+def previous_state(path: Path) -> Path:
+    """Where the training state before the last one lies.
+
+    Examples:
+        >>> previous_state(Path("training_state.pt")).name
+        'training_state.previous.pt'
+    """
+    return path.with_suffix(f".previous{path.suffix}")
+
+
 class TrainingState:
-    """Save after every epoch what a later process needs to go on, and go on from there where asked.
+    """Save at the start and after every epoch what a later process needs to go on, and go on from there where asked.
 
     Attach to the trainer as its last handler. With `EpochSeeding`, on the same machine with the same number of
-    processes and threads, a resumed run equals one that was never interrupted.
+    processes and threads, a resumed run equals one that was never interrupted. The state before the last is kept
+    (``training_state.previous.pt``), and taken with a warning where the last one is damaged. That of the start makes
+    sure that weights never lie in a folder without a state: a kill at any moment leaves a run that can be resumed.
 
     Args:
         path: for example ``RUN/training_state.pt``.
         parts: what to save by name: objective, optimizer, scheduler, and any handler with a state.
         resume: whether to go on from ``path`` when the run starts; a missing file starts from the beginning.
+
+    Raises:
+        CheckpointError: at the start, both states are damaged or of another kind of run; after an epoch, the state has
+            values that are not finite, and the last one stays.
     """
 
     def __init__(self, path: str | os.PathLike[str], parts: Mapping[str, Stateful], *, resume: bool = False) -> None:
         self.path, self.parts, self.resume = Path(path), dict(parts), resume
+        self.previous = previous_state(self.path)
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        if self.resume:
-            engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.STARTED, self.restore if self.resume else self._begin)
         if process_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
@@ -124,14 +140,38 @@ class TrainingState:
             name: plain_state(part) if isinstance(part, nn.Module) else part.state_dict()
             for name, part in self.parts.items()
         }
-        write_state({"place": place, "parts": states}, self.path)
+        write_state({"place": place, "parts": states}, self.path, previous=self.previous)
+
+    def _begin(self, engine: Engine) -> None:
+        """Write the state of the start, and forget those of an earlier run."""
+        if process_rank() == 0:
+            self.previous.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+            self.save(engine)
+
+    def _read(self) -> dict[str, Any] | None:
+        """The last state, or the one before it where the last is damaged or a kill came while they changed places."""
+        fault: CheckpointError | None = None
+        for path in filter(Path.is_file, (self.path, self.previous)):
+            try:
+                saved: dict[str, Any] = read_state(path)
+            except CheckpointError as error:
+                fault = fault or error
+                continue
+            if path == self.previous:
+                why = fault or f"{self.path} is missing"
+                logger.warning("Resuming from the state before the last one, %s: %s", self.previous, why)
+            return saved
+        if fault is not None:
+            raise fault
+        return None
 
     def restore(self, engine: Engine) -> None:
         """Take the saved state back, where there is one."""
-        if not self.path.is_file():
+        saved = self._read()
+        if saved is None:
             logger.info("Nothing to resume at %s: starting from the beginning.", self.path)
-            return
-        saved = read_state(self.path)
+            return self._begin(engine)
         missing = sorted(set(self.parts) ^ set(saved.get("parts", {})))
         if missing:
             raise CheckpointError(f"{self.path} is of another kind of run: it differs in {missing}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from monai_vqgen.engines.distributed import process_rank
 from monai_vqgen.errors import InputError
 from monai_vqgen.files import claim_folder
+from monai_vqgen.handlers.checkpoints import previous_state
 
 __all__ = ["claim_output", "claim_training", "log_to_file"]
 
@@ -77,8 +78,11 @@ def claim_training(
     logs = ["train.log", "images/reconstructions_*", "tensorboard/train", "tensorboard/validation"]
     if level is not None:
         logs = [f"model{part}.log", f"images/samples_level{level}_*", f"tensorboard/prior_level{level}"]
-    state = f"training_state{part}.pt"
-    return claim_output(output_dir, names, overwrite, by_products=[state, *logs], resume_from=state if resume else None)
+    state = Path(output_dir) / f"training_state{part}.pt"
+    states = [state, previous_state(state)]
+    left = next((path.name for path in states if path.is_file()), None)
+    by_products = [*(path.name for path in states), *logs]
+    return claim_output(output_dir, names, overwrite, by_products=by_products, resume_from=left if resume else None)
 
 
 class _RunLog(logging.FileHandler):
