@@ -1,4 +1,4 @@
-"""Handlers that end a training run: at once when the loss is no number, in time when nothing improves."""
+"""Handlers that end a training run: at once when loss or gradients are no numbers, in time when nothing improves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class GradientGuard:
-    """Stop when the loss is not finite, before it reaches the weights, and clip gradients (Pascanu et al. 2013).
+    """Stop when loss or gradients are not finite, before the step, and clip gradients (Pascanu et al. 2013).
 
     Attach to the trainer. The best checkpoint and the state of the last epoch stay as they are on disk.
 
@@ -29,7 +29,7 @@ class GradientGuard:
 
     Raises:
         InputError: a negative norm.
-        VQGenError: at a loss that is not finite; names the epoch and the iteration.
+        VQGenError: at a loss or a gradient that is not finite; names the epoch, the iteration and the weight.
     """
 
     def __init__(self, module: nn.Module, max_norm: float = 0.0) -> None:
@@ -40,23 +40,32 @@ class GradientGuard:
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
-        if self.max_norm > 0:
-            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.clip)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.check_gradients)
 
-    def clip(self, engine: Engine) -> None:
-        """Clip the gradients that were just computed."""
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm)
+    def check_gradients(self, engine: Engine) -> None:
+        """Look at the gradients that were just computed, and clip them."""
+        gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        norm = nn.utils.get_total_norm(gradients.values())
+        if not bool(torch.isfinite(norm)):  # as it also is where a square would be, which Adam keeps
+            wrong = (name for name, g in gradients.items() if not bool(torch.isfinite(g.square()).all()))
+            raise VQGenError(f"the gradient of {next(wrong, 'all weights together')} became {self._told(norm, engine)}")
+        if self.max_norm > 0:
+            nn.utils.clip_grads_with_norm_(self.module.parameters(), self.max_norm, norm)
 
     def check_loss(self, engine: Engine) -> None:
         """Look at the loss that was just computed."""
         output: Any = engine.state.output
         loss = output["loss"].detach()
         if not bool(torch.isfinite(loss)):
-            raise VQGenError(
-                f"the loss became {float(loss)} at epoch {engine.state.epoch}, iteration {engine.state.iteration}. "
-                "Weights saved so far are untouched. Lower --learning_rate or switch --amp off; if it happens in the "
-                "first iterations, look for values that are not numbers in the data"
-            )
+            raise VQGenError(f"the loss became {self._told(loss, engine)}")
+
+    @staticmethod
+    def _told(value: torch.Tensor, engine: Engine) -> str:
+        return (
+            f"{float(value)} at epoch {engine.state.epoch}, iteration {engine.state.iteration}. "
+            "Weights saved so far are untouched. Lower --learning_rate or switch --amp off; if it happens in the "
+            "first iterations, look for values that are not numbers in the data"
+        )
 
 
 class Patience:

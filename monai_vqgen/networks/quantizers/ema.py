@@ -24,6 +24,7 @@ from monai_vqgen.networks.quantizers.base import (
 __all__ = ["EMACodebook", "all_gather_rows", "all_reduce_sum", "canonical_order", "kmeans"]
 
 _SMOOTHING = 1e-5  # Laplace smoothing of counts, as in the code published with the paper (sonnet)
+_LARGEST = 1e15  # of a latent's coordinates: a million latents' sums and squared distances stay finite in float32
 _KMEANS_ROWS_PER_CODE = 32  # Lloyd's algorithm gains little from more (faiss warns below 39)
 
 
@@ -38,8 +39,8 @@ class EMACodebook(Quantizer):
     van den Oord et al. 2017, appendix A.1, equations 6 to 8, with four changes: counts start at one (from zero, codes
     that are not chosen at once leave for vectors of length 1e5); the codebook starts as the k-means centers of the
     first training batch; a code whose count falls below ``restart_below`` restarts as a latent of the batch, its count
-    and sum with it; non-finite latents never enter the averages. All statistics are float32, also under autocast, and
-    are shared by all processes.
+    and sum with it; latents that are not finite, or have a coordinate beyond 1e15, never enter the averages. All
+    statistics are float32, also under autocast, and are shared by all processes.
 
     Args:
         num_codes: codebook size K.
@@ -119,7 +120,7 @@ class EMACodebook(Quantizer):
                 self._initialize(to_rows(latents_bds.detach()))
 
     def _initialize(self, rows_nd: Tensor) -> None:
-        rows_nd = all_gather_rows(_finite(rows_nd))
+        rows_nd = all_gather_rows(_sound(rows_nd))
         if rows_nd.shape[0] == 0:
             return
         generator = torch.Generator().manual_seed(0)
@@ -137,9 +138,9 @@ class EMACodebook(Quantizer):
             self._follow(to_rows(latents_bds.detach()), codes_bs.reshape(-1))
 
     def _follow(self, rows_nd: Tensor, codes_n: Tensor) -> None:
-        finite_n = _finite_mask(rows_nd)
-        if finite_n is not None:
-            rows_nd, codes_n = rows_nd[finite_n], codes_n[finite_n]
+        sound_n = _sound_mask(rows_nd)
+        if sound_n is not None:
+            rows_nd, codes_n = rows_nd[sound_n], codes_n[sound_n]
         batch_sums_kd = torch.zeros_like(self.sums_kd).index_add_(0, codes_n, rows_nd)
         batch_counts_k = torch.bincount(codes_n, minlength=self.num_codes).to(self.counts_k.dtype)
         all_reduce_sum(batch_sums_kd)
@@ -174,15 +175,18 @@ class EMACodebook(Quantizer):
         self.sums_kd[dead] = fresh_nd
 
 
-def _finite_mask(rows_nd: Tensor) -> Tensor | None:
-    """Return which rows are finite, or None where all are: a sum is cheaper to look at than a mask."""
-    if torch.isfinite(rows_nd.sum()):
+def _sound_mask(rows_nd: Tensor) -> Tensor | None:
+    """Return which rows are finite and of bearable size, or None where all are: extremes cost less than a mask."""
+    if rows_nd.numel() == 0:
         return None
-    return torch.isfinite(rows_nd).all(1)
+    low, high = rows_nd.aminmax()
+    if torch.maximum(-low, high) <= _LARGEST:  # which no NaN is
+        return None
+    return (rows_nd.abs() <= _LARGEST).all(1)
 
 
-def _finite(rows_nd: Tensor) -> Tensor:
-    mask_n = _finite_mask(rows_nd)
+def _sound(rows_nd: Tensor) -> Tensor:
+    mask_n = _sound_mask(rows_nd)
     return rows_nd if mask_n is None else rows_nd[mask_n]
 
 
