@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from monai_vqgen.errors import OutputExistsError
 
-__all__ = ["claim_folder", "claim_run", "replace_file", "replace_path", "write_bytes", "write_json"]
+try:
+    import fcntl
+except ImportError:  # not POSIX: nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "claim_folder",
+    "claim_run",
+    "hold_alone",
+    "previous_path",
+    "replace_file",
+    "replace_path",
+    "write_bytes",
+    "write_json",
+]
 
 logger = logging.getLogger(__name__)
 
+_held: dict[tuple[int, Path], int] = {}  # by process, because a fork does not inherit locks
+
+
+def previous_path(path: Path) -> Path:
+    """Where the file lies that was at ``path`` before the one that is.
+
+    Examples:
+        >>> previous_path(Path("training_state.pt")).name
+        'training_state.previous.pt'
+    """
+    return path.with_suffix(f".previous{path.suffix}")
+
 
 @contextlib.contextmanager
-def replace_path(
-    path: str | os.PathLike[str], *, durable: bool = True, previous: str | os.PathLike[str] | None = None
-) -> Iterator[Path]:
+def replace_path(path: str | os.PathLike[str], *, durable: bool = True, keep_previous: bool = False) -> Iterator[Path]:
     """Give the path of a temporary file that takes the place of ``path`` when the block ends without an error.
 
     The temporary file lies in the same folder, so that the last step is one atomic rename, and keeps the suffix, which
@@ -31,7 +57,7 @@ def replace_path(
         path: the final name.
         durable: wait until the disk has the content. Not for one of many files of which a last, durable one says that
             they are all there: a thousand slices would wait a thousand times.
-        previous: name under which an earlier file at ``path`` is kept, once the new one is complete; None replaces it.
+        keep_previous: keep an earlier file at ``path`` as `previous_path`, once the new one is complete.
 
     Examples:
         >>> with replace_path("picture.png") as partial:  # doctest: +SKIP
@@ -44,8 +70,8 @@ def replace_path(
         if durable:
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
-        if previous is not None and path.is_file():
-            os.replace(path, previous)
+        if keep_previous and path.is_file():
+            os.replace(path, previous_path(path))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -53,20 +79,20 @@ def replace_path(
 
 @contextlib.contextmanager
 def replace_file(
-    path: str | os.PathLike[str], *, durable: bool = True, previous: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str], *, durable: bool = True, keep_previous: bool = False
 ) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of ``path`` when the block ends without an error.
 
     Args:
         path: the final name.
         durable: see `replace_path`.
-        previous: see `replace_path`.
+        keep_previous: see `replace_path`.
 
     Examples:
         >>> with replace_file("note.txt") as file:  # doctest: +SKIP
         ...     file.write(b"complete")
     """
-    with replace_path(path, durable=durable, previous=previous) as partial, open(partial, "wb") as file:
+    with replace_path(path, durable=durable, keep_previous=keep_previous) as partial, open(partial, "wb") as file:
         yield file
 
 
@@ -86,7 +112,8 @@ def claim_folder(
 ) -> Path:
     """Make a folder, and remove the earlier results in it or refuse them. An empty subfolder is no result.
 
-    Earlier results are removed at once, so that a run that ends early does not leave them beside its own.
+    Earlier results are removed at once, so that a run that ends early does not leave them beside its own. The first of
+    the names is locked as by `hold_alone`: of two processes that write the same the second is refused.
 
     Args:
         folder: created if missing.
@@ -95,10 +122,12 @@ def claim_folder(
         by_products: like names, but they do not stop a run.
 
     Raises:
-        OutputExistsError: one of ``names`` exists and ``overwrite`` is off.
+        OutputExistsError: one of ``names`` exists and ``overwrite`` is off, or another process is writing them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in names[:1]:
+        hold_alone(folder, name)
     earlier = _results(folder, names)
     if earlier and not overwrite:
         raise OutputExistsError(
@@ -113,6 +142,57 @@ def claim_folder(
             path.unlink(missing_ok=True)
         logger.info("Removed %s, a result of an earlier run", path)
     return folder
+
+
+def hold_alone(folder: Path, name: str) -> None:
+    """Keep every other process from writing ``name`` in a folder until this one ends, however it ends.
+
+    The lock is the kernel's (`fcntl.lockf`), not the file ``.NAME.lock``, which a kill leaves behind and nobody minds.
+    Workers that are forked do not hold it. A file system that cannot lock is said in the log.
+
+    Args:
+        folder: must exist.
+        name: of the first result of the run; slashes and stars become underscores.
+
+    Raises:
+        OutputExistsError: another process holds it.
+    """
+    path = folder.resolve() / f".{name.replace('/', '_').replace('*', '_')[:200]}.lock"
+    if fcntl is None or ((held := _held.get((os.getpid(), path))) and _is_at(held, path)):
+        return
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # open until the process ends
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            holder = os.read(descriptor, 200).decode(errors="replace")
+            os.close(descriptor)
+            raise OutputExistsError(
+                f"another run is writing {name} to {str(folder)!r} (process {holder or 'unknown'}): wait until it has "
+                "ended, or give another output_dir"
+            ) from error
+        except OSError as error:
+            os.close(descriptor)
+            logger.warning("%s cannot be locked (%s): start no second run into it", folder, error)
+            return
+        if _is_at(descriptor, path):
+            break
+        os.close(descriptor)  # its last holder ended, and removed it, between the opening and the lock
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
+    _held[os.getpid(), path] = descriptor
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether a path still is that of an open file."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+@atexit.register
+def _remove_locks() -> None:
+    for (process, path), descriptor in _held.items():
+        if process == os.getpid() and _is_at(descriptor, path):
+            path.unlink(missing_ok=True)
 
 
 def claim_run(folder: Path, marker: str, run: Mapping[str, Any]) -> None:

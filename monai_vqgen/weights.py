@@ -83,15 +83,13 @@ def load_weights(module: Module, path: str | os.PathLike[str]) -> Module:
     return module.eval()
 
 
-def write_state(
-    content: Mapping[str, Any], path: str | os.PathLike[str], *, previous: str | os.PathLike[str] | None = None
-) -> None:
+def write_state(content: Mapping[str, Any], path: str | os.PathLike[str], *, keep_previous: bool = False) -> None:
     """Write nested states of tensors and numbers, complete or not at all, with a checksum.
 
     Args:
         content: what `read_state` gives back.
         path: the final name.
-        previous: name under which an earlier file at ``path`` is kept; None replaces it.
+        keep_previous: keep an earlier file at ``path`` as `monai_vqgen.files.previous_path`.
 
     Raises:
         CheckpointError: a tensor has values that are not finite; nothing is written, the earlier file stays.
@@ -107,7 +105,7 @@ def write_state(
     buffer.seek(-2, os.SEEK_END)
     buffer.write((len(_SEAL) + _DIGITS).to_bytes(2, "little") + _SEAL)
     digits = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
-    with replace_file(path, previous=previous) as file:
+    with replace_file(path, keep_previous=keep_previous) as file:
         file.write(buffer.getbuffer())
         file.write(digits)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from monai_vqgen.data.io.nifti import CompleteNiftiWriter
     from monai_vqgen.data.io.volume import Volume, read_volume
     from monai_vqgen.data.phantoms.volumes import make_phantom, make_phantoms
-    from monai_vqgen.data.slices.datalists import load_datalist, read_slice_geometry
+    from monai_vqgen.data.slices.datalists import load_datalist, read_slice_geometry, records_digest
     from monai_vqgen.data.slices.extraction import extract_slices
     from monai_vqgen.data.slices.scan import SliceOptions
     from monai_vqgen.data.slices.sources import ScanOptions, discover_volumes
@@ -30,7 +30,7 @@ else:
             "io.nifti": ["CompleteNiftiWriter"],
             "io.volume": ["Volume", "read_volume"],
             "phantoms.volumes": ["make_phantom", "make_phantoms"],
-            "slices.datalists": ["load_datalist", "read_slice_geometry"],
+            "slices.datalists": ["load_datalist", "read_slice_geometry", "records_digest"],
             "slices.extraction": ["extract_slices"],
             "slices.scan": ["SliceOptions"],
             "slices.sources": ["ScanOptions", "discover_volumes"],
@@ -58,6 +58,7 @@ __all__ = [
     "read_slice_geometry",
     "read_split",
     "read_volume",
+    "records_digest",
     "save_codes",
     "split_subjects",
     "write_secondary_captures",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from monai_vqgen.bundles import run_stage, run_stage_apart, stage_command, stop_stages
 from monai_vqgen.demo.sizes import Size
-from monai_vqgen.files import write_json
+from monai_vqgen.files import previous_path, write_json
 
 try:
     import resource
@@ -167,9 +167,11 @@ def bundle_stage(
 
     def run(leftovers: Leftovers) -> None:
         how: dict[str, Any] = {}
-        if leftovers is Leftovers.REPLACE and state is not None:
-            (folder / state).unlink(missing_ok=True)  # first of all: cut off now, it must not be taken up later
-        if leftovers is Leftovers.TAKE_UP and state is not None and (folder / state).is_file():
+        states = [] if state is None else [previous_path(folder / state), folder / state]
+        if leftovers is Leftovers.REPLACE:
+            for path in states:
+                path.unlink(missing_ok=True)  # first of all: cut off now, it must not be taken up later
+        if leftovers is Leftovers.TAKE_UP and any(path.is_file() for path in states):
             how = {"resume": True}
         elif leftovers is not Leftovers.REFUSE:
             how = {"overwrite": True}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from monai_vqgen.errors import InputError
 
@@ -48,7 +48,8 @@ class TimeBudget:
 
     so a slow machine takes fewer steps, yet goes through the whole schedule of the learning rate; a fast one is not
     affected. The epoch in which the time runs out is cut short, validated and saved as any other. What a run with a
-    budget learns depends on the machine's speed. Time spent on validation counts.
+    budget learns depends on the machine's speed. Time spent on validation counts. A run that is resumed with another
+    budget or number of epochs goes on at the place that the formula gives; time spent without a budget was not counted.
 
     Attach to the trainer after MONAI's `LrScheduleHandler` and `ValidationHandler`, before `TrainingState`.
 
@@ -130,10 +131,27 @@ class TimeBudget:
         if left_out and self.evaluator is not None:
             self.evaluator.run(engine.state.epoch)
 
-    def state_dict(self) -> dict[str, float]:
-        """The time spent."""
-        return {} if self.budget_s is None else {"spent_s": self._own_spent_s()}
+    def state_dict(self) -> dict[str, float | None]:
+        """The time spent, and the schedule's length in steps and seconds."""
+        return self._lengths() if self.budget_s is None else {**self._lengths(), "spent_s": self._own_spent_s()}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Take the time spent before."""
-        self._spent_before_s = state_dict.get("spent_s", 0.0)
+    def _lengths(self) -> dict[str, float | None]:
+        return {"total_steps": self.total_steps, "budget_s": self.budget_s}
+
+    def load_state_dict(self, state_dict: Mapping[str, float | None]) -> None:
+        """Take the time spent before; where the schedule has another length now, find the place in it."""
+        self._spent_before_s = state_dict.get("spent_s") or 0.0
+        if any(state_dict.get(name, length) != length for name, length in self._lengths().items()):
+            self._find_place()
+
+    def _find_place(self) -> None:
+        """Steps done, or time spent if that is more, in this run's schedule; its rate holds from the next step on."""
+        steps = self.lr_scheduler._step_count - 1  # torch counts a first step when it makes a schedule
+        spent = 0.0 if self.budget_s is None else self._spent_before_s / self.budget_s
+        self.lr_scheduler.last_epoch = min(max(steps, int(spent * self.total_steps)), self.total_steps)
+        if isinstance(self.lr_scheduler, LambdaLR):  # others have no rate of a place
+            place, bases = self.lr_scheduler.last_epoch, self.lr_scheduler.base_lrs
+            rates = [base * share(place) for base, share in zip(bases, self.lr_scheduler.lr_lambdas, strict=True)]
+            self.lr_scheduler._last_lr = rates
+            for group, rate in zip(self.lr_scheduler.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -13,11 +14,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from monai_vqgen.data.processes import process_rank
-from monai_vqgen.errors import CheckpointError
-from monai_vqgen.files import write_json
+from monai_vqgen.errors import CheckpointError, InputError
+from monai_vqgen.files import previous_path, write_json
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
-__all__ = ["BestCheckpoint", "TrainingState", "previous_state"]
+__all__ = ["BestCheckpoint", "TrainingState"]
 
 _PLACE_IN_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
@@ -95,16 +96,6 @@ class BestCheckpoint:
         self.best = float(state_dict["best"])
 
 
-def previous_state(path: Path) -> Path:
-    """Where the training state before the last one lies.
-
-    Examples:
-        >>> previous_state(Path("training_state.pt")).name
-        'training_state.previous.pt'
-    """
-    return path.with_suffix(f".previous{path.suffix}")
-
-
 class TrainingState:
     """Save at the start and after every epoch what a later process needs to go on, and go on from there where asked.
 
@@ -117,15 +108,29 @@ class TrainingState:
         path: for example ``RUN/training_state.pt``.
         parts: what to save by name: objective, optimizer, scheduler, and any handler with a state.
         resume: whether to go on from ``path`` when the run starts; a missing file starts from the beginning.
+        must_match: options and data that decide what a run learns, as JSON takes them, saved with the state: a run that
+            differs in one is not the same run, and is refused.
+        may_differ: options that a later process may change; what has changed is said in the log.
 
     Raises:
-        CheckpointError: at the start, both states are damaged or of another kind of run; after an epoch, the state has
-            values that are not finite, and the last one stays.
+        CheckpointError: at the start, both states are damaged or of another kind of run, or something that must match
+            does not: names it with both values; after an epoch, the state has values that are not finite, and the last
+            one stays.
+        InputError: more epochs are done than the run is to have.
     """
 
-    def __init__(self, path: str | os.PathLike[str], parts: Mapping[str, Stateful], *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        parts: Mapping[str, Stateful],
+        *,
+        resume: bool = False,
+        must_match: Mapping[str, Any] | None = None,
+        may_differ: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path, self.parts, self.resume = Path(path), dict(parts), resume
-        self.previous = previous_state(self.path)
+        self.options = {"must_match": _leaves(must_match or {}), "may_differ": _leaves(may_differ or {})}
+        self.previous = previous_path(self.path)
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -140,7 +145,7 @@ class TrainingState:
             name: plain_state(part) if isinstance(part, nn.Module) else part.state_dict()
             for name, part in self.parts.items()
         }
-        write_state({"place": place, "parts": states}, self.path, previous=self.previous)
+        write_state({"place": place, "options": self.options, "parts": states}, self.path, keep_previous=True)
 
     def _begin(self, engine: Engine) -> None:
         """Write the state of the start, and forget those of an earlier run."""
@@ -166,6 +171,20 @@ class TrainingState:
             raise fault
         return None
 
+    def _compare(self, saved: Mapping[str, Mapping[str, Any]] | None) -> None:
+        """Refuse a state that was made with other options, and say which of those that may differ do."""
+        if saved is None:
+            logger.warning("%s is of an earlier version: its options are not compared with this run's", self.path)
+            return
+        others = _differences(saved["must_match"], self.options["must_match"])
+        if others:
+            raise CheckpointError(
+                f"{self.path} was made with other options, {', '.join(others)}: resume with the same, or start anew in "
+                "another output_dir"
+            )
+        for change in _differences(saved["may_differ"], self.options["may_differ"]):
+            logger.info("Resuming with a change: %s.", change)
+
     def restore(self, engine: Engine) -> None:
         """Take the saved state back, where there is one."""
         saved = self._read()
@@ -175,6 +194,10 @@ class TrainingState:
         missing = sorted(set(self.parts) ^ set(saved.get("parts", {})))
         if missing:
             raise CheckpointError(f"{self.path} is of another kind of run: it differs in {missing}")
+        self._compare(saved.get("options"))
+        done, wanted = saved["place"]["epoch"], engine.state.max_epochs
+        if wanted is not None and done > wanted:
+            raise InputError(f"max_epochs={wanted}, and {done} epochs are done in {self.path}: give as many or more")
         for name, part in self.parts.items():
             target = part.module if isinstance(part, nn.parallel.DistributedDataParallel) else part
             state = saved["parts"][name]
@@ -189,3 +212,25 @@ class TrainingState:
                 ) from error
         engine.state.epoch, engine.state.iteration = saved["place"]["epoch"], saved["place"]["iteration"]
         logger.info("Resumed from %s after epoch %d.", self.path, engine.state.epoch)
+
+
+def _leaves(options: Any, name: str = "") -> dict[str, Any]:
+    """Nested options by the keys that lead to them, with values as JSON has them."""
+    if isinstance(options, Mapping) and (options or not name):
+        pairs: Any = options.items()
+    elif isinstance(options, list | tuple) and any(isinstance(value, Mapping) for value in options):
+        pairs = enumerate(options)
+    else:
+        return {name: json.loads(json.dumps(options))}
+    leaves = [_leaves(value, f"{name}.{key}" if name else str(key)) for key, value in pairs]
+    return {key: value for leaf in leaves for key, value in leaf.items()}
+
+
+def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, in words; an option that one side does not know stands as "none"."""
+    names = [*now, *(name for name in saved if name not in now)]
+    return [
+        f"{name} {saved.get(name, 'none')!r} there and {now.get(name, 'none')!r} here"
+        for name in names
+        if saved.get(name, "none") != now.get(name, "none")
+    ]

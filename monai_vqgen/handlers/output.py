@@ -9,8 +9,7 @@ from pathlib import Path
 
 from monai_vqgen.engines.distributed import process_rank
 from monai_vqgen.errors import InputError
-from monai_vqgen.files import claim_folder
-from monai_vqgen.handlers.checkpoints import previous_state
+from monai_vqgen.files import claim_folder, hold_alone, previous_path
 
 __all__ = ["claim_output", "claim_training", "log_to_file"]
 
@@ -41,7 +40,7 @@ def claim_output(
         resume_from: name of the file that a run to be continued has left; earlier results are welcome then.
 
     Raises:
-        OutputExistsError: One of ``names`` exists and ``overwrite`` is off.
+        OutputExistsError: One of ``names`` exists and ``overwrite`` is off, or another process is writing them.
         InputError: The folder cannot be made or written to.
     """
     folder = Path(output_dir)
@@ -52,8 +51,10 @@ def claim_output(
     if not os.access(folder, os.W_OK):
         raise InputError(f"output_dir={str(folder)!r} is not writable. Give another folder")
     resuming = resume_from is not None and (folder / resume_from).is_file()
-    # The other processes would race with the first one's writing.
-    if resuming or process_rank() > 0:
+    if process_rank() > 0:  # would race with the first one's writing
+        return folder
+    if resuming:
+        hold_alone(folder, names[0])
         return folder
     return claim_folder(folder, names, overwrite=overwrite, by_products=by_products)
 
@@ -79,7 +80,7 @@ def claim_training(
     if level is not None:
         logs = [f"model{part}.log", f"images/samples_level{level}_*", f"tensorboard/prior_level{level}"]
     state = Path(output_dir) / f"training_state{part}.pt"
-    states = [state, previous_state(state)]
+    states = [state, previous_path(state)]
     left = next((path.name for path in states if path.is_file()), None)
     by_products = [*(path.name for path in states), *logs]
     return claim_output(output_dir, names, overwrite, by_products=by_products, resume_from=left if resume else None)

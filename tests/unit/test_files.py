@@ -72,7 +72,7 @@ def test_earlier_results_are_refused_or_removed_and_nothing_else_is_touched(tmp_
         claim_folder(folder, names, overwrite=False, by_products=by_products)
     assert (folder / "log.txt").exists()
     claim_folder(folder, names, overwrite=True, by_products=by_products)
-    assert sorted(path.name for path in folder.iterdir()) == ["notes.md", "outside"]
+    assert sorted(path.name for path in folder.iterdir()) == [".result.json.lock", "notes.md", "outside"]
     assert outside.is_dir()
 
 

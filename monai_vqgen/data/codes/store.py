@@ -133,6 +133,7 @@ class CodeStore:
         image_size: size of the slices in pixels, empty where unknown.
         geometry: plane and pixel size of the slices, None where unknown.
         splits: names of the splits.
+        checksum: sha256 of the file of codes.
 
     Raises:
         InputError: there is no code store, or it is damaged.
@@ -154,6 +155,7 @@ class CodeStore:
             self.geometry = SliceGeometry(description.get("plane"), description.get("pixel_mm"))
             self._records: dict[str, list[dict[str, Any]]] = description["splits"]
             self._check_tensors(description["file"])
+            self.checksum: str = description["file"]["sha256"]
         except (KeyError, TypeError) as error:
             raise self._damaged(f"{_DESCRIPTION} lacks {error}") from error
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +14,7 @@ import numpy as np
 from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.transforms.geometry import PLANES
 
-__all__ = ["SPLITS", "SliceGeometry", "evenly_spaced", "load_datalist", "read_slice_geometry"]
+__all__ = ["SPLITS", "SliceGeometry", "evenly_spaced", "load_datalist", "read_slice_geometry", "records_digest"]
 
 SPLITS = ("training", "validation", "test")
 FOLDER_NAMES = {
@@ -79,6 +82,25 @@ def read_slice_geometry(dataset_dir: str | Path) -> SliceGeometry:
     plane, pixel_mm = content.get("plane"), content.get("pixel_mm")
     known = isinstance(pixel_mm, int | float) and not isinstance(pixel_mm, bool) and pixel_mm > 0
     return SliceGeometry(plane if plane in PLANES else None, float(pixel_mm) if known else None)
+
+
+def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = "") -> str:
+    """How many records a list has, and a checksum of all that they say, in order; for comparing two lists.
+
+    Args:
+        records: of slices; they can be written as JSON.
+        folder: their images are taken relative to it, so that a data set may move.
+
+    Examples:
+        >>> records_digest([{"image": "/data/a.png", "age": 40}], "/data")
+        '1 records, sha256 e533a8ccde16'
+    """
+    told = [
+        {**record, "image": os.path.relpath(record["image"], folder)} if "image" in record and folder else record
+        for record in records
+    ]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return f"{len(told)} records, sha256 {digest[:12]}"
 
 
 def _split_of(name: str) -> str:

@@ -76,7 +76,7 @@ def test_an_epoch_cut_short_is_validated_once_even_where_the_interval_leaves_it_
 def test_time_spent_before_an_interruption_counts():
     run = Run(20.0 / 60, state={"spent_s": 12.0})
     assert len(run.rates) == 8
-    assert run.budget.state_dict() == {"spent_s": 20.0}
+    assert run.budget.state_dict()["spent_s"] == 20.0
 
 
 @pytest.mark.parametrize("minutes", [0, -1.0, float("nan")])
@@ -89,7 +89,7 @@ def test_a_clock_that_counts_steps_does_not_ask_how_long_they_take():
     counted = Run(20.0 / 60, clock=2.0)
     assert len(counted.rates) == 10
     assert counted.rates[-1] < 0.1
-    assert counted.budget.state_dict() == {"spent_s": 20.0}
+    assert counted.budget.state_dict()["spent_s"] == 20.0
     resumed = Run(20.0 / 60, clock=2.0, state={"spent_s": 12.0})
     assert len(resumed.rates) == 4
 
@@ -106,3 +106,29 @@ def test_the_clock_is_by_default_that_of_the_wall(monkeypatch):
     )
     monkeypatch.setattr("time.monotonic", lambda: 9.0)
     assert TimeBudget(1.0, scheduler, total_steps=10).spent_s() == 9.0
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "total_steps", "place"),
+    [
+        (20.0, 40, 20),  # as it was: half of the time
+        (40.0, 40, 10),  # twice the time: a quarter, and of the steps as well
+        (40.0, 80, 20),  # a quarter of more steps
+        (None, 80, 10),  # ten steps done
+        (20.0, 400, 200),
+        (5.0, 40, 40),  # its time is over
+    ],
+)
+def test_the_place_in_a_schedule_of_another_length_is_steps_done_or_time_spent(budget_s, total_steps, place):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = WarmupCosineSchedule(optimizer, warmup_steps=1, t_total=total_steps)
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step()
+    scheduler.last_epoch = 20  # of 40: ten steps, which took half of the time
+    before = optimizer.param_groups[0]["lr"]
+    budget = TimeBudget(budget_s and budget_s / 60, scheduler, total_steps=total_steps, clock=lambda: 0.0)
+    budget.load_state_dict({"spent_s": 10.0, "budget_s": 20.0, "total_steps": 40})
+    assert scheduler.last_epoch == place
+    rate = before if (budget_s, total_steps) == (20.0, 40) else scheduler.lr_lambdas[0](place)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
