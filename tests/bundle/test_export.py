@@ -79,7 +79,7 @@ def test_torchscript_needs_nothing_but_torch(model, tmp_path, part):
     run_stage(
         "export", options={**OPTIONS, "model": str(path), "output_dir": str(tmp_path), "formats": ["torchscript"]}
     )
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["autoencoder.ts", "decoder.ts", "encoder.ts"]
+    assert sorted(file.name for file in tmp_path.glob("[!.]*")) == ["autoencoder.ts", "decoder.ts", "encoder.ts"]
     for count, size in ((3, (64, 40)), (1, (16, 24))):
         check(network, torch.jit.load(tmp_path / f"{part}.ts"), part, batch=images(count=count, size=size))
 
@@ -155,7 +155,7 @@ def test_a_graph_that_differs_from_the_network_is_not_kept(model, tmp_path, monk
             "export",
             options={**OPTIONS, "model": str(model[1]), "output_dir": str(tmp_path), "formats": ["torchscript"]},
         )
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("[!.]*"))
 
 
 def test_what_cannot_be_exported_is_named(model, tmp_path):

@@ -21,7 +21,7 @@ DESIGNS = REPOSITORY / "configs" / "comparisons" / "autoencoder.yaml"
 
 
 def test_training_leaves_a_model_its_curves_pictures_and_logs(trained):
-    assert {path.name for path in trained.iterdir()} == {
+    assert {path.name for path in trained.glob("[!.]*")} == {
         "model.pt", "model.json", "history.json", "images", "tensorboard", "train.log",
         "training_state.pt", "training_state.previous.pt",
     }  # fmt: skip

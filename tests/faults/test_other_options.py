@@ -50,7 +50,7 @@ def other_decay(decay: float) -> dict:
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
-        (AUTOENCODER, {"batch_size": 2}, "batch_size 4 there and 2 here"),
+        (AUTOENCODER, {"batch_size": 2}, "global_batch_size 4 there and 2 here"),
         (AUTOENCODER, {"seed": 1}, "seed 0 there and 1 here"),
         (AUTOENCODER, {"learning_rate": 0.5}, "learning_rate 0.002 there and 0.5 here"),
         (AUTOENCODER, {"l1_weight": 0.5}, "l1_weight 0.0 there and 0.5 here"),
@@ -58,7 +58,7 @@ def other_decay(decay: float) -> dict:
         (AUTOENCODER, {"network_def": other_decay(0.5)}, "architecture.quantizers.1.decay 0.99 there and 0.5 here"),
         (AUTOENCODER, {"mirror_probability": 0.5}, "mirror_probability 0.0 there and 0.5 here"),
         (AUTOENCODER, {"optimizer::_target_": "torch.optim.AdamW"}, "optimizer 'Adam' there and 'AdamW' here"),
-        (PRIOR, {"batch_size": 3}, "batch_size 4 there and 3 here"),
+        (PRIOR, {"batch_size": 3}, "global_batch_size 4 there and 3 here"),
         (PRIOR, {"weight_decay": 0.5}, "weight_decay 0.01 there and 0.5 here"),
         (PRIOR, {"prior_def::dropout": 0.5}, "architecture.dropout"),
     ],
