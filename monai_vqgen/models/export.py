@@ -115,7 +115,7 @@ def export_autoencoder(
 
 def _parts(network: HierarchicalVQVAE, image_size: Sequence[int]) -> list[_Part]:
     generator = torch.Generator().manual_seed(0)
-    images_bcs = torch.rand(EXAMPLES, _channels(network), *image_size, generator=generator)
+    images_bcs = torch.rand(EXAMPLES, network.in_channels, *image_size, generator=generator)
     codes = network.encode(images_bcs)
     names = [f"codes_{level}" for level in range(network.num_levels)]
     return [
@@ -123,11 +123,6 @@ def _parts(network: HierarchicalVQVAE, image_size: Sequence[int]) -> list[_Part]
         _Part("encoder", _Encoder(network).eval(), (images_bcs,), ["image"], names),
         _Part("decoder", _Decoder(network).eval(), codes, names, ["pred"]),
     ]
-
-
-def _channels(network: HierarchicalVQVAE) -> int:
-    first: Any = network.downsamplers[-1]
-    return int(first[0].in_channels)
 
 
 def _to_torchscript(part: _Part, path: Path) -> Callable[..., Any]:

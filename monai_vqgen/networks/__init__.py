@@ -8,6 +8,7 @@ from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
     from monai_vqgen.networks.conditions import ConditionEncoder
+    from monai_vqgen.networks.generative_vqvae import GenerativeVQVAE
     from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, HierarchyPass
     from monai_vqgen.networks.priors import (
         DecoderOnlyPrior,
@@ -29,6 +30,7 @@ else:
         __name__,
         {
             "conditions": ["ConditionEncoder"],
+            "generative_vqvae": ["GenerativeVQVAE"],
             "hierarchical_vqvae": ["HierarchicalVQVAE", "HierarchyPass"],
             "priors": [
                 "DecoderOnlyPrior",
@@ -54,6 +56,7 @@ __all__ = [
     "EMACodebook",
     "FiniteScalarQuantizer",
     "GatedPixelCNN",
+    "GenerativeVQVAE",
     "GradientCodebook",
     "HierarchicalVQVAE",
     "HierarchyPass",

@@ -102,20 +102,11 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         finer_dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        _check(spatial_dims, strides, finer_dropout)
-        if quantizers is None:
-            sizes, dims = (_one_a_level(value, len(strides)) for value in (num_codes, code_dim))
-            quantizers = [EMACodebook(size, dim) for size, dim in zip(sizes, dims, strict=True)]
-        if len(quantizers) != len(strides):
-            raise InputError(f"{len(quantizers)} quantizers for {len(strides)} strides: give one quantizer a level")
-        self.spatial_dims, self.in_channels = spatial_dims, in_channels
-        self.strides, self.finer_dropout = tuple(strides), finer_dropout
-        self.quantizers = nn.ModuleList(quantizers)
+        check_hierarchy(spatial_dims, strides, finer_dropout)
+        quantizers = quantizers_of(strides, quantizers, num_codes=num_codes, code_dim=code_dim)
+        self._keep(spatial_dims, in_channels, strides=strides, quantizers=quantizers, finer_dropout=finer_dropout)
         # Coarsest first: the ratio of a level to the next finer one, and of the finest to the image.
         ratios = [coarse // fine for coarse, fine in pairwise([*strides, 1])]
-        self.downsamplers = nn.ModuleList()
-        self.to_latents = nn.ModuleList()
-        self.upsamplers = nn.ModuleList()
         for level, (ratio, quantizer) in enumerate(zip(ratios, quantizers, strict=True)):
             finest = level == len(strides) - 1
             context = channels if level else 0
@@ -134,6 +125,21 @@ class HierarchicalVQVAE(Recorded, nn.Module):
                     **stack,
                 )
             )
+
+    def _keep(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        *,
+        strides: Sequence[int],
+        quantizers: Sequence[Quantizer],
+        finer_dropout: float,
+    ) -> None:
+        """Start a network: what all levels share, and lists that a constructor fills level by level."""
+        self.spatial_dims, self.in_channels = spatial_dims, in_channels
+        self.strides, self.finer_dropout = tuple(strides), finer_dropout
+        self.quantizers = nn.ModuleList(quantizers)
+        self.downsamplers, self.to_latents, self.upsamplers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
     @property
     def num_levels(self) -> int:
@@ -236,19 +242,20 @@ class HierarchicalVQVAE(Recorded, nn.Module):
             features.insert(0, downsampler(features[0]))
         levels: list[Quantized] = []
         context: Tensor | None = None
-        for level, quantizer in enumerate(self._quantizers):
+        for level in range(self.num_levels):
             if level:
                 coarser_bds = levels[-1].embeddings_bds
                 merged = coarser_bds if context is None else torch.cat([coarser_bds, context], 1)
                 context = self.upsamplers[level - 1](merged)
             seen = features[level] if context is None else torch.cat([features[level], context], 1)
-            latents_bds = self.to_latents[level](seen)
-            if learning:
-                quantizer.prepare(latents_bds)
-            levels.append(quantizer(latents_bds))
-            if learning:
-                quantizer.learn(latents_bds, levels[-1].codes_bs)
+            levels.append(self._quantize_level(level, self.to_latents[level](seen), images_bcs, learning=learning))
         return tuple(levels), context
+
+    def _quantize_level(self, level: int, latents_bds: Tensor, images_bcs: Tensor, *, learning: bool) -> Quantized:
+        quantizer = self._quantizers[level]
+        if not learning:
+            return cast("Quantized", quantizer(latents_bds))
+        return learned(quantizer, latents_bds)
 
     def _pad(self, images_bcs: Tensor) -> Tensor:
         if images_bcs.ndim != self.spatial_dims + 2:
@@ -288,6 +295,30 @@ def _cropped(images_bcs: Tensor, size: Sequence[int]) -> Tensor:
     return images_bcs[window]
 
 
+def learned(quantizer: Quantizer, latents_bds: Tensor) -> Quantized:
+    """Quantize a training batch's latents, and let the quantizer learn from them."""
+    quantizer.prepare(latents_bds)
+    quantized: Quantized = quantizer(latents_bds)
+    quantizer.learn(latents_bds, quantized.codes_bs)
+    return quantized
+
+
+def quantizers_of(
+    strides: Sequence[int],
+    quantizers: Sequence[Quantizer] | None,
+    *,
+    num_codes: int | Sequence[int],
+    code_dim: int | Sequence[int],
+) -> Sequence[Quantizer]:
+    """Return the quantizers that were given, or an `EMACodebook` a level; InputError for another number of them."""
+    if quantizers is None:
+        sizes, dims = (_one_a_level(value, len(strides)) for value in (num_codes, code_dim))
+        quantizers = [EMACodebook(size, dim) for size, dim in zip(sizes, dims, strict=True)]
+    if len(quantizers) != len(strides):
+        raise InputError(f"{len(quantizers)} quantizers for {len(strides)} strides: give one quantizer a level")
+    return quantizers
+
+
 def _one_a_level(value: int | Sequence[int], levels: int) -> list[int]:
     values = [value] * levels if isinstance(value, int) else list(value)
     if len(values) != levels:
@@ -295,7 +326,8 @@ def _one_a_level(value: int | Sequence[int], levels: int) -> list[int]:
     return values
 
 
-def _check(spatial_dims: int, strides: Sequence[int], finer_dropout: float) -> None:
+def check_hierarchy(spatial_dims: int, strides: Sequence[int], finer_dropout: float) -> None:
+    """Raise InputError for dimensions, strides or a probability that cannot work."""
     if spatial_dims not in (2, 3):
         raise InputError(f"spatial_dims={spatial_dims} must be 2 or 3")
     if not strides:

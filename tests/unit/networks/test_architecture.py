@@ -15,6 +15,7 @@ from monai_vqgen.networks import (
     EMACodebook,
     FiniteScalarQuantizer,
     GatedPixelCNN,
+    GenerativeVQVAE,
     GradientCodebook,
     HierarchicalVQVAE,
     MaskedPixelCNN,
@@ -27,6 +28,9 @@ NETWORKS = {
     "decoder only": lambda: DecoderOnlyPrior(8, channels=8, num_layers=1, num_heads=2),
     "autoencoder": lambda: HierarchicalVQVAE(
         3, 2, out_channels=2, strides=(4,), channels=8, residual_channels=4, quantizers=[GradientCodebook(8, 4)]
+    ),
+    "generative": lambda: GenerativeVQVAE(
+        3, strides=(4, 2), widths=(8, 8, 16), quantizers=[EMACodebook(8, 4), FiniteScalarQuantizer([3, 5])]
     ),
     "mixed quantizers": lambda: HierarchicalVQVAE(
         channels=8, residual_channels=4, quantizers=[EMACodebook(8, 4, decay=0.9), FiniteScalarQuantizer([3, 5])]

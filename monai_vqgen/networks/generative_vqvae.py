@@ -1,0 +1,222 @@
+"""A VQ-VAE made for generation: blocks that draw sharply, and one code for cells in which there is nothing.
+
+Shape suffixes: b batch, c channels, d code dimension, k codebook size, n vectors, s spatial axes (2 or 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import SpatialAttentionBlock
+from monai.networks.layers.factories import Conv
+from monai.networks.nets.autoencoderkl import AEKLResBlock
+from torch import Tensor, nn
+
+from monai_vqgen.errors import InputError
+from monai_vqgen.networks.blocks import halvings
+from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, check_hierarchy, learned, quantizers_of
+from monai_vqgen.networks.quantizers import Quantized, Quantizer
+
+__all__ = ["GenerativeVQVAE"]
+
+_GROUPS = 8  # of every group normalization
+_EPSILON = 1e-5  # its own, torch's default
+
+
+class GenerativeVQVAE(HierarchicalVQVAE):
+    """`HierarchicalVQVAE` with the blocks of VQGAN, for codes that a prior can predict and images that look sharp.
+
+    ::
+
+        down:  [4-wide convolution of stride 2, residual] x log2(stride), (attention, residual), norm, SiLU
+        up:    3-wide convolution, residual, (attention, residual), [nearest x2, convolution, residual] x log2(stride),
+               norm, SiLU, 3-wide convolution                               (in parentheses: the coarsest level alone)
+
+    Esser et al. 2021, section 3.1 (residual blocks with group normalization, self-attention at the coarsest grid), with
+    upsampling by nearest neighbor and convolution (Odena et al. 2016). Residual blocks and attention start as the
+    identity.
+
+    A cell is blank where no pixel above ``blank_threshold`` lies in it or within ``blank_margin`` cells of it. The
+    encoder writes one code there, the last of the codebook, whose vector is learned with the decoder; the quantizers
+    neither see nor learn from such cells. Priors then spend almost nothing on the background.
+
+    Train it with `AutoencoderObjective` and `AdversarialUpdate` (``bundle/configs/train_generative.json``): by squared
+    error alone it draws as smoothly as any other.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the reconstruction.
+        strides: image pixels per code along an axis, coarsest level first; powers of two, each a multiple of the next.
+        widths: channels at full resolution, at half of it, and so on down to the coarsest grid; multiples of 8.
+        num_heads: of the attention at the coarsest grid; divides the last of `widths`.
+        num_codes: codes of each level's `EMACodebook`, one number or one a level; the blank one comes on top.
+        code_dim: dimension of their vectors, likewise.
+        quantizers: one a level, coarsest first, in place of the last two; ``None`` takes these.
+        finer_dropout: probability, a sample, of hiding the finer levels in training; in [0, 1).
+        blank_threshold: intensity up to which a pixel is background; ``None`` treats all cells alike.
+        blank_margin: cells around content that are not blank either.
+
+    Raises:
+        InputError: for an architecture that cannot work, as in `HierarchicalVQVAE`, widths or a margin included.
+
+    Examples:
+        >>> network = GenerativeVQVAE(widths=(8, 8, 16, 16), num_codes=32)
+        >>> images = torch.zeros(1, 1, 64, 64)
+        >>> images[:, :, :8, :8] = 0.5
+        >>> (codes,) = network.encode(images)
+        >>> network.codebook_sizes, int((codes == 32).sum())  # 60 of 64 cells are blank
+        ((33,), 60)
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        *,
+        out_channels: int = 1,
+        strides: Sequence[int] = (8,),
+        widths: Sequence[int] = (24, 48, 96, 192),
+        num_heads: int = 4,
+        num_codes: int | Sequence[int] = 1024,
+        code_dim: int | Sequence[int] = 8,
+        quantizers: Sequence[Quantizer] | None = None,
+        finer_dropout: float = 0.0,
+        blank_threshold: float | None = 0.01,
+        blank_margin: int = 1,
+    ) -> None:
+        nn.Module.__init__(self)
+        check_hierarchy(spatial_dims, strides, finer_dropout)
+        _check_widths(strides, widths, num_heads)
+        if blank_margin < 0 or blank_margin != int(blank_margin):
+            raise InputError(f"blank_margin={blank_margin} must be a whole number of cells, 0 or more")
+        quantizers = quantizers_of(strides, quantizers, num_codes=num_codes, code_dim=code_dim)
+        if blank_threshold is not None:
+            quantizers = [_WithBlank(quantizer) for quantizer in quantizers]
+        self._keep(spatial_dims, in_channels, strides=strides, quantizers=quantizers, finer_dropout=finer_dropout)
+        self.blank_threshold, self.blank_margin = blank_threshold, int(blank_margin)
+        for level, (stride, finer) in enumerate(pairwise([*strides, 1])):
+            inner = list(widths[halvings(finer) : halvings(stride) + 1])
+            finest, context = level == len(strides) - 1, inner[-1] if level else 0
+            heads = 0 if level else num_heads
+            dim = quantizers[level].dim
+            width_in, width_out = (in_channels, out_channels) if finest else (inner[0], inner[0])
+            down = _downsampler(spatial_dims, width_in, inner, heads)
+            self.downsamplers.append(nn.Sequential(_Centered(), *down) if finest else nn.Sequential(*down))
+            self.to_latents.append(Conv[Conv.CONV, spatial_dims](inner[-1] + context, dim, 1))
+            self.upsamplers.append(nn.Sequential(*_upsampler(spatial_dims, dim + context, inner, width_out, heads)))
+
+    def _quantize_level(self, level: int, latents_bds: Tensor, images_bcs: Tensor, *, learning: bool) -> Quantized:
+        quantizer = self.quantizers[level]
+        if self.blank_threshold is None or not isinstance(quantizer, _WithBlank):
+            return super()._quantize_level(level, latents_bds, images_bcs, learning=learning)
+        filled_bs = self._filled(images_bcs, self.blank_threshold, self.strides[level])
+        return quantizer.learned(latents_bds, filled_bs) if learning else quantizer.marked(latents_bds, filled_bs)
+
+    def _filled(self, images_bcs: Tensor, threshold: float, stride: int) -> Tensor:
+        """Say which cells ``(b, *s)`` are not blank."""
+        pool = F.max_pool2d if self.spatial_dims == 2 else F.max_pool3d
+        content_b1s = (images_bcs > threshold).any(1, keepdim=True).to(images_bcs.dtype)
+        cells_b1s = pool(content_b1s, stride)
+        margin = self.blank_margin
+        return pool(cells_b1s, 2 * margin + 1, stride=1, padding=margin)[:, 0] > 0
+
+
+class _WithBlank(Quantizer):
+    """A quantizer's codes and one more, the last, for blank cells; its vector is a parameter."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.num_codes, self.dim = quantizer.num_codes + 1, quantizer.dim
+        self.blank_d = nn.Parameter(torch.randn(quantizer.dim))
+
+    def forward(self, latents_bds: Tensor) -> Quantized:
+        """Quantize latents of which no cell is blank."""
+        quantized: Quantized = self.quantizer(latents_bds)
+        return quantized
+
+    def lookup(self, codes_bs: Tensor) -> Tensor:
+        """Return the vectors ``(b, d, *s)`` of codes."""
+        known = self.num_codes - 1
+        return self._merged(self.quantizer.lookup(codes_bs.clamp(max=known - 1)), codes_bs < known)
+
+    def marked(self, latents_bds: Tensor, filled_bs: Tensor) -> Quantized:
+        """Quantize with blank cells marked; changes nothing. The loss counts blank cells like all others."""
+        found = self(latents_bds)
+        codes_bs = torch.where(filled_bs, found.codes_bs, self.num_codes - 1)
+        return Quantized(self._merged(found.embeddings_bds, filled_bs), codes_bs, found.loss)
+
+    def learned(self, latents_bds: Tensor, filled_bs: Tensor) -> Quantized:
+        """The same for a training batch, from whose filled cells alone the quantizer learns."""
+        found = learned(self.quantizer, latents_bds.movedim(1, -1)[filled_bs])  # embeddings (n, d), codes (n,)
+        codes_bs = torch.full_like(filled_bs, self.num_codes - 1, dtype=torch.int64)
+        codes_bs[filled_bs] = found.codes_bs
+        shape = (*filled_bs.shape, self.dim)
+        embeddings_bsd = found.embeddings_bds.new_zeros(shape).masked_scatter(
+            filled_bs[..., None], found.embeddings_bds
+        )
+        return Quantized(self._merged(embeddings_bsd.movedim(-1, 1), filled_bs), codes_bs, found.loss)
+
+    def _merged(self, embeddings_bds: Tensor, filled_bs: Tensor) -> Tensor:
+        blank = self.blank_d.view(1, -1, *[1] * (filled_bs.ndim - 1))
+        return torch.where(filled_bs[:, None], embeddings_bds, blank)
+
+
+class _Centered(nn.Module):
+    """Intensities of [0, 1] as [-1, 1]."""
+
+    def forward(self, images_bcs: Tensor) -> Tensor:
+        return images_bcs * 2 - 1
+
+
+def _check_widths(strides: Sequence[int], widths: Sequence[int], num_heads: int) -> None:
+    needed = halvings(strides[0]) + 1
+    if len(widths) != needed or any(width < 1 or width % _GROUPS for width in widths):
+        raise InputError(
+            f"widths={tuple(widths)} for strides={tuple(strides)}: give {needed} multiples of {_GROUPS}, from full "
+            "resolution down to the coarsest grid"
+        )
+    if num_heads < 1 or widths[-1] % num_heads:
+        raise InputError(f"num_heads={num_heads} must be at least 1 and divide the last width, {widths[-1]}")
+
+
+def _residual(spatial_dims: int, channels: int) -> AEKLResBlock:
+    block = AEKLResBlock(spatial_dims, channels, _GROUPS, _EPSILON, channels)
+    nn.init.zeros_(block.conv2.get_parameter("conv.weight"))
+    return block
+
+
+def _middle(spatial_dims: int, channels: int, heads: int) -> list[nn.Module]:
+    if not heads:
+        return []
+    attention = SpatialAttentionBlock(
+        spatial_dims, channels, channels // heads, _GROUPS, _EPSILON, use_flash_attention=True
+    )
+    nn.init.zeros_(attention.get_parameter("attn.out_proj.weight"))
+    return [attention, _residual(spatial_dims, channels)]
+
+
+def _downsampler(spatial_dims: int, width_in: int, widths: Sequence[int], heads: int) -> list[nn.Module]:
+    """Layers ``(b, width_in, *s) -> (b, widths[-1], *s / stride)`` with one halving a further width."""
+    conv = Conv[Conv.CONV, spatial_dims]
+    layers: list[nn.Module] = []
+    if len(widths) == 1:
+        layers += [conv(width_in, widths[0], 3, padding=1), _residual(spatial_dims, widths[0])]
+    for narrower, wider in pairwise([width_in, *widths[1:]]):
+        layers += [conv(narrower, wider, 4, stride=2, padding=1), _residual(spatial_dims, wider)]
+    return [*layers, *_middle(spatial_dims, widths[-1], heads), nn.GroupNorm(_GROUPS, widths[-1]), nn.SiLU()]
+
+
+def _upsampler(spatial_dims: int, width_in: int, widths: Sequence[int], width_out: int, heads: int) -> list[nn.Module]:
+    """The mirror: layers ``(b, width_in, *s) -> (b, width_out, *s * stride)``."""
+    conv = Conv[Conv.CONV, spatial_dims]
+    layers = [conv(width_in, widths[-1], 3, padding=1), _residual(spatial_dims, widths[-1])]
+    layers += _middle(spatial_dims, widths[-1], heads)
+    for wider, narrower in pairwise(reversed(widths)):
+        layers += [nn.Upsample(scale_factor=2, mode="nearest"), conv(wider, narrower, 3, padding=1)]
+        layers.append(_residual(spatial_dims, narrower))
+    return [*layers, nn.GroupNorm(_GROUPS, widths[0]), nn.SiLU(), conv(widths[0], width_out, 3, padding=1)]
