@@ -8,6 +8,7 @@ from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
     from monai_vqgen.engines.accumulation import AccumulatedUpdate, accumulated_update
+    from monai_vqgen.engines.adversarial import AdversarialUpdate
     from monai_vqgen.engines.batches import (
         PrepareCodes,
         PrepareImages,
@@ -40,6 +41,7 @@ else:
         __name__,
         {
             "accumulation": ["AccumulatedUpdate", "accumulated_update"],
+            "adversarial": ["AdversarialUpdate"],
             "batches": [
                 "PrepareCodes",
                 "PrepareImages",
@@ -72,6 +74,7 @@ else:
 
 __all__ = [
     "AccumulatedUpdate",
+    "AdversarialUpdate",
     "AutoencoderObjective",
     "EpochSeeding",
     "PrepareCodes",

@@ -33,6 +33,7 @@ class AutoencoderObjective(nn.Module):
     ::
 
         images -> autoencoder -> reconstruction   loss = mse_weight * MSE + l1_weight * L1 + ssim_weight * (1 - SSIM)
+                       |                                 + smooth_l1_weight * smooth L1
                        |                                 + codebook_weight * sum of the levels' losses
                        +-> codes, losses of the levels (commitment included)
 
@@ -44,6 +45,9 @@ class AutoencoderObjective(nn.Module):
         mse_weight: weight of the mean squared error.
         l1_weight: weight of the mean absolute error.
         ssim_weight: weight of 1 - SSIM (Wang et al. 2004; Gaussian window of 11 pixels, sigma 1.5, data range 1).
+        smooth_l1_weight: weight of the smooth L1 loss of a difference d: d^2 / (2 beta) up to beta, d - beta / 2 above
+            (Girshick 2015, equation 3, in units of beta).
+        smooth_l1_beta: that difference, in units of intensity.
         codebook_weight: weight of the quantizers' losses, which carry their own commitment weight (0.25).
         amp: compute in bfloat16 where torch deems it safe. It needs no loss scaling, so it works alike on CPU and GPU.
 
@@ -52,8 +56,8 @@ class AutoencoderObjective(nn.Module):
     data range 1); in training also the scalar ``codebook_loss``.
 
     Raises:
-        InputError: no positive weight, or a negative one; at a call, images of less than 11 pixels an axis with an
-            `ssim_weight`.
+        InputError: no positive weight, a negative one, or a beta that is not positive; at a call, images of less than
+            11 pixels an axis with an `ssim_weight`.
 
     Examples:
         >>> from monai_vqgen.networks import HierarchicalVQVAE
@@ -72,19 +76,25 @@ class AutoencoderObjective(nn.Module):
         mse_weight: float = 1.0,
         l1_weight: float = 0.0,
         ssim_weight: float = 0.0,
+        smooth_l1_weight: float = 0.0,
+        smooth_l1_beta: float = 0.02,
         codebook_weight: float = 1.0,
         amp: bool = False,
     ) -> None:
         super().__init__()
         pixel_weights = {"mse_weight": mse_weight, "l1_weight": l1_weight, "ssim_weight": ssim_weight}
+        pixel_weights["smooth_l1_weight"] = smooth_l1_weight
         weights = {**pixel_weights, "codebook_weight": codebook_weight}
         if min(weights.values()) < 0 or sum(pixel_weights.values()) <= 0:
             raise InputError(
                 f"Loss weights {weights}: none may be negative, and one of mse_weight, l1_weight or ssim_weight "
-                "must be positive"
+                "(or smooth_l1_weight) must be positive"
             )
+        if smooth_l1_beta <= 0:
+            raise InputError(f"smooth_l1_beta={smooth_l1_beta} must be positive: a difference of intensities")
         self.autoencoder = autoencoder
         self.mse_weight, self.l1_weight, self.ssim_weight = mse_weight, l1_weight, ssim_weight
+        self.smooth_l1_weight, self.smooth_l1_beta = smooth_l1_weight, smooth_l1_beta
         self.codebook_weight = codebook_weight
         dims = self.autoencoder.spatial_dims
         self.ssim_loss = SSIMLoss(dims, data_range=1.0, win_size=WINDOW) if ssim_weight else None
@@ -108,6 +118,9 @@ class AutoencoderObjective(nn.Module):
         result["psnr"] = -10 * mse_b.detach().clamp_min(_SMALLEST_MSE).log10()
         result.update({f"codes_{level}": codes_bs for level, codes_bs in enumerate(codes)})
         result["loss"] = self.mse_weight * mse_b.mean() + self.l1_weight * mae_b.mean()
+        if self.smooth_l1_weight:
+            smooth_l1 = F.smooth_l1_loss(reconstruction_bcs.float(), images_bcs.float(), beta=self.smooth_l1_beta)
+            result["loss"] = result["loss"] + self.smooth_l1_weight * smooth_l1
         if self.ssim_loss is not None:
             result["loss"] = result["loss"] + self.ssim_weight * self.ssim_loss(reconstruction_bcs.float(), images_bcs)
         if self.training:

@@ -44,7 +44,7 @@ class BestCheckpoint:
     Args:
         module: the network whose weights are saved (not the objective around it).
         path: for example ``RUN/model.pt``.
-        metric: name in the evaluator's metrics, smaller is better.
+        metric: name in the evaluator's metrics, smaller is better; None keeps the newest weights.
         description: written to ``path`` with suffix ``.json``, with ``validation_<metric>`` and the
             ``fingerprint`` added; None writes no such file.
 
@@ -60,7 +60,7 @@ class BestCheckpoint:
         module: nn.Module,
         path: str | os.PathLike[str],
         *,
-        metric: str,
+        metric: str | None,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.module, self.path, self.metric = module, Path(path), metric
@@ -73,9 +73,10 @@ class BestCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         """Save when the metric is the lowest so far."""
-        if self.metric not in engine.state.metrics:
+        metrics = {None: -engine.state.epoch, **engine.state.metrics}  # of all epochs the newest is the least
+        if self.metric not in metrics:
             raise CheckpointError(f"There is no metric {self.metric!r}, only {sorted(engine.state.metrics)}")
-        value = float(engine.state.metrics[self.metric])
+        value = float(metrics[self.metric])
         if not value < self.best:
             return
         self.best = value
@@ -83,9 +84,11 @@ class BestCheckpoint:
             return
         save_weights(self.module, self.path)
         if self.description is not None:
-            known = {"fingerprint": fingerprint(self.module), f"validation_{self.metric}": value}
+            figures = {f"validation_{self.metric}": value} if self.metric else {}
+            known = {"fingerprint": fingerprint(self.module), **figures}
             write_json(self.path.with_suffix(".json"), {**self.description, **known})
-        logger.info("Epoch %d: %s %.6g is the best so far, saved %s", engine.state.epoch, self.metric, value, self.path)
+        name = self.metric or "minus the epoch"
+        logger.info("Epoch %d: %s %.6g is the best so far, saved %s", engine.state.epoch, name, value, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""

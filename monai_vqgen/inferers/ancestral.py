@@ -24,7 +24,7 @@ from monai_vqgen.inferers.draws import (
     checked_condition,
     device_of,
 )
-from monai_vqgen.networks.priors import IncrementalPass, PlainIncremental, Prior
+from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
 
 __all__ = ["AncestralSampler"]
 

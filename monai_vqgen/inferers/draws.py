@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks.priors import Prior
+from monai_vqgen.networks.priors.base import Prior
 
 __all__ = [
     "GumbelNoise",

@@ -25,6 +25,7 @@ QUANTIZER = {"_target_": "monai_vqgen.networks.EMACodebook", "num_codes": 16, "d
 RANK_FILE = "@output_dir + '/rank' + str(monai_vqgen.engines.process_rank()) + '.pt'"
 WRITE_PID = f"$open({RANK_FILE} + '.pid', 'w').write(str(os.getpid()))"
 SAVE_EVERY_RANK = f"$monai_vqgen.weights.save_weights(@network, {RANK_FILE})"
+SAVE_EVERY_DISCRIMINATOR = f"$monai_vqgen.weights.save_weights(@discriminator, {RANK_FILE} + '.discriminator')"
 TINY_AUTOENCODER = {
     "network_def": {
         "_target_": "monai_vqgen.networks.HierarchicalVQVAE",
@@ -51,6 +52,23 @@ PRIOR = {
 }
 TINY_PRIOR = {**TINY_AUTOENCODER, "prior_def": PRIOR}
 del TINY_PRIOR["network_def"]
+
+
+TINY_GENERATIVE = {
+    **TINY_AUTOENCODER,
+    "network_def::strides": [4],
+    "network_def::widths": [8, 8, 8],
+    "network_def::quantizers": [{**QUANTIZER, "decay": 0.9}],
+    "discriminator_def::channels": 4,
+    "discriminator_def::num_layers_d": 2,
+    "adversarial_start": 2,
+    "adversary::ramp": 4,
+    "adversary::balance_every": 3,
+    "affine_probability": 0.0,
+    "gamma_probability": 0.0,
+    "finalize": [SAVE_EVERY_RANK, SAVE_EVERY_DISCRIMINATOR, "$monai_vqgen.engines.end_distributed()"],
+}
+del TINY_GENERATIVE["network_def"]
 
 
 class Losses(NamedTuple):
@@ -89,6 +107,8 @@ def command_of(
     """The command of the README; all processes together have batches of 8."""
     files = [str(CONFIGS / f"{stage}.json")]
     launcher = ["-m", "monai.bundle"]
+    if "adversarial_start" in overlay:
+        files.append(str(CONFIGS / f"{stage}_generative.json"))
     if processes > 1:
         files.append(str(CONFIGS / f"multi_gpu_{stage}.json"))
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launcher]
@@ -152,6 +172,36 @@ def test_two_and_four_processes_train_as_one_does(stage, tmp_path):
         assert {"embeddings_kd", "counts_k", "sums_kd"} <= names
     model = next(iter((tmp_path / "run2").glob("model*.pt")))
     assert torch.load(model, weights_only=True).keys() == state.keys()  # no prefix of DDP
+
+
+@pytest.mark.slow
+def test_two_processes_train_against_a_discriminator_as_one_does(tmp_path):
+    """Blank cells differ between processes, and with them the rows that the codebooks learn from."""
+    write_slices(tmp_path / "data")
+    runs = {
+        processes: train(
+            "train",
+            processes=processes,
+            data=tmp_path / "data",
+            output=tmp_path / f"run{processes}",
+            overlay=TINY_GENERATIVE,
+        )
+        for processes in (1, 2)
+    }
+    np.testing.assert_allclose(runs[2].training, runs[1].training, rtol=1e-3)
+    np.testing.assert_allclose(runs[2].validation, runs[1].validation, rtol=1e-3)
+    assert_equal_on_all_ranks(tmp_path / "run2", processes=2)
+    discriminators = [
+        torch.load(tmp_path / f"run{processes}/rank{rank}.pt.discriminator", weights_only=True)
+        for processes, rank in ((1, 0), (2, 0), (2, 1))
+    ]
+    for name, tensor in discriminators[1].items():
+        assert torch.equal(tensor, discriminators[2][name])
+        torch.testing.assert_close(tensor, discriminators[0][name], rtol=1e-2, atol=1e-4)
+    curves = [json.loads((tmp_path / f"run{processes}/history.json").read_text())["train"] for processes in (1, 2)]
+    for name in ("adversarial_loss", "feature_loss", "discriminator_loss"):
+        np.testing.assert_allclose(curves[1][name], curves[0][name], rtol=1e-2)
+        assert curves[0][name][-1] > 0
 
 
 @pytest.mark.slow

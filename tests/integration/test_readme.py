@@ -28,6 +28,11 @@ TINY_NETWORK = {
     "network_def::num_residual_blocks": "1",
     "network_def::num_codes": "16",
 }
+TINY_GENERATIVE = {
+    "network_def::widths": "[8,8,8,16]",
+    "adversarial_start": "0",
+    "discriminator_def::num_layers_d": "2",
+}
 TINY_PRIOR = {"prior_def::channels": "16", "prior_def::num_layers": "2", "prior_def::attention_every": "2"}
 EPOCHS = {"max_epochs": "1", "batch_size": "8"}
 OVERRIDES = {
@@ -115,12 +120,13 @@ def test_the_stages_run_in_the_order_of_the_table(tmp_path: Path) -> None:
 
 def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
     commands = fenced_commands()
-    assert len(commands) == 5
+    assert len(commands) == 6
     assert ["sample.json" in commands[0], "inference.json" in commands[1]] == [True, True]
-    assert "--nproc_per_node=2" in commands[2]
-    assert "--positions_mm" in commands[3]
+    assert "train_generative.json" in commands[2]
+    assert "--nproc_per_node=2" in commands[3]
+    assert "--positions_mm" in commands[4]
     # run against a local server by tests/unit/data/test_download.py; here, that it is understood
-    options = build_parser().parse_args(shlex.split(commands[4])[3:])
+    options = build_parser().parse_args(shlex.split(commands[5])[3:])
     assert (options.verb, options.accession, options.output) == ("download", "ds002748", "out/ds002748")
 
 
@@ -143,7 +149,7 @@ def test_the_weights_that_ship_need_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_for_own_scans_cuts_one_coronal_slice_a_scan(tmp_path: Path) -> None:
     make_phantoms(tmp_path / "scans", num_subjects=3, seed=1, voxel_mm=4.0, progress=False)
-    arguments = prepared(fenced_commands()[3], tmp_path)
+    arguments = prepared(fenced_commands()[4], tmp_path)
     done = run(arguments, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     datalist = json.loads((tmp_path / "out/central/datalist.json").read_text())
@@ -155,9 +161,26 @@ def test_the_command_for_own_scans_cuts_one_coronal_slice_a_scan(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_command_for_several_processes_trains_with_two(tmp_path: Path) -> None:
+def test_the_command_for_generation_trains_against_a_discriminator(tmp_path: Path) -> None:
     write_slices(tmp_path / "out/slices")
     arguments = prepared(fenced_commands()[2], tmp_path)
+    for name, value in TINY_GENERATIVE.items():
+        arguments += [f"--{name}", value]
+    for name in TINY_NETWORK:  # those of another network
+        if name != "network_def::num_codes":
+            del arguments[(place := arguments.index(f"--{name}")) : place + 2]
+    done = run(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    history = json.loads((tmp_path / "out/generative/history.json").read_text())["train"]
+    assert history["discriminator_loss"][0] > 0
+    record = json.loads((tmp_path / "out/generative/model.json").read_text())
+    assert record["architecture"]["widths"] == [8, 8, 8, 16]
+
+
+@pytest.mark.slow
+def test_the_command_for_several_processes_trains_with_two(tmp_path: Path) -> None:
+    write_slices(tmp_path / "out/slices")
+    arguments = prepared(fenced_commands()[3], tmp_path)
     done = run(arguments, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out/autoencoder/model.pt").stat().st_size > 0

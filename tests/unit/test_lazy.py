@@ -19,8 +19,6 @@ LAZY = (
     "metrics",
     "models",
     "networks",
-    "networks.priors",
-    "networks.quantizers",
     "transforms",
 )
 SAMPLE = """

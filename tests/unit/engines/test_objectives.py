@@ -34,6 +34,18 @@ def test_loss_is_the_weighted_sum_that_numpy_gives():
     np.testing.assert_allclose(result["psnr"].numpy(), -10 * np.log10((difference**2).mean(axis=(1, 2, 3))), rtol=1e-4)
 
 
+def test_the_smooth_l1_term_is_quadratic_below_beta_and_linear_above():
+    network, images = tiny_autoencoder(), torch.rand(2, 1, 16, 16)
+    result = AutoencoderObjective(network, mse_weight=0.0, smooth_l1_weight=2.0, smooth_l1_beta=0.3).eval()(images)
+    distance = np.abs((result["reconstruction"] - images).detach().double().numpy())
+    assert (distance < 0.3).any()
+    assert (distance > 0.3).any()
+    expected = np.where(distance < 0.3, distance**2 / 0.6, distance - 0.15).mean()
+    assert float(result["loss"].detach()) == pytest.approx(2 * expected, rel=1e-5)
+    with pytest.raises(InputError, match="smooth_l1_beta=0"):
+        AutoencoderObjective(network, smooth_l1_beta=0)
+
+
 def test_the_ssim_term_is_one_minus_the_ssim_of_scikit_image():
     network, images = tiny_autoencoder(), torch.rand(2, 1, 24, 16)
     plain = AutoencoderObjective(network).eval()(images)

@@ -53,6 +53,15 @@ def test_the_file_holds_the_weights_of_the_lowest_loss_and_says_so_beside_it(tmp
     }
 
 
+def test_without_a_metric_the_file_holds_the_newest_weights(tmp_path):
+    module, path = nn.Linear(1, 1), tmp_path / "model.pt"
+    engine = Engine(lambda engine, batch: module.weight.data.fill_(float(engine.state.epoch)))
+    BestCheckpoint(module, path, metric=None, description={"level": 1}).attach(engine)
+    engine.run([0], max_epochs=3)
+    assert float(torch.load(path, weights_only=True)["weight"]) == 3.0
+    assert json.loads((tmp_path / "model.json").read_text()) == {"level": 1, "fingerprint": fingerprint(module)}
+
+
 def test_tensors_are_plain_and_contiguous_without_metadata(tmp_path):
     module = WithBuffer().to(memory_format=torch.channels_last)
     save_weights(module, tmp_path / "model.pt")
