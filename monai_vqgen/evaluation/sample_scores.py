@@ -91,8 +91,8 @@ def check_sample_report(
         if None in subjects and len(subjects) > 1:
             nameless = sum(record.get("subject") is None for record in records)
             raise InputError(
-                f"{nameless} of {len(records)} {name} have no subject: the report of samples is evaluated on other subjects "
-                "than its classifiers are trained on; give every slice its subject, or none"
+                f"{nameless} of {len(records)} {name} have no subject: the report of samples evaluates on other "
+                "subjects than its classifiers train on; give every slice its subject, or none"
             )
         if len(subjects) < 2 and None not in subjects:
             raise InputError(

@@ -73,7 +73,10 @@ class BestCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         """Save when the metric is the lowest so far."""
-        metrics = {None: -engine.state.epoch, **engine.state.metrics}  # of all epochs the newest is the least
+        metrics: dict[str | None, float] = {
+            None: -engine.state.epoch,
+            **engine.state.metrics,
+        }  # of all epochs the newest is the least
         if self.metric not in metrics:
             raise CheckpointError(f"There is no metric {self.metric!r}, only {sorted(engine.state.metrics)}")
         value = float(metrics[self.metric])

@@ -184,7 +184,7 @@ def _check(part: _Part, run: Callable[..., Any], format: str) -> None:
             same = float((right == got).float().mean()) if right.shape == got.shape else 0.0
             if same < SAME_CODES:
                 raise StageError(
-                    f"the {format} {part.name} gives {same:.2%} of the network's codes, expected at least {SAME_CODES:.1%}"
+                    f"the {format} {part.name} gives {same:.2%} of the network's codes; expected {SAME_CODES:.1%}"
                 )
             continue
         difference = (right - got).abs() if right.shape == got.shape else torch.full_like(right, float("inf"))
