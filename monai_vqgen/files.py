@@ -162,6 +162,8 @@ def hold_alone(folder: Path, name: str) -> None:
         return
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # open until the process ends
+        with contextlib.suppress(PermissionError):  # whoever shares the folder may take over what a kill left
+            os.fchmod(descriptor, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:

@@ -113,6 +113,19 @@ def test_a_run_killed_after_its_first_weights_is_resumed(data, whole, tmp_path, 
     assert (tmp_path / "history.json").read_bytes() == (whole / "history.json").read_bytes()
 
 
+@pytest.mark.parametrize("left", ["training_state.pt", "training_state.previous.pt"])
+def test_a_folder_with_either_state_can_be_resumed_and_one_with_none_is_refused(tmp_path, left):
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(OutputExistsError):
+        claim_training(tmp_path, resume=True)
+    (tmp_path / left).touch()
+    claim_training(tmp_path, resume=True)
+    with pytest.raises(OutputExistsError):
+        claim_training(tmp_path)
+    claim_training(tmp_path, overwrite=True)
+    assert not (tmp_path / left).exists()
+
+
 def holder_of(folder: Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder), *more]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

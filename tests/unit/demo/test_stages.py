@@ -11,6 +11,7 @@ import pytest
 from monai_vqgen.demo.sizes import read_size
 from monai_vqgen.demo.stages import Leftovers, Stage, bundle_stages, run_stages, stages_at_once
 from monai_vqgen.errors import StageError
+from monai_vqgen.files import previous_path
 
 resource = pytest.importorskip("resource")
 
@@ -130,5 +131,10 @@ def test_a_training_is_taken_up_from_its_state_and_a_replaced_one_cannot_be(tmp_
     state.parent.mkdir()
     state.touch()
     assert flags(Leftovers.TAKE_UP) == {"resume": True}
+    previous = previous_path(state)
+    state.rename(previous)
+    assert flags(Leftovers.TAKE_UP) == {"resume": True}
+    state.touch()
     assert flags(Leftovers.REPLACE) == {"overwrite": True}
     assert not state.exists()
+    assert not previous.exists()
