@@ -73,13 +73,10 @@ class BestCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         """Save when the metric is the lowest so far."""
-        metrics: dict[str | None, float] = {
-            None: -engine.state.epoch,
-            **engine.state.metrics,
-        }  # of all epochs the newest is the least
-        if self.metric not in metrics:
+        if self.metric and self.metric not in engine.state.metrics:
             raise CheckpointError(f"There is no metric {self.metric!r}, only {sorted(engine.state.metrics)}")
-        value = float(metrics[self.metric])
+        # Without a metric the newest is the best: the epoch's number with a minus sign falls.
+        value = float(engine.state.metrics[self.metric] if self.metric else -engine.state.epoch)
         if not value < self.best:
             return
         self.best = value

@@ -103,7 +103,7 @@ def assert_equal(one, other):
     ("options", "message"),
     [
         ({"adversarial_weight": 0.0, "feature_weight": 0.0}, "one of the first two must be positive"),
-        ({"r1_weight": -1.0}, "r1_weight=-1.0"),
+        ({"r1_weight": -1.0}, "none may be negative"),
         ({"adversarial_start": 4}, "after 4 iterations .* has 4"),
         ({"accumulation_steps": 2}, "accumulation_steps=2"),
         ({"discriminator_def::num_layers_d": 4}, "cannot take images of shape"),
