@@ -107,8 +107,8 @@ def test_every_public_name_is_exported_and_documented() -> None:
             assert inspect.getdoc(getattr(module, name)), f"monai_vqgen.{package}.{name}"
 
 
-LONGEST_FUNCTION, MOST_PARAMETERS, LARGEST_ROOM, LINES_OF_0_1 = 50, 8, 20, 19_100
-"""Limits of a function (lines without its docstring), of a room (files), and of the package (lines)."""
+LONGEST_FUNCTION, MOST_PARAMETERS, LARGEST_ROOM = 50, 8, 20
+"""Limits of a function (lines without its docstring), and of a room (files)."""
 
 
 def sources() -> dict[str, Path]:
@@ -143,10 +143,9 @@ def test_no_circle_of_imports_among_files() -> None:
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == ["a", "b", "c", "d"]
 
 
-def test_no_room_is_crowded_and_the_package_has_not_grown() -> None:
+def test_no_room_is_crowded() -> None:
     rooms = Counter(path.parent for path in sources().values())
     assert {str(room): count for room, count in rooms.items() if count > LARGEST_ROOM} == {}
-    assert sum(len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")) < LINES_OF_0_1
 
 
 @pytest.mark.parametrize("folder", [ROOT, ROOT.parent / "tools"], ids=["package", "tools"])
