@@ -1,43 +1,18 @@
 """How good a trained model is, measured on slices of subjects it has not seen: figures beside baselines, pictures."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
     from monai_vqgen.evaluation.evaluator import (
-        ModelEvaluation,
-        ReportOptions,
-        SamplingOptions,
-        claim_evaluation,
-        pick_split,
-        split_records,
+        ModelEvaluation as ModelEvaluation,
+        ReportOptions as ReportOptions,
+        SamplingOptions as SamplingOptions,
+        claim_evaluation as claim_evaluation,
+        pick_split as pick_split,
+        split_records as split_records,
     )
-    from monai_vqgen.evaluation.sections import EvaluationData
+    from monai_vqgen.evaluation.sections import EvaluationData as EvaluationData
 else:
-    __getattr__, __dir__ = attach(
-        __name__,
-        {
-            "evaluator": [
-                "ModelEvaluation",
-                "ReportOptions",
-                "SamplingOptions",
-                "claim_evaluation",
-                "pick_split",
-                "split_records",
-            ],
-            "sections": ["EvaluationData"],
-        },
-    )
-
-__all__ = [
-    "EvaluationData",
-    "ModelEvaluation",
-    "ReportOptions",
-    "SamplingOptions",
-    "claim_evaluation",
-    "pick_split",
-    "split_records",
-]
+    __getattr__, __dir__, __all__ = attach(__name__)

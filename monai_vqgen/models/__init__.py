@@ -1,66 +1,40 @@
 """Trained models and what people do with them: reconstruct, sample, complete, score, export."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
-    from monai_vqgen.models.export import export_autoencoder, export_names
-    from monai_vqgen.models.loading import recorded_autoencoder
+    from monai_vqgen.models.export import export_autoencoder as export_autoencoder, export_names as export_names
+    from monai_vqgen.models.loading import recorded_autoencoder as recorded_autoencoder
     from monai_vqgen.models.reconstruction_files import (
-        ReconstructionLayout,
-        SaveSecondaryCapturesd,
-        reconstruction_names,
+        ReconstructionLayout as ReconstructionLayout,
+        SaveSecondaryCapturesd as SaveSecondaryCapturesd,
+        reconstruction_names as reconstruction_names,
     )
     from monai_vqgen.models.record import (
-        ModelRecord,
-        SamplingSettings,
-        autoencoder_record,
-        prior_record,
-        trained_prior_record,
+        ModelRecord as ModelRecord,
+        SamplingSettings as SamplingSettings,
+        autoencoder_record as autoencoder_record,
+        prior_record as prior_record,
+        trained_prior_record as trained_prior_record,
     )
-    from monai_vqgen.models.sample_files import SAMPLE_FILES, SampleFiles, SampleInferer
-    from monai_vqgen.models.samples import Samples, draw_conditions, join_conditions
-    from monai_vqgen.models.scans import LoadScand, UsableScans, model_pixel_mm, reconstruction_records
-    from monai_vqgen.models.trained_model import TrainedModel
+    from monai_vqgen.models.sample_files import (
+        SAMPLE_FILES as SAMPLE_FILES,
+        SampleFiles as SampleFiles,
+        SampleInferer as SampleInferer,
+    )
+    from monai_vqgen.models.samples import (
+        Samples as Samples,
+        draw_conditions as draw_conditions,
+        join_conditions as join_conditions,
+    )
+    from monai_vqgen.models.scans import (
+        LoadScand as LoadScand,
+        UsableScans as UsableScans,
+        model_pixel_mm as model_pixel_mm,
+        reconstruction_records as reconstruction_records,
+    )
+    from monai_vqgen.models.trained_model import TrainedModel as TrainedModel
 else:
-    __getattr__, __dir__ = attach(
-        __name__,
-        {
-            "export": ["export_autoencoder", "export_names"],
-            "loading": ["recorded_autoencoder"],
-            "reconstruction_files": ["ReconstructionLayout", "SaveSecondaryCapturesd", "reconstruction_names"],
-            "record": ["ModelRecord", "SamplingSettings", "autoencoder_record", "prior_record", "trained_prior_record"],
-            "sample_files": ["SAMPLE_FILES", "SampleFiles", "SampleInferer"],
-            "samples": ["Samples", "draw_conditions", "join_conditions"],
-            "scans": ["LoadScand", "UsableScans", "model_pixel_mm", "reconstruction_records"],
-            "trained_model": ["TrainedModel"],
-        },
-    )
-
-__all__ = [
-    "SAMPLE_FILES",
-    "LoadScand",
-    "ModelRecord",
-    "ReconstructionLayout",
-    "SampleFiles",
-    "SampleInferer",
-    "Samples",
-    "SamplingSettings",
-    "SaveSecondaryCapturesd",
-    "TrainedModel",
-    "UsableScans",
-    "autoencoder_record",
-    "draw_conditions",
-    "export_autoencoder",
-    "export_names",
-    "join_conditions",
-    "model_pixel_mm",
-    "prior_record",
-    "reconstruction_names",
-    "reconstruction_records",
-    "recorded_autoencoder",
-    "trained_prior_record",
-]
+    __getattr__, __dir__, __all__ = attach(__name__)

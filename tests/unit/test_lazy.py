@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pickle
+import py_compile
 import pydoc
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-LAZY = (
-    "data",
-    "engines",
-    "inferers",
-    "metrics",
-    "models",
-    "networks",
-    "transforms",
-)
+LAZY = ("data", "engines", "evaluation", "handlers", "inferers", "metrics", "models", "networks", "transforms")
 SAMPLE = """
 import torch
 from monai_vqgen.inferers import AncestralSampler
@@ -41,13 +36,53 @@ def package(request):
     return importlib.import_module(f"monai_vqgen.{request.param}")
 
 
-def test_listed_offered_and_type_checked_names_are_the_same(package):
+def test_the_names_a_type_checker_sees_are_all_exported_listed_and_in_order(package):
     tree = ast.parse(Path(package.__file__).read_text())
     (switch,) = (node for node in tree.body if isinstance(node, ast.If))
-    checked = {alias.name for node in switch.body for alias in node.names}
-    offered = ast.literal_eval(switch.orelse[0].value.args[1])
-    assert checked == {name for names in offered.values() for name in names} == set(package.__all__)
+    checked = [(alias.name, alias.asname) for node in switch.body for alias in node.names]
+    assert all(name == exported for name, exported in checked), "a strict type checker hides a name without its `as`"
+    assert sorted(name for name, _ in checked) == sorted(package.__all__)
     assert set(package.__all__) <= set(dir(package))
+
+
+@pytest.fixture
+def made_package(tmp_path):
+    """A folder with a package `made`, whose name `inner.Value` and module `inner` load when they are asked for."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "inner.py").write_text("Value = 3\n")
+    (folder / "__init__.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "from monai_vqgen.lazy import attach\n"
+        "if TYPE_CHECKING:\n"
+        "    from made import inner as inner\n"
+        "    from made.inner import Value as Value\n"
+        "else:\n"
+        "    __getattr__, __dir__, __all__ = attach(__name__)\n"
+    )
+    return folder
+
+
+def run(script: str, library: Path | str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(library)}
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+
+
+def test_names_load_from_a_zip_and_not_before_they_are_asked_for(made_package):
+    archive = shutil.make_archive(str(made_package.parent / "library"), "zip", made_package.parent, "made")
+    shutil.rmtree(made_package)
+    done = run(
+        "import made, sys; print('made.inner' in sys.modules, made.Value, made.inner.Value, made.__all__)", archive
+    )
+    assert done.stdout == "False 3 3 ['Value']\n", done.stderr
+
+
+def test_a_package_of_bytecode_alone_is_refused_by_name(made_package):
+    for source in made_package.glob("*.py"):
+        py_compile.compile(str(source), cfile=str(source.with_suffix(".pyc")), doraise=True)
+        source.unlink()
+    done = run("import made", made_package.parent)
+    assert "ImportError: made has no source, which lists its names: install it with its .py files" in done.stderr
 
 
 def test_names_are_found_by_star_by_dotted_path_and_by_pickle(package):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from ignite.engine import Engine, Events
 
-from monai_vqgen.handlers import TrainingProgress
-from monai_vqgen.handlers import progress as progress_module
+from monai_vqgen.handlers import TrainingProgress, progress as progress_module
 
 
 class RecordedBar:
