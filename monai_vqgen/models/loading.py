@@ -21,6 +21,8 @@ __all__ = ["LoadedPriors", "load_autoencoder", "load_priors", "recorded_autoenco
 MODEL = "model.pt"
 LARGEST_ZIP = 2 << 30  # bytes that a zip's weights may unpack to
 _MADE_ALIKE = ("condition", "image_size", "plane", "pixel_mm")
+RELEASES = {"faithful": "models", "generative": "models/generative"}
+"""Folders of the weights that come with the bundle, by purpose: faithful ones reconstruct, generative ones draw."""
 
 
 class LoadedPriors(NamedTuple):
@@ -40,14 +42,16 @@ def weights_file(path: str | Path | None) -> Iterator[Path]:
     """The autoencoder's weights of a bundle, a run or a zip; those of a zip are there inside the block only.
 
     Args:
-        path: a folder that holds `model.pt` or `models/model.pt`, such a file itself, or a zip; None for the weights
-            that came with this package.
+        path: a folder that holds `model.pt` or `models/model.pt`, such a file itself, or a zip; a name of `RELEASES`
+            for weights that came with this package; None for the faithful ones.
 
     Raises:
         InputError: nothing is there, or no weights are in it.
         CheckpointError: a damaged zip.
     """
     root = bundle_root() if path is None else Path(path)
+    if path in RELEASES and not root.exists():
+        root = bundle_root() / RELEASES[str(path)]
     if not root.exists():
         raise InputError(f"{root} does not exist: give a bundle's folder or zip, a run's output folder or a model.pt")
     if root.is_dir():
@@ -74,6 +78,8 @@ def _unpack(path: Path, folder: Path) -> None:
     """Unpack the weights and records of one bundle, by their plain names; nothing else of the zip."""
     with zipfile.ZipFile(path) as archive:
         homes = {Path(name).parent for name in archive.namelist() if Path(name).name == MODEL}
+        highest = min((len(home.parts) for home in homes), default=0)  # below it lie releases for other purposes
+        homes = {home for home in homes if len(home.parts) == highest}
         if len(homes) != 1:
             raise InputError(f"{path} holds {len(homes)} files named {MODEL}; a zip of a bundle holds one")
         members = [info for info in archive.infolist() if Path(info.filename).parent in homes and not info.is_dir()]

@@ -86,7 +86,8 @@ class TrainedModel:
         """Load a trained model.
 
         Args:
-            path: a bundle's folder or zip, a run's output folder, or a `model.pt`; None for the package's own weights.
+            path: a bundle's folder or zip, a run's output folder, or a `model.pt`; "faithful" (as None) or "generative"
+                for weights that come with the package: the first reconstruct closely, the second draw new images.
             priors_dir: folder of the priors where it is another one.
             with_priors: whether to load priors; where there are none of any level, a model without priors comes back.
             device: where the networks go.

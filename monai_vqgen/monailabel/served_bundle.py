@@ -1,6 +1,7 @@
 """The bundle that is served: its version and its model, loaded when first asked for.
 
 folder/configs/{metadata,inference}.json      folder/models/{model.pt, model.json, model_prior_level0.pt, ...}
+                                              folder/models/generative/{the same}, where samples have weights of theirs
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class ServedBundle:
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = bundle_root() if not root else Path(root).resolve()
         self.lock = threading.RLock()
-        self._loaded: dict[tuple[str, bool], tuple[tuple[Any, ...], TrainedModel]] = {}
+        self._loaded: dict[tuple[str, bool, Path], tuple[tuple[Any, ...], TrainedModel]] = {}
         for name in ("metadata", "inference"):
             path = self.root / "configs" / f"{name}.json"
             if not path.is_file():
@@ -49,31 +50,36 @@ class ServedBundle:
         """The autoencoder's weights; those of the priors lie beside them."""
         return self.root / "models" / "model.pt"
 
+    @property
+    def sampling_weights(self) -> Path:
+        """The autoencoder's weights of the model that draws samples: the generative one where there is one."""
+        generative = self.weights.parent / "generative" / self.weights.name
+        return generative if generative.is_file() else self.weights
+
     def has_priors(self) -> bool:
         """Whether there are priors to sample from."""
         return self.weights.with_name("model_prior_level0.json").is_file()
 
-    def model(self, device: str, *, with_priors: bool = True) -> TrainedModel:
-        """The model on a device.
+    def model(self, device: str, *, with_priors: bool = True, weights: Path | None = None) -> TrainedModel:
+        """The model on a device; `weights` are `self.weights` by default.
 
         Raises:
             CheckpointError: weights are missing, damaged, or of another architecture than their record says.
             CodesMismatchError: the priors were trained on the codes of another autoencoder than the one that is served.
         """
         with self.lock:
-            if not self.weights.is_file():
-                raise CheckpointError(
-                    f"the bundle has no weights ({self.weights} is missing): put a trained model.pt there"
-                )
-            files = sorted(self.weights.parent.glob("model*.*"))
+            weights = weights or self.weights
+            if not weights.is_file():
+                raise CheckpointError(f"the bundle has no weights ({weights} is missing): put a trained model.pt there")
+            files = sorted(weights.parent.glob("model*.*"))
             changed = tuple((path.name, path.stat().st_mtime_ns) for path in files)
-            known = self._loaded.get((device, with_priors))
+            known = self._loaded.get((device, with_priors, weights))
             if known is None or known[0] != changed:
-                model = TrainedModel.from_bundle(self.weights, device=device, with_priors=with_priors)
-                known = self._loaded[device, with_priors] = (changed, model)
+                model = TrainedModel.from_bundle(weights, device=device, with_priors=with_priors)
+                known = self._loaded[device, with_priors, weights] = (changed, model)
             return known[1]
 
-    def about(self, device: str) -> dict[str, Any]:
+    def about(self, device: str, weights: Path | None = None) -> dict[str, Any]:
         """What every answer says of the model: the bundle's version, and the fingerprint of the weights."""
-        record = self.model(device, with_priors=False).record
+        record = self.model(device, with_priors=False, weights=weights).record
         return {"model_version": self.version, "autoencoder_fingerprint": record.fingerprint}

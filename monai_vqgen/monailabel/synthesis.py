@@ -63,10 +63,11 @@ class SamplingTask(_PriorTask):
         """
         knobs, device = SamplingKnobs.of(request), request["device"]
         with self.bundle.lock:
-            model = self.bundle.model(device)
+            weights = self.bundle.sampling_weights
+            model = self.bundle.model(device, weights=weights)
             condition = asked_conditions(request, model.condition.names if model.condition else ())
             samples = model.sample(knobs.num_samples, seed=knobs.seed, **knobs.settings(), **condition)
-            about = _about(knobs, samples.settings, condition) | self.bundle.about(device)
+            about = _about(knobs, samples.settings, condition) | self.bundle.about(device, weights)
         about["samples"] = [{"index": index, "condition": each} for index, each in enumerate(samples.conditions)]
         stack_hwn = np.moveaxis(samples.images[:, 0].numpy(), 0, -1)
         # the third axis of several counts samples and is no place

@@ -47,11 +47,16 @@ class GenerativeVQVAE(HierarchicalVQVAE):
     error alone it draws as smoothly as any other.
 
     Args:
-        spatial_dims, in_channels, out_channels, strides, quantizers, finer_dropout: as in `HierarchicalVQVAE`.
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the reconstruction.
+        strides: image pixels per code along an axis, coarsest level first, as in `HierarchicalVQVAE`.
         widths: channels at full resolution, at half of it, and so on down to the coarsest grid; multiples of 8.
         num_heads: of the attention at the coarsest grid; divides the last of `widths`.
         num_codes: codes of each level's `EMACodebook`, one number or one a level; the blank one comes on top.
         code_dim: dimension of their vectors, likewise.
+        quantizers: one a level, coarsest first, in place of the last two.
+        finer_dropout: probability, a sample, of hiding the finer levels in training; in [0, 1).
         blank_threshold: intensity up to which a pixel is background; ``None`` treats all cells alike.
         blank_margin: cells around content that are not blank either.
 

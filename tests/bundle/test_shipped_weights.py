@@ -13,10 +13,11 @@ from skimage.metrics import structural_similarity
 
 from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import SliceOptions, extract_slices
+from monai_vqgen.models import TrainedModel
 from monai_vqgen.weights import fingerprint
 
 MODELS = bundle_root() / "models"
-WEIGHTS = ("model.pt", "model_prior_level0.pt", "model_prior_level1.pt")
+WEIGHTS = sorted(path.relative_to(MODELS).as_posix() for path in MODELS.rglob("*.pt"))
 LARGEST_FILE = 25 * 2**20  # bytes; the Model Zoo's README
 
 
@@ -40,6 +41,30 @@ def test_the_priors_are_of_the_autoencoder_that_ships():
         assert set(sidecar["condition"]["categorical"]) == {"sex"}
 
 
+def test_each_purpose_has_weights_of_its_own_and_their_name_finds_them():
+    assert WEIGHTS == [
+        "generative/model.pt",
+        "generative/model_prior_level0.pt",
+        "model.pt",
+        "model_prior_level0.pt",
+        "model_prior_level1.pt",
+    ]
+    faithful, generative = TrainedModel.from_bundle("faithful"), TrainedModel.from_bundle("generative")
+    assert faithful.record.fingerprint == TrainedModel.from_bundle().record.fingerprint != generative.record.fingerprint
+    assert (faithful.grids, generative.grids) == (((16, 16), (32, 32)), ((14, 12),))
+    assert generative.record.image_size == (112, 96)
+
+
+def test_blank_cells_of_the_generative_weights_have_one_code():
+    model = TrainedModel.from_bundle("generative")
+    images = torch.zeros(1, 1, 112, 96)
+    images[:, :, 48:56, 40:48] = 0.5  # one cell, and the eight around it are not blank
+    (codes,) = model.encode(images)
+    assert int((codes == 1024).sum()) == 14 * 12 - 9
+    again = model.decode([codes])
+    assert again[..., :32, :].mean() < 0.02 < again[..., 48:56, 40:48].mean()
+
+
 def test_the_model_card_names_data_licence_command_and_use():
     card = (bundle_root() / "docs" / "README.md").read_text()
     for word in ("ds002748", "CC0", "make reproduce", "not for diagnosis"):
@@ -52,10 +77,10 @@ def test_samples_come_with_position_sex_and_age_and_nothing_else_to_set(tmp_path
     content = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert [entry["condition"] for entry in content["samples"]] == [given | {"position_mm": 65.0, "age": 30.0}] * 2
     images = [nib.load(tmp_path / "out" / entry["image"]).get_fdata() for entry in content["samples"]]
-    assert all(image.shape == (128, 128, 1) for image in images)
+    assert all(image.shape == (112, 96, 1) for image in images)
     for image in images:  # a brain in the middle of darkness
-        assert image[40:88, 40:88].mean() > 0.3
-        assert max(image[:6].mean(), image[-6:].mean(), image[:, :6].mean(), image[:, -6:].mean()) < 0.05
+        assert image[32:80, 24:72].mean() > 0.3
+        assert max(image[:2].mean(), image[-2:].mean(), image[:, :2].mean(), image[:, -2:].mean()) < 0.05
     assert np.abs(images[0] - images[1]).mean() > 0.01, "two samples are two brains"
 
 

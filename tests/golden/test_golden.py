@@ -130,7 +130,8 @@ def assert_near(measured: dict[str, float | None], recorded: dict[str, float | N
 def test_samples_at_seed_7(tmp_path, expected):
     conditions = {"position_mm": 65, "sex": "f", "age": 30}
     options = {"num_samples": 4, "batch_size": 4, "seed": 7, "temperature": [0.8, 1.0], "top_k": None, "top_p": None}
-    flow = stage("sample", output_dir=tmp_path / "out", device="cpu", **options, **conditions)
+    faithful = REPOSITORY / "bundle/models/model.pt"
+    flow = stage("sample", model=faithful, output_dir=tmp_path / "out", device="cpu", **options, **conditions)
     codes = drawn_codes(flow)
     listed = json.loads((tmp_path / "out" / "samples.json").read_text())["samples"]
     files = [nib.load(tmp_path / "out" / entry["image"]) for entry in listed]

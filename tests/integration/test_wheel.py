@@ -61,9 +61,9 @@ def test_a_wheel_holds_every_module_and_the_bundle(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     package = [path for path in (ROOT / "monai_vqgen").rglob("*") if path.suffix in (".py", ".html", ".typed")]
-    bundle = [path for name in ("configs", "models") for path in (ROOT / "bundle" / name).iterdir() if path.is_file()]
+    bundle = [path for name in ("configs", "models") for path in (ROOT / "bundle" / name).rglob("*") if path.is_file()]
     expected = {path.relative_to(ROOT).as_posix() for path in package}
-    expected |= {f"monai_vqgen/_bundle/{path.parent.name}/{path.name}" for path in bundle}
+    expected |= {f"monai_vqgen/_bundle/{path.relative_to(ROOT / 'bundle').as_posix()}" for path in bundle}
     assert expected - packed == set()
 
 
