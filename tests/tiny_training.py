@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def workflow(name: str, *, overlay: Path | None = None, kind: str | None = "trai
     tiny = {} if overlay else TINY
     if name == "extract_codes":
         tiny = {"batch_size": 3}
+    given = copy.deepcopy(options)  # MONAI writes nested options into the very objects it is given
     return ConfigWorkflow(
         config_file=files,
         meta_file=str(CONFIGS / "metadata.json"),
@@ -68,7 +70,10 @@ def workflow(name: str, *, overlay: Path | None = None, kind: str | None = "trai
         workflow_type=kind,
         bundle_root=str(REPOSITORY / "bundle"),
         device="$torch.device('cpu')",
-        **{**tiny, **{key: str(value) if isinstance(value, Path) else value for key, value in options.items()}},
+        **{
+            **copy.deepcopy(tiny),
+            **{key: str(value) if isinstance(value, Path) else value for key, value in given.items()},
+        },
     )
 
 

@@ -43,7 +43,7 @@ def bundle_files(folder: Path) -> dict[str, bytes]:
     """What belongs to a bundle, spelled out: the license and the visible files of three folders."""
     files = [folder / "LICENSE"]
     for name in ("configs", "docs", "models"):
-        files += [path for path in (folder / name).iterdir() if not path.name.startswith(".")]
+        files += [path for path in (folder / name).rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

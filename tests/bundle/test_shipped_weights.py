@@ -62,7 +62,7 @@ def test_blank_cells_of_the_generative_weights_have_one_code():
     (codes,) = model.encode(images)
     assert int((codes == 1024).sum()) == 14 * 12 - 9
     again = model.decode([codes])
-    assert again[..., :32, :].mean() < 0.02 < again[..., 48:56, 40:48].mean()
+    assert again[..., :32, :].mean() < 0.2 * again[..., 48:56, 40:48].mean()
 
 
 def test_the_model_card_names_data_licence_command_and_use():

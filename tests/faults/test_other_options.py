@@ -104,7 +104,7 @@ def test_what_may_differ_is_said_and_the_rate_is_that_of_the_longer_schedule(hal
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     with caplog.at_level(logging.INFO), hook:
         resume(AUTOENCODER, half, tmp_path / "run", max_epochs=8, num_workers=1, patience=50)
-    for change in ("max_epochs 2 there and 8 here", "num_workers 0 there and 1 here", "patience 0 there and 50 here"):
+    for change in ("budget.max_epochs 2 there and 8 here", "budget.patience 0 there and 50 here"):
         assert f"Resuming with a change: {change}." in caplog.text
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.Adam([parameter], lr=0.002)

@@ -60,7 +60,11 @@ def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path):
     cut_off_while_the_priors_trained(output / "timings.json")
     reproduce(tmp_path / "scans", output, size=size, models=tmp_path / "models")
     assert {level: (output / f"model_prior_level{level}.pt").read_bytes() for level in (0, 1)} == weights
-    published = ["model.json", "model.pt", *(f"model_prior_level{level}.{end}" for level in (0, 1) for end in ("json", "pt"))]
+    published = [
+        "model.json",
+        "model.pt",
+        *(f"model_prior_level{level}.{end}" for level in (0, 1) for end in ("json", "pt")),
+    ]
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == published
     assert all((tmp_path / "models" / name).read_bytes() == (output / name).read_bytes() for name in published)
 
