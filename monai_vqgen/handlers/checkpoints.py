@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from monai_vqgen.data.processes import process_rank
+from monai_vqgen.data.processes import process_rank, wait_for_all
 from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.files import previous_path, write_json
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
@@ -191,6 +191,7 @@ class TrainingState:
     def restore(self, engine: Engine) -> None:
         """Take the saved state back, where there is one."""
         saved = self._read()
+        wait_for_all()  # before the first process writes a state that another would then take for an earlier run's
         if saved is None:
             logger.info("Nothing to resume at %s: starting from the beginning.", self.path)
             return self._begin(engine)
