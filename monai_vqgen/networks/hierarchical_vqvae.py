@@ -18,7 +18,7 @@ from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks.architecture import Recorded
 from monai_vqgen.networks.blocks import Downsampler, Upsampler, ceil_to, hide_finer
 from monai_vqgen.networks.quantizers.base import Quantized, Quantizer
-from monai_vqgen.networks.quantizers.ema import EMACodebook
+from monai_vqgen.networks.quantizers.codebooks import EMACodebook
 
 __all__ = ["HierarchicalVQVAE", "HierarchyPass"]
 
