@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from monai.data import Dataset
 from torch import Tensor
 
 from monai_vqgen.data.slices.datalists import evenly_spaced
-from monai_vqgen.evaluation.scores import SHOWN, ReconstructionPass, SliceSet
 from monai_vqgen.files import write_json
-from monai_vqgen.metrics import AlignedNeighbors
+from monai_vqgen.metrics.memorization import AlignedNeighbors, Alignment
 from monai_vqgen.models import Samples
 from monai_vqgen.plots.pictures import (
     PictureRow,
@@ -54,38 +55,32 @@ def save_reconstruction_pictures(folder: Path, shown: Mapping[str, np.ndarray], 
 
 def save_sample_pictures(
     folder: Path,
-    result: ReconstructionPass,
+    shown: Mapping[str, np.ndarray],
     samples: Samples,
-    test: SliceSet,
+    test: Dataset,
     *,
-    split: str = "test",
-    mixed: int = SHOWN,
+    split: str,
+    mixed: int,
 ) -> None:
     """`samples.png`, `overview.png`, and `real_and_sampled.png` with its key in JSON.
 
     Args:
         folder: where they go.
-        result: the reconstructed test slices.
+        shown: test slices by what they are, as above.
         samples: the sampled ones.
         test: the real ones.
         split: which split they are of.
         mixed: how many real slices, and as many samples, stand in random order in the unlabeled grid.
     """
     drawn = samples.images[:, 0].numpy()
-    rows = [(f"{split} slices", result.shown["original"]), ("reconstructed", result.shown["reconstruction"])]
-    rows.append(("samples", drawn))
-    width = min(len(images) for _, images in rows)
-    save_rows([PictureRow(name, images[:width]) for name, images in rows], folder / "overview.png")
+    rows = {f"{split} slices": shown["original"], "reconstructed": shown["reconstruction"], "samples": drawn}
+    width = min(map(len, rows.values()))
+    save_rows([PictureRow(name, images[:width]) for name, images in rows.items()], folder / "overview.png")
     save_png(grid_picture(drawn[:MOST_DRAWN]), folder / "samples.png")
     real = np.stack([np.asarray(test[i]["image"])[0] for i in evenly_spaced(mixed, len(test))])
-    _save_mixed(folder, real, drawn[:mixed], samples.seed)
-
-
-def _save_mixed(folder: Path, real_nhw: np.ndarray, drawn_nhw: np.ndarray, seed: int) -> None:
-    """Real and sampled slices in random order, numbered, and a file that says which were sampled."""
-    order = np.random.default_rng(seed).permutation(len(real_nhw) + len(drawn_nhw))
-    save_numbered_grid(np.concatenate([real_nhw, drawn_nhw])[order], folder / "real_and_sampled.png")
-    sampled = [place + 1 for place, index in enumerate(order.tolist()) if index >= len(real_nhw)]
+    order = np.random.default_rng(samples.seed).permutation(len(real) + len(drawn[:mixed]))
+    save_numbered_grid(np.concatenate([real, drawn[:mixed]])[order], folder / "real_and_sampled.png")
+    sampled = [place for place, index in enumerate(order.tolist(), start=1) if index >= len(real)]
     write_json(folder / "real_and_sampled.json", {"sampled": sampled})
 
 
@@ -102,25 +97,15 @@ def save_closest_pairs(
         count: how many pairs.
     """
     order = nearest.distances_m.argsort(stable=True)[:count].tolist()
-    aligned = [
-        _aligned(samples_mchw[i, 0].numpy(), nearest.shifts_m2[i].tolist(), mirrored=bool(nearest.mirrored_m[i]))
-        for i in order
-    ]
+    ways = [Alignment(bool(nearest.mirrored_m[i]), *nearest.shifts_m2[i].tolist()) for i in order]
+    aligned_nhw = torch.cat([way.apply(samples_mchw[i]) for i, way in zip(order, ways, strict=True)])
     save_rows(
         [
-            PictureRow("sample,\naligned", np.stack(aligned)),
+            PictureRow("sample,\naligned", aligned_nhw.numpy()),
             PictureRow("nearest\ntraining slice", training_nchw[nearest.indices_m[order], 0].numpy()),
         ],
         path,
     )
-
-
-def _aligned(image_hw: np.ndarray, shift: Sequence[int], *, mirrored: bool) -> np.ndarray:
-    """The image mirrored left to right, then moved down and right; black where it no longer covers the plane."""
-    (height, width), (down, right) = image_hw.shape, shift
-    margins = ((max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0)))
-    padded_hw = np.pad(image_hw[:, ::-1] if mirrored else image_hw, margins)
-    return padded_hw[max(-down, 0) :, max(-right, 0) :][:height, :width]
 
 
 def save_positions(

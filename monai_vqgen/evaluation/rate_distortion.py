@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics import CodecCurves, at_rate
-from monai_vqgen.plots.pictures import ACCENT, FAINT, INK, _save_figure, _style
+from monai_vqgen.plots.pictures import ACCENT, FAINT, INK, save_figure, style
 
 __all__ = ["RatedSystem", "codec_figures", "rated_system", "save_rate_distortion"]
 
@@ -61,13 +61,10 @@ def rated_system(label: str, metrics: Mapping[str, Any]) -> RatedSystem:
     """
     try:
         scores, rate = metrics["reconstruction"], metrics["rate"]
-        system = RatedSystem(label, scores["psnr"], scores["ssim_brain"], rate["raw_bits_per_pixel"])
-        coded = rate.get("coded_bits_per_pixel")
+        brain = float("nan") if scores["ssim_brain"] is None else scores["ssim_brain"]
+        return RatedSystem(label, scores["psnr"], brain, rate["raw_bits_per_pixel"], rate.get("coded_bits_per_pixel"))
     except KeyError as error:
         raise InputError(f"the metrics of {label!r} have no {error}: evaluate it with evaluate.json") from error
-    return system._replace(
-        ssim_brain=float("nan") if system.ssim_brain is None else system.ssim_brain, coded_bits_per_pixel=coded
-    )
 
 
 def codec_figures(curves: CodecCurves, system: RatedSystem) -> dict[str, Any]:
@@ -110,10 +107,10 @@ def save_rate_distortion(curves: CodecCurves, systems: Sequence[RatedSystem], pa
         for index, system in enumerate(systems):
             _draw_system(axes, system, score, index)
         _frame(axes, systems)
-        _style(axes, x="bits a pixel", y=title)
+        style(axes, x="bits a pixel", y=title)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_codecs(axes: Axes, curves: CodecCurves, score: str) -> None:
@@ -131,16 +128,12 @@ def _draw_codecs(axes: Axes, curves: CodecCurves, score: str) -> None:
 
 def _draw_system(axes: Axes, system: RatedSystem, score: str, index: int) -> None:
     color, value, rates = ACCENT[0] if index == 0 else INK, getattr(system, score), system.rates
-    look: dict[str, Any] = {
-        "marker": MARKERS[index % len(MARKERS)],
-        "ms": 8 if index == 0 else 6,
-        "color": color,
-        "zorder": 3,
-    }
+    marker, size = MARKERS[index % len(MARKERS)], 6 if index else 8
+    look: dict[str, Any] = {"marker": marker, "ms": size, "color": color, "ls": "none", "zorder": 3}
     if "coded" in rates:
         axes.plot(list(rates.values()), [value] * 2, color=color, lw=1, alpha=0.6)
-        axes.plot(rates["coded"], value, ls="none", label=f"{system.label}, after the priors", **look)
-    axes.plot(rates["raw"], value, ls="none", mfc="white", label=f"{system.label}, raw codes", **look)
+        axes.plot(rates["coded"], value, label=f"{system.label}, after the priors", **look)
+    axes.plot(rates["raw"], value, mfc="white", label=f"{system.label}, raw codes", **look)
 
 
 def _frame(axes: Axes, systems: Sequence[RatedSystem]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics import (
     AlignedNeighbors,
@@ -187,15 +188,10 @@ def sample_metrics(
             "authenticity": authenticity(features[name], training_nf, training_subjects=training.subjects()).rate,
         }
     result["position"] = _position(samples, features["samples"], training, training_nf, test, features["real"])
-    near = {
-        name: aligned_neighbors(judged[name].images, training.images, mirror=mirror) for name in ("samples", "real")
-    }
-    far = {name: feature_neighbors(features[name], training_nf) for name in ("samples", "real")}
-    result["memorization"] = {
-        "pixels": _audit(near["samples"], near["real"], "pixels"),
-        "features": _audit(far["samples"], far["real"], "features"),
-    }
-    return result, near["samples"]
+    near, real = (aligned_neighbors(images.images, training.images, mirror=mirror) for images in (samples, test))
+    far = [feature_neighbors(features[name], training_nf) for name in ("samples", "real")]
+    result["memorization"] = {"pixels": _audit(near, real, "pixels"), "features": _audit(*far, "features")}
+    return result, near
 
 
 def _against_training(
@@ -206,9 +202,9 @@ def _against_training(
     count: int,
 ) -> dict[str, Any]:
     """Figures of as many of the images as there are of every kind, spread evenly from the first to the last."""
-    chosen = torch.linspace(0, len(features_mf) - 1, count, dtype=torch.float64).round().long()
+    chosen = evenly_spaced(count, len(features_mf))
     features_mf = features_mf[chosen]
-    whose = None if subjects is None else [subjects[i] for i in chosen.tolist()]
+    whose = None if subjects is None else [subjects[i] for i in chosen]
     near = precision_recall(training_nf, features_mf, real_subjects=training_subjects, generated_subjects=whose)
     spread = density_coverage(training_nf, features_mf, real_subjects=training_subjects)
     return {

@@ -1,4 +1,4 @@
-"""What a draw takes: priors and codes that fit one another, truncated logits, and noise of a fixed place.
+"""What a draw takes: priors and codes that fit one another, truncated logits, noise of a fixed place, and a thread.
 
     code = argmax over k of (truncated, tempered logits + Gumbel noise of (seed, sample, level, position))
 
@@ -8,7 +8,9 @@ Legend of suffixes: b batch, f condition features, k number of codes, n raster p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 
 import numpy as np
@@ -27,6 +29,8 @@ __all__ = [
     "check_priors",
     "checked_condition",
     "device_of",
+    "finished_time",
+    "one_thread",
 ]
 
 WORD_BITS = 64
@@ -251,3 +255,30 @@ def checked_condition(condition: Tensor | None, priors: Sequence[Prior], *, coun
             f"the condition has shape {tuple(condition.shape)}; give ({count}, {dims[0]}) or (1, {dims[0]})"
         )
     return condition.to(device_of(priors[0])).expand(count, -1)
+
+
+def finished_time(device: torch.device | str) -> float:
+    """Seconds of a monotonic clock, read once the device has done all that was asked of it.
+
+    A GPU returns before it has computed: a clock read at once would measure how long it took to ask.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work on one CPU thread inside, and on as many as before afterwards.
+
+    A position of cached sampling is some hundred products of a few microseconds. Threads that share such a product
+    wait for each other longer than they compute: on two idle cores one thread took two thirds of the time of two, and
+    beside other work two threads took many times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

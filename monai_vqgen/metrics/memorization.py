@@ -78,7 +78,7 @@ def feature_neighbors(images_mf: Tensor, training_nf: Tensor) -> FeatureNeighbor
     return FeatureNeighbors(torch.cat([x.values for x in nearest]), torch.cat([x.indices for x in nearest]))
 
 
-class _Alignment(NamedTuple):
+class Alignment(NamedTuple):
     """One way to lay an image over another: mirrored or not, then moved down and right."""
 
     mirrored: bool
@@ -96,12 +96,12 @@ class _Alignment(NamedTuple):
         rows, columns = self.overlap(images_mhw.shape[1:])
         moved_mhw = torch.zeros_like(images_mhw)
         source_mhw = images_mhw.flip(-1) if self.mirrored else images_mhw
-        opposite = _Alignment(self.mirrored, -self.down, -self.right).overlap(images_mhw.shape[1:])
+        opposite = Alignment(self.mirrored, -self.down, -self.right).overlap(images_mhw.shape[1:])
         moved_mhw[:, rows, columns] = source_mhw[:, opposite[0], opposite[1]]
         return moved_mhw
 
 
-def _mean_squares(images_mhw: Tensor, training_nhw: Tensor, alignment: _Alignment, squares_n: Tensor) -> Tensor:
+def _mean_squares(images_mhw: Tensor, training_nhw: Tensor, alignment: Alignment, squares_n: Tensor) -> Tensor:
     """Mean squared difference over the overlap of all pairs, (m, n), by one matrix product."""
     rows, columns = alignment.overlap(images_mhw.shape[1:])
     moved_mp = alignment.apply(images_mhw).flatten(1)
@@ -111,7 +111,7 @@ def _mean_squares(images_mhw: Tensor, training_nhw: Tensor, alignment: _Alignmen
 
 
 def _best_alignments(
-    images_mhw: Tensor, training_nhw: Tensor, alignments: Sequence[_Alignment]
+    images_mhw: Tensor, training_nhw: Tensor, alignments: Sequence[Alignment]
 ) -> tuple[Tensor, Tensor]:
     """Index of the nearest training image and of the best alignment, of every image."""
     best_m = torch.full((len(images_mhw),), math.inf, device=images_mhw.device)
@@ -133,7 +133,7 @@ def _best_alignments(
     return index_m, alignment_m
 
 
-def _exact_distance(image_hw: Tensor, training_hw: Tensor, alignment: _Alignment) -> float:
+def _exact_distance(image_hw: Tensor, training_hw: Tensor, alignment: Alignment) -> float:
     rows, columns = alignment.overlap(image_hw.shape)
     moved_hw = alignment.apply(image_hw[None].double())[0]
     return float((moved_hw - training_hw.double())[rows, columns].square().mean().sqrt())
@@ -173,7 +173,7 @@ def aligned_neighbors(
         )
     shifts = sorted(range(-max_shift, max_shift + 1), key=abs)  # of equal distances the smallest shift is reported
     mirrors = (False, True) if mirror else (False,)
-    alignments = [_Alignment(mirrored, down, right) for mirrored in mirrors for down in shifts for right in shifts]
+    alignments = [Alignment(mirrored, down, right) for mirrored in mirrors for down in shifts for right in shifts]
     # a common offset changes no difference, and near zero the expanded square loses fewer digits
     offset = training_nchw.mean()
     indices_m, alignment_m = _best_alignments(images_mchw[:, 0] - offset, training_nchw[:, 0] - offset, alignments)

@@ -5,12 +5,12 @@ Shape legend: n images, h w rows and columns.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -23,10 +23,12 @@ __all__ = [
     "PictureRow",
     "grid_picture",
     "save_curves",
+    "save_figure",
     "save_numbered_grid",
     "save_png",
     "save_rows",
     "save_usage",
+    "style",
 ]
 
 DIFFERENCE_RANGE = 0.25  # of the intensity range: where the color map of differences saturates
@@ -52,17 +54,11 @@ class Curve(NamedTuple):
     y: Sequence[float]
 
 
-def as_bytes(image_hw: NDArray) -> NDArray:
-    """[0, 1] to 0..255."""
-    return (np.clip(np.nan_to_num(image_hw), 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
 def save_png(image_hw: NDArray, path: str | Path) -> None:
     """Write one gray image in [0, 1] as 8-bit PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(as_bytes(image_hw)).save(buffer, format="PNG")
+    bytes_hw = (np.clip(np.nan_to_num(image_hw), 0, 1) * 255 + 0.5).astype(np.uint8)
     with replace_file(path) as file:
-        file.write(buffer.getvalue())
+        Image.fromarray(bytes_hw).save(file, format="PNG")
 
 
 def grid_picture(images_nhw: NDArray, *, columns: int | None = None, gap: int = 2) -> NDArray:
@@ -82,11 +78,21 @@ def grid_picture(images_nhw: NDArray, *, columns: int | None = None, gap: int = 
     return canvas
 
 
-def _save_figure(figure: Figure, path: str | Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG."""
     with replace_file(path) as file:
-        file.write(buffer.getvalue())
+        figure.savefig(file, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+
+
+def _draw_image(
+    figure: Figure, image_hw: NDArray, box: tuple[float, float, float, float], *, mark: str = "", signed: bool = False
+) -> None:
+    """Draw an image into a part of a figure, with a mark in its corner."""
+    axes, limit = figure.add_axes(box), DIFFERENCE_RANGE if signed else 1.0
+    low, colors = (-limit, "RdBu_r") if signed else (0, "gray")
+    axes.imshow(image_hw, cmap=colors, vmin=low, vmax=limit, interpolation="nearest")
+    axes.text(0.04, 0.95, mark, transform=axes.transAxes, color=MARK, va="top", fontsize=9)
+    axes.set_axis_off()
 
 
 def save_rows(
@@ -108,44 +114,31 @@ def save_rows(
         bottom = 1 - (r + 1) * cell_h / size[1]
         figure.text(0.08 / size[0], bottom + 0.5 * cell_h / size[1], row.label, va="center", color=INK, fontsize=9)
         for c, image_hw in enumerate(row.images_nhw):
-            left = (label + c * cell_w) / size[0]
-            axes = figure.add_axes((left, bottom, cell_w * 0.97 / size[0], cell_h * 0.97 / size[1]))
-            limit = DIFFERENCE_RANGE if row.signed else 1.0
-            axes.imshow(
-                image_hw,
-                cmap="RdBu_r" if row.signed else "gray",
-                vmin=-limit if row.signed else 0,
-                vmax=limit,
-                interpolation="nearest",
-            )
-            axes.set_axis_off()
-            if r == 0 and c < len(titles):
-                axes.text(0.04, 0.95, titles[c], transform=axes.transAxes, color=MARK, va="top", fontsize=9)
-    _save_figure(figure, path)
+            box = ((label + c * cell_w) / size[0], bottom, cell_w * 0.97 / size[0], cell_h * 0.97 / size[1])
+            mark = titles[c] if r == 0 and c < len(titles) else ""
+            _draw_image(figure, image_hw, box, mark=mark, signed=row.signed)
+    save_figure(figure, path)
 
 
-def save_numbered_grid(images_nhw: NDArray, path: str | Path, *, columns: int = 8, pixels: int = TILE_PIXELS) -> None:
+def save_numbered_grid(images_nhw: NDArray, path: str | Path, *, columns: int = 8) -> None:
     """Write images row by row, each with its number (from 1) in the corner."""
     count, height, width = images_nhw.shape
-    rows = max(1, -(-count // columns))
+    rows, pixels = max(1, -(-count // columns)), TILE_PIXELS
     figure = Figure(figsize=(columns * pixels / DPI, rows * pixels / DPI * height / width))
     for index, image_hw in enumerate(images_nhw):
-        axes = figure.add_axes(
-            ((index % columns) / columns, 1 - (index // columns + 1) / rows, 0.98 / columns, 0.98 / rows)
-        )
-        axes.imshow(image_hw, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.text(0.04, 0.95, str(index + 1), transform=axes.transAxes, color=MARK, va="top", fontsize=9)
-        axes.set_axis_off()
-    _save_figure(figure, path)
+        row, column = divmod(index, columns)
+        box = (column / columns, 1 - (row + 1) / rows, 0.98 / columns, 0.98 / rows)
+        _draw_image(figure, image_hw, box, mark=str(index + 1))
+    save_figure(figure, path)
 
 
-def _style(axes: object, *, x: str, y: str) -> None:
-    axes.set_xlabel(x, color=INK)  # type: ignore[attr-defined]
-    axes.set_ylabel(y, color=INK)  # type: ignore[attr-defined]
-    axes.tick_params(colors=FAINT)  # type: ignore[attr-defined]
-    for name, spine in axes.spines.items():  # type: ignore[attr-defined]
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(FAINT)
+def style(axes: Axes, *, x: str, y: str) -> None:
+    """Name the axes of a plot and leave only their lines."""
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.tick_params(colors=FAINT)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.spines[["right", "top"]].set_visible(False)
 
 
 def save_usage(counts: Sequence[NDArray], path: str | Path) -> None:
@@ -158,8 +151,8 @@ def save_usage(counts: Sequence[NDArray], path: str | Path) -> None:
         axes.set_xlim(0, len(ranked))
         axes.set_ylim(0.5, max(2, ranked[0] * 1.5))
         axes.set_title(f"Level {level}: {(ranked > 0).sum()} of {len(ranked)} codes in use", color=INK, fontsize=10)
-        _style(axes, x="code, most frequent first", y="occurrences")
-    _save_figure(figure, path)
+        style(axes, x="code, most frequent first", y="occurrences")
+    save_figure(figure, path)
 
 
 def save_curves(
@@ -188,5 +181,5 @@ def save_curves(
         axes.legend(frameon=False, fontsize=8)
         if all(float(value).is_integer() for curve in curves for value in curve.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        _style(axes, x=x, y=y[title])
-    _save_figure(figure, path)
+        style(axes, x=x, y=y[title])
+    save_figure(figure, path)

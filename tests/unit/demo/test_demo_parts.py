@@ -109,7 +109,7 @@ def test_rows_show_images_in_their_place_and_differences_in_color(tmp_path):
 
 def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr("monai_vqgen.plots.pictures._save_figure", lambda figure, path: figures.append((figure, path)))
+    monkeypatch.setattr("monai_vqgen.plots.pictures.save_figure", lambda figure, path: figures.append((figure, path)))
     panels = {
         "falling": [Curve("training", [1, 2, 3], [100.0, 10.0, 1.0]), Curve("validation", [2], [20.0])],
         "flat": [Curve("training", [1, 2], [2.0, float("nan")])],

@@ -32,7 +32,7 @@ OTHER = RatedSystem("system B", 27.0, 0.8, 0.6)
 def drawn(monkeypatch):
     figures = []
     monkeypatch.setattr(
-        "monai_vqgen.evaluation.rate_distortion._save_figure", lambda figure, path: figures.append(figure)
+        "monai_vqgen.evaluation.rate_distortion.save_figure", lambda figure, path: figures.append(figure)
     )
 
     def draw(curves, systems):
