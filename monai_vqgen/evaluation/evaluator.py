@@ -33,16 +33,6 @@ from monai_vqgen.handlers import claim_output
 from monai_vqgen.metrics import CodebookCounter, FeatureSpace, codec_curves
 from monai_vqgen.models import Samples, TrainedModel, draw_conditions
 
-__all__ = [
-    "ModelEvaluation",
-    "ReportOptions",
-    "SamplingOptions",
-    "claim_evaluation",
-    "flat_numbers",
-    "pick_split",
-    "split_records",
-]
-
 logger = logging.getLogger(__name__)
 
 RESULTS = ("metrics.json", "reconstructions.png", "samples.png")
@@ -272,5 +262,5 @@ def _log(metrics: Mapping[str, Any]) -> None:
     values = (scores["ssim_brain"], mean["ssim_brain"], scores["psnr"], mean["psnr"])
     logger.info("Brain SSIM %.3f (mean training image %.3f), PSNR %.2f dB (%.2f)", *values)
     for row in metrics.get("prior", []):
-        values = [row[f"{kind}bits_per_code"] for kind in ("", "histogram_", "uniform_")]
-        logger.info("Prior of level %d: %.3f bits a code (histogram %.3f, uniform %.3f)", row["level"], *values)
+        bits = [row[f"{kind}bits_per_code"] for kind in ("", "histogram_", "uniform_")]
+        logger.info("Prior of level %d: %.3f bits a code (histogram %.3f, uniform %.3f)", row["level"], *bits)

@@ -26,8 +26,6 @@ from monai_vqgen.plots.pictures import (
     save_usage,
 )
 
-__all__ = ["save_closest_pairs", "save_positions", "save_reconstruction_pictures", "save_sample_pictures"]
-
 MOST_DRAWN = 64
 """Samples in their grid picture."""
 

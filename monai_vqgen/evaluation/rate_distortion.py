@@ -21,8 +21,6 @@ from monai_vqgen.errors import InputError
 from monai_vqgen.metrics import CodecCurves, at_rate
 from monai_vqgen.plots.pictures import ACCENT, FAINT, INK, save_figure, style
 
-__all__ = ["RatedSystem", "codec_figures", "rated_system", "save_rate_distortion"]
-
 PANELS = {"psnr": "PSNR, dB", "ssim_brain": "SSIM over the brain"}
 MARKERS = "osD^vP"  # the first is ours
 TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8)  # bits a pixel

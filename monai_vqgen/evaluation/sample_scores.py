@@ -35,8 +35,6 @@ from monai_vqgen.metrics import (
     split_two_samples,
 )
 
-__all__ = ["ImageKinds", "ImageSet", "check_sample_report", "independent_codes", "sample_metrics"]
-
 logger = logging.getLogger(__name__)
 
 FEWEST_SAMPLES = 32
@@ -190,7 +188,7 @@ def sample_metrics(
     result["position"] = _position(samples, features["samples"], training, training_nf, test, features["real"])
     near, real = (aligned_neighbors(images.images, training.images, mirror=mirror) for images in (samples, test))
     far = [feature_neighbors(features[name], training_nf) for name in ("samples", "real")]
-    result["memorization"] = {"pixels": _audit(near, real, "pixels"), "features": _audit(*far, "features")}
+    result["memorization"] = {"pixels": _audit(near, real, "pixels"), "features": _audit(far[0], far[1], "features")}
     return result, near
 
 

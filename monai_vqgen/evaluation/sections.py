@@ -37,19 +37,6 @@ from monai_vqgen.metrics import (
 )
 from monai_vqgen.models import Samples, TrainedModel
 
-__all__ = [
-    "SHOWN",
-    "EvaluationData",
-    "ReconstructionPass",
-    "autoencoder_sections",
-    "batches",
-    "data_figures",
-    "encode_slices",
-    "prior_sections",
-    "reconstruct_slices",
-    "sample_section",
-]
-
 SHOWN = 8
 """Slices in a row of the pictures."""
 WHOLE_GRID_PASSES = 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +23,8 @@ from monai_vqgen.inferers.draws import (
     checked_condition,
     device_of,
 )
+from monai_vqgen.networks.blocks import one_a_level
 from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
-
-__all__ = ["AncestralSampler"]
 
 Progress = Callable[[int, int], None]
 """Called with (positions done, positions in all), over all levels and samples."""
@@ -77,7 +75,7 @@ class AncestralSampler:
             raise InputError(f"batch_size is {batch_size}; give at least 1")
         self.priors = list(priors)
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        columns = {name: _one_a_level(name, value, len(self.priors)) for name, value in settings.items()}
+        columns = {name: one_a_level(name, value, len(self.priors)) for name, value in settings.items()}
         rows = zip(*columns.values(), strict=True)
         self.truncations = [Truncation(temperature=t, top_k=k, top_p=p) for t, k, p in rows]
         self.cached, self.batch_size = cached, batch_size
@@ -262,13 +260,6 @@ class AncestralSampler:
                             columns[i].copy_(torch.where(mask_bn[:, i], noisy_bk.argmax(1), columns[i]))
                     steps.push(columns[i])
             yield row
-
-
-def _one_a_level(name: str, value: Any, levels: int) -> list[Any]:
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * levels
-    if len(values) != levels:
-        raise InputError(f"{name} has {len(values)} values for {levels} priors: give one number, or one a level")
-    return values
 
 
 def _given(prior: Prior, condition_bf: Tensor | None, part: slice) -> Tensor | None:

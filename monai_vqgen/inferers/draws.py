@@ -20,19 +20,6 @@ from torch import Tensor
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.priors.base import Prior
 
-__all__ = [
-    "GumbelNoise",
-    "Truncation",
-    "check_codes",
-    "check_grids",
-    "check_masks",
-    "check_priors",
-    "checked_condition",
-    "device_of",
-    "finished_time",
-    "one_thread",
-]
-
 WORD_BITS = 64
 """Bits of a word that Philox gives and of each half of its key (Salmon et al. 2011, Philox4x64)."""
 WORDS_PER_COUNT = 4

@@ -22,8 +22,6 @@ from monai_vqgen.transforms.foreground import Window, find_foreground, foregroun
 from monai_vqgen.transforms.geometry import PLANES, view_plane
 from monai_vqgen.transforms.resampling import resample_plane
 
-__all__ = ["VolumeReconstructionInferer"]
-
 Intensity = Literal["input", "unit"]
 BACKGROUND_LEVEL = 0.02  # share of the window below which a voxel is background, as in the metrics
 

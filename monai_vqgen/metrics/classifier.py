@@ -23,8 +23,6 @@ from monai_vqgen.errors import InputError
 from monai_vqgen.metrics.features import check_same_size, checked_features, checked_images, in_batches
 from monai_vqgen.metrics.position import fit_ridge
 
-__all__ = ["TwoSampleScore", "TwoSampleSplit", "cnn_two_sample", "linear_two_sample", "split_two_samples"]
-
 # The network's recipe, fixed so that accuracies can be compared.
 CHANNELS = (16, 32, 64)  # of the three convolutions, each of which halves the image
 NORM_GROUPS = 8  # of GroupNorm, which does not let the images of a batch see each other

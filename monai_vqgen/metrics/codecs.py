@@ -23,8 +23,6 @@ from torch import Tensor
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics.reconstruction import mean_scores, reconstruction_scores
 
-__all__ = ["CODECS", "Codec", "CodecCurves", "CodecPoint", "at_rate", "codec_curves"]
-
 BITS_PER_BYTE = 8
 LEVELS = 255  # the largest value of an 8-bit image
 

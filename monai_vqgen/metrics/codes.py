@@ -15,15 +15,6 @@ from torch import Tensor
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks.processes import all_reduce_sum
 
-__all__ = [
-    "CodebookCounter",
-    "CodebookUse",
-    "PositionHistogram",
-    "bits_per_code",
-    "codebook_use",
-    "uniform_bits_per_code",
-]
-
 # Pseudo-counts per code to choose from; a fair baseline is one whose smoothing was fitted.
 _SMOOTHINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from monai_vqgen.errors import InputError
 
-__all__ = ["FeatureSpace", "NetworkFeatures", "WhitenedFeatures"]
-
 KEPT_VARIANCE = 1e-6  # share of the largest component's variance below which a component is rounding
 VALUE_SLACK = 1.0  # how far beyond [0, 1] a decoder's output may reach before it is taken for another range
 DISTANCE_CHUNK = 256  # rows of a distance matrix held at once

@@ -29,17 +29,6 @@ from monai_vqgen.metrics.features import (
 )
 from monai_vqgen.metrics.reconstruction import WINDOW, ms_ssim_weights
 
-__all__ = [
-    "DensityCoverage",
-    "FrechetScore",
-    "PairwiseSimilarity",
-    "PrecisionRecall",
-    "density_coverage",
-    "frechet_score",
-    "pairwise_ms_ssim",
-    "precision_recall",
-]
-
 PAIR_CHUNK = 32  # pairs of images scored at once
 
 

@@ -18,18 +18,6 @@ from monai_vqgen.errors import InputError
 from monai_vqgen.metrics.features import check_same_size, checked_features, checked_images, distance_blocks
 from monai_vqgen.metrics.fidelity import Neighborhoods
 
-__all__ = [
-    "AlignedNeighbors",
-    "Authenticity",
-    "ClosestPair",
-    "FeatureNeighbors",
-    "MemorizationAudit",
-    "aligned_neighbors",
-    "authenticity",
-    "feature_neighbors",
-    "memorization_audit",
-]
-
 IMAGE_CHUNK = 128  # images compared at once with a chunk of training images
 TRAINING_CHUNK = 512  # training images; with 256 x 256 pixels a chunk takes 128 MiB, its squares as much
 

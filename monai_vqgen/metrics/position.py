@@ -15,8 +15,6 @@ from torch import Tensor
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics.features import check_same_size, checked_features, subject_numbers
 
-__all__ = ["PositionConsistency", "RidgeModel", "fit_ridge", "position_consistency"]
-
 PENALTIES = tuple(10.0**exponent for exponent in np.arange(-4.0, 2.5, 0.5))  # per slice, of standardized features
 FOLDS = 5
 

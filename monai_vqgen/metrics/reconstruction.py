@@ -21,20 +21,6 @@ from torch import Tensor
 
 from monai_vqgen.errors import InputError
 
-__all__ = [
-    "BaselineScores",
-    "ForegroundPSNRMetric",
-    "ForegroundSSIMMetric",
-    "ReconstructionScores",
-    "baseline_scores",
-    "foreground_mask",
-    "mean_image",
-    "mean_scores",
-    "ms_ssim_weights",
-    "reconstruction_scores",
-    "ssim_map",
-]
-
 DATA_RANGE = 1.0  # of a normalized slice
 WINDOW = 11  # pixels; Wang et al. 2004, section III.C
 WINDOW_SIGMA = 1.5  # pixels; same source

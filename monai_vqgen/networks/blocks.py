@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
-
-__all__ = ["Downsampler", "ResidualStack", "Upsampler", "ceil_to", "halvings", "hide_finer"]
 
 
 def halvings(stride: int) -> int:
@@ -153,3 +152,11 @@ def hide_finer(embeddings: Sequence[Tensor], probability: float) -> list[Tensor]
 def ceil_to(size: int, multiple: int) -> int:
     """Return the least multiple of ``multiple`` that is at least ``size``."""
     return math.ceil(size / multiple) * multiple
+
+
+def one_a_level(name: str, value: Any, levels: int) -> list[Any]:
+    """Return a value of each level: those given, or one for all; InputError for another number of them."""
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * levels
+    if len(values) != levels:
+        raise InputError(f"{name} has {len(values)} values for {levels} levels: give one number, or one a level")
+    return values

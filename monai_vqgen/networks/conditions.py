@@ -14,8 +14,6 @@ from torch import Tensor
 
 from monai_vqgen.errors import InputError
 
-__all__ = ["ConditionEncoder"]
-
 MISSING = ("", "n/a")
 """Strings that mean "not known" in participants.tsv (BIDS 1.9, section "Tabular files"), beside None."""
 

@@ -20,8 +20,6 @@ from monai_vqgen.networks.blocks import halvings
 from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, check_hierarchy, learned, quantizers_of
 from monai_vqgen.networks.quantizers.base import Quantized, Quantizer
 
-__all__ = ["GenerativeVQVAE"]
-
 _GROUPS = 8  # of every group normalization
 _EPSILON = 1e-5  # its own, torch's default
 

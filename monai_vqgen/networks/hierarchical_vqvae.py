@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks.architecture import Recorded
-from monai_vqgen.networks.blocks import Downsampler, Upsampler, ceil_to, hide_finer
+from monai_vqgen.networks.blocks import Downsampler, Upsampler, ceil_to, hide_finer, one_a_level
 from monai_vqgen.networks.quantizers.base import Quantized, Quantizer
 from monai_vqgen.networks.quantizers.codebooks import EMACodebook
-
-__all__ = ["HierarchicalVQVAE", "HierarchyPass"]
 
 
 class HierarchyPass(NamedTuple):
@@ -313,18 +311,12 @@ def quantizers_of(
 ) -> Sequence[Quantizer]:
     """Return the quantizers that were given, or an `EMACodebook` a level; InputError for another number of them."""
     if quantizers is None:
-        sizes, dims = (_one_a_level(value, len(strides)) for value in (num_codes, code_dim))
+        sizes = one_a_level("num_codes", num_codes, len(strides))
+        dims = one_a_level("code_dim", code_dim, len(strides))
         quantizers = [EMACodebook(size, dim) for size, dim in zip(sizes, dims, strict=True)]
     if len(quantizers) != len(strides):
         raise InputError(f"{len(quantizers)} quantizers for {len(strides)} strides: give one quantizer a level")
     return quantizers
-
-
-def _one_a_level(value: int | Sequence[int], levels: int) -> list[int]:
-    values = [value] * levels if isinstance(value, int) else list(value)
-    if len(values) != levels:
-        raise InputError(f"{value} has {len(values)} values for {levels} levels: give one number, or one a level")
-    return values
 
 
 def check_hierarchy(spatial_dims: int, strides: Sequence[int], finer_dropout: float) -> None:

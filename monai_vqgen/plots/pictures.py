@@ -18,19 +18,6 @@ from PIL import Image
 
 from monai_vqgen.files import replace_file
 
-__all__ = [
-    "Curve",
-    "PictureRow",
-    "grid_picture",
-    "save_curves",
-    "save_figure",
-    "save_numbered_grid",
-    "save_png",
-    "save_rows",
-    "save_usage",
-    "style",
-]
-
 DIFFERENCE_RANGE = 0.25  # of the intensity range: where the color map of differences saturates
 INK, FAINT, ACCENT = "#1d2733", "#8592a0", ("#1f6f8b", "#d1762b", "#5a8f3c", "#8a5aa8")
 MARK = "#ffd27a"  # text on images

@@ -22,20 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "COORDINATE_OCTAVES",
-    "CausalAttention",
-    "ContextNetwork",
-    "CroppedConv",
-    "GatedLayer",
-    "coordinate_features",
-    "pointwise",
-    "spread",
-    "tanh_gate",
-]
+from monai_vqgen.errors import InputError
 
-COORDINATE_OCTAVES = 7
-"""Sine and cosine pairs an axis: the finest has period 2 positions on an axis of 64."""
+COORDINATE_OCTAVES = 7  # sine and cosine pairs an axis: the finest has period 2 positions on an axis of 64
 
 
 def coordinate_features(grid: Sequence[int], *, device: torch.device | None = None) -> Tensor:
@@ -56,6 +45,13 @@ def coordinate_features(grid: Sequence[int], *, device: torch.device | None = No
         shape = [-1] + [size if a == axis else 1 for a in range(len(grid))]
         features.append(torch.cat([phase.sin(), phase.cos()]).view(shape).expand(-1, *grid))
     return torch.cat(features).float()
+
+
+def check_kernels(**sizes: int) -> None:
+    """Raise InputError for a kernel size that is even or below 3."""
+    for name, size in sizes.items():
+        if size < 3 or size % 2 == 0:
+            raise InputError(f"{name} is {size}; give an odd number of at least 3")
 
 
 class _Pointwise2d(nn.Conv2d):
@@ -299,10 +295,6 @@ class ContextNetwork(nn.Module):
             vector_bc = self.vector(condition.to(parameter.dtype))
             vector_bcs = vector_bc.view(*vector_bc.shape, *(1,) * self.spatial_dims)
             context_bcs = vector_bcs if context_bcs is None else context_bcs + vector_bcs
-        if context_bcs is None:
-            raise AssertionError("a ContextNetwork without coarser levels and condition is never built")
-        return context_bcs if torch.is_grad_enabled() else context_bcs.contiguous(memory_format=_format(context_bcs))
-
-
-def _format(x_bcs: Tensor) -> torch.memory_format:
-    return torch.channels_last if x_bcs.ndim == 4 else torch.channels_last_3d
+        assert context_bcs is not None, "a ContextNetwork without coarser levels and condition is never built"
+        layout = torch.channels_last if context_bcs.ndim == 4 else torch.channels_last_3d
+        return context_bcs if torch.is_grad_enabled() else context_bcs.contiguous(memory_format=layout)

@@ -17,17 +17,6 @@ from torch.nn import functional as F
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.architecture import Recorded
 
-__all__ = [
-    "ESTIMATORS",
-    "Codebook",
-    "Quantized",
-    "Quantizer",
-    "nearest_codes",
-    "pass_gradient",
-    "rows_to_grid",
-    "to_rows",
-]
-
 ESTIMATORS = ("straight_through", "rotation")
 _EPSILON = 1e-6  # keeps the rotation defined for vectors of length zero
 _CPU_CHUNK_ELEMENTS = 1 << 17  # distances held at once: 512 KiB of float32, which stays in a core's second-level cache

@@ -13,8 +13,6 @@ from monai_vqgen.errors import InputError
 from monai_vqgen.networks.processes import all_gather_rows, all_reduce_sum
 from monai_vqgen.networks.quantizers.base import Codebook, nearest_codes, to_rows
 
-__all__ = ["EMACodebook", "GradientCodebook", "canonical_order", "kmeans"]
-
 _SMOOTHING = 1e-5  # Laplace smoothing of counts, as in the code published with the paper (sonnet)
 _LARGEST = 1e15  # of a latent's coordinates: a million latents' sums and squared distances stay finite in float32
 _KMEANS_ROWS_PER_CODE = 32  # Lloyd's algorithm gains little from more (faiss warns below 39)
@@ -94,7 +92,8 @@ class EMACodebook(Codebook):
                 self._initialize(to_rows(latents_bds.detach()))
 
     def _initialize(self, rows_nd: Tensor) -> None:
-        rows_nd = all_gather_rows(_sound(rows_nd))
+        sound_n = _sound_mask(rows_nd)
+        rows_nd = all_gather_rows(rows_nd if sound_n is None else rows_nd[sound_n])
         if rows_nd.shape[0] == 0:
             return
         generator = torch.Generator().manual_seed(0)
@@ -192,11 +191,6 @@ def _sound_mask(rows_nd: Tensor) -> Tensor | None:
     if torch.maximum(-low, high) <= _LARGEST:  # which no NaN is
         return None
     return (rows_nd.abs() <= _LARGEST).all(1)
-
-
-def _sound(rows_nd: Tensor) -> Tensor:
-    mask_n = _sound_mask(rows_nd)
-    return rows_nd if mask_n is None else rows_nd[mask_n]
 
 
 @torch.no_grad()

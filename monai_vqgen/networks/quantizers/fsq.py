@@ -14,8 +14,6 @@ from torch import Tensor
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.quantizers.base import Quantized, Quantizer, rows_to_grid, to_rows
 
-__all__ = ["FiniteScalarQuantizer"]
-
 _EDGE = 1e-3  # keeps tanh's image off the half-way points at the ends (Mentzer et al. 2023, appendix A.1)
 
 

@@ -20,8 +20,6 @@ from torch.nn import functional as F
 
 from monai_vqgen.networks.priors.gated.weights import GatedWeights, StackWeights, at
 
-__all__ = ["ContextRows", "SlabStack", "patches"]
-
 
 def patches(padded_bsc: Tensor, *, kernel_size: int) -> Tensor:
     """A view `(b, *positions, *taps, c)` of the neighborhoods in a slab with margins of `kernel_size // 2`."""
