@@ -38,8 +38,7 @@ logger = logging.getLogger(__name__)
 RESULTS = ("metrics.json", "reconstructions.png", "samples.png")
 PICTURES = ("overview.png", "usage.png", "real_and_sampled.*")
 ON_DEMAND = ("rate_distortion.png", "closest_pairs.png", "positions.png")
-MIXED = 32
-"""Real slices, and as many samples, in the unlabeled grid of the report of samples."""
+MIXED = 32  # real slices, and as many samples, in the unlabeled grid of the report of samples
 
 
 def split_records(dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
@@ -152,8 +151,12 @@ class ModelEvaluation:
         self.model.batch_size = batch_size
         self.sampling, self.report = sampling or SamplingOptions(), report or ReportOptions()
         self.inferer, self.val_handlers = inferer or SimpleInferer(), val_handlers
-        if model.priors:
-            _check_size(model, data.image_size)
+        known, size = model.record.image_size, data.image_size
+        if model.priors and (size != (known or size) or tuple(model.autoencoder.grids(size)) != model.grids):
+            raise InputError(
+                f"the slices are of {size} pixels, the priors of {known or 'another size'}: evaluate on slices of the "
+                "size that the priors were trained on, or give --image_size"
+            )
         if self.report.feature_space is not None and not self.report.samples:
             raise InputError("a feature network serves the report of samples: ask for it with sample_report true")
         if self.report.samples and not model.priors:
@@ -188,7 +191,7 @@ class ModelEvaluation:
         if report.codecs:
             curves = codec_curves(batches(data.test, model.batch_size, description="codecs"))
             ours = rated_system("ours", metrics)
-            save_rate_distortion(curves, [ours], self.folder / "rate_distortion.png")
+            save_rate_distortion(curves, ours, self.folder / "rate_distortion.png")
             metrics["codecs"] = codec_figures(curves, ours)
         write_json(self.folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
         save_reconstruction_pictures(self.folder, result.shown, [c.total_counts().numpy() for c in counters])
@@ -215,16 +218,6 @@ class ModelEvaluation:
                 model, data, result, codes, samples, folder=self.folder, feature_space=space
             )
         return sections
-
-
-def _check_size(model: TrainedModel, image_size: tuple[int, ...]) -> None:
-    """Refuse slices of another size than the priors were trained on."""
-    known = model.record.image_size
-    if image_size != (known or image_size) or tuple(model.autoencoder.grids(image_size)) != model.grids:
-        raise InputError(
-            f"the slices are of {image_size} pixels, the priors of {known or 'another size'}: evaluate on slices of "
-            "the size that the priors were trained on, or give --image_size"
-        )
 
 
 def _json_numbers(content: Any) -> Any:

@@ -17,26 +17,15 @@ from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.files import write_json
 from monai_vqgen.metrics.memorization import AlignedNeighbors, Alignment
 from monai_vqgen.models import Samples
-from monai_vqgen.plots.pictures import (
-    PictureRow,
-    grid_picture,
-    save_numbered_grid,
-    save_png,
-    save_rows,
-    save_usage,
-)
+from monai_vqgen.plots.pictures import PictureRow, grid_picture, save_numbered_grid, save_png, save_rows, save_usage
 
-MOST_DRAWN = 64
-"""Samples in their grid picture."""
+MOST_DRAWN = 64  # samples in their grid picture
 
 
 def save_reconstruction_pictures(folder: Path, shown: Mapping[str, np.ndarray], counts: Sequence[np.ndarray]) -> None:
     """`reconstructions.png` and `usage.png`.
 
-    Args:
-        folder: where they go.
-        shown: slices `(n, H, W)` by what they are: `original`, `reconstruction`, `top_only`.
-        counts: how often each code was used, `(k,)`, one a level.
+    `shown` has slices `(n, H, W)` by what they are, `counts` how often each code of a level was used, `(k,)`.
     """
     original, reconstruction = shown["original"], shown["reconstruction"]
     save_rows(
@@ -52,23 +41,11 @@ def save_reconstruction_pictures(folder: Path, shown: Mapping[str, np.ndarray], 
 
 
 def save_sample_pictures(
-    folder: Path,
-    shown: Mapping[str, np.ndarray],
-    samples: Samples,
-    test: Dataset,
-    *,
-    split: str,
-    mixed: int,
+    folder: Path, shown: Mapping[str, np.ndarray], samples: Samples, test: Dataset, *, split: str, mixed: int
 ) -> None:
     """`samples.png`, `overview.png`, and `real_and_sampled.png` with its key in JSON.
 
-    Args:
-        folder: where they go.
-        shown: test slices by what they are, as above.
-        samples: the sampled ones.
-        test: the real ones.
-        split: which split they are of.
-        mixed: how many real slices, and as many samples, stand in random order in the unlabeled grid.
+    The last is the unlabeled grid, in which `mixed` real slices of `test`, and as many samples, stand in random order.
     """
     drawn = samples.images[:, 0].numpy()
     rows = {f"{split} slices": shown["original"], "reconstructed": shown["reconstruction"], "samples": drawn}
@@ -87,12 +64,7 @@ def save_closest_pairs(
 ) -> None:
     """Write the samples that lie nearest to a training slice, mirrored and moved to meet it, each above that slice.
 
-    Args:
-        samples_mchw: all samples.
-        training_nchw: all training slices.
-        nearest: of the samples.
-        path: the PNG.
-        count: how many pairs.
+    `nearest` is of all samples to all training slices; `count` pairs are shown.
     """
     order = nearest.distances_m.argsort(stable=True)[:count].tolist()
     ways = [Alignment(bool(nearest.mirrored_m[i]), *nearest.shifts_m2[i].tolist()) for i in order]
@@ -111,12 +83,7 @@ def save_positions(
 ) -> None:
     """Write samples by the position they were asked for: one column a position, of the samples nearest to it.
 
-    Args:
-        samples_mhw: images in [0, 1].
-        positions_mm: of each.
-        path: the PNG.
-        columns: how many positions, evenly over their range.
-        rows: samples a position, at most.
+    The columns are spread evenly over the range of positions; there are fewer rows where samples are few.
     """
     asked = np.asarray(positions_mm, dtype=float)
     centers = np.linspace(asked.min(), asked.max(), columns + 1)

@@ -37,10 +37,8 @@ from monai_vqgen.metrics import (
 
 logger = logging.getLogger(__name__)
 
-FEWEST_SAMPLES = 32
-"""Below this many images of a kind no figure here means anything."""
-SMALLEST_SIDE = 32
-"""Pixels: the coarsest of the three scales of `FilterBankFeatures` wants eight of its own, of four pixels each."""
+FEWEST_SAMPLES = 32  # below this many images of a kind no figure here means anything
+SMALLEST_SIDE = 32  # pixels: the coarsest scale of `FilterBankFeatures` wants eight of its own, of four pixels each
 
 
 class ImageSet(NamedTuple):
@@ -61,20 +59,12 @@ class ImageSet(NamedTuple):
 
 
 def check_sample_report(
-    num_samples: int,
-    splits: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    image_size: Sequence[int] | None = None,
+    num_samples: int, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, image_size: Sequence[int] | None = None
 ) -> None:
-    """Refuse a report of samples that could not be made, before any work.
+    """Raise InputError for a report of samples that could not be made, before any work.
 
-    Args:
-        num_samples: how many will be drawn.
-        splits: the records of the training and the test slices.
-        image_size: of the slices, in pixels; None where it is not known yet.
-
-    Raises:
-        InputError: too few samples, slices, subjects or pixels, or some slices of a split without a subject.
+    Too few samples, slices, subjects or pixels, or some slices of a split without a subject. `splits` are the records
+    of the training and the test slices; the size may not be known yet.
     """
     if image_size is not None and min(image_size) < SMALLEST_SIDE:
         raise InputError(
@@ -101,13 +91,7 @@ def check_sample_report(
 
 
 def independent_codes(codes: Sequence[Tensor], *, num_samples: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Grids whose every position is drawn from training slices on its own: right histograms, no context.
-
-    Args:
-        codes: grids `(n, *s)` a level, of training slices.
-        num_samples: how many to draw.
-        seed: of the draw.
-    """
+    """Grids whose every position is drawn from training slices `(n, *s)` on its own: right histograms, no context."""
     rng = np.random.default_rng(seed)
     drawn = []
     for grid in codes:

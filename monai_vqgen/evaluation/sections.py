@@ -37,10 +37,8 @@ from monai_vqgen.metrics import (
 )
 from monai_vqgen.models import Samples, TrainedModel
 
-SHOWN = 8
-"""Slices in a row of the pictures."""
-WHOLE_GRID_PASSES = 2
-"""Passes timed a level; a sample takes as many as the level has positions."""
+SHOWN = 8  # slices in a row of the pictures
+WHOLE_GRID_PASSES = 2  # timed a level; a sample takes as many as the level has positions
 
 
 class EvaluationData(NamedTuple):
@@ -151,7 +149,7 @@ def autoencoder_sections(
             {"level": level, "size": use.size, "usage": use.usage, "perplexity": use.perplexity}
             for level, use in enumerate(counter.compute() for counter in counters)
         ],
-        "rate": {"raw_bits_per_pixel": _bits_per_pixel(model, data, _raw_bits(model))},
+        "rate": {"raw_bits_per_pixel": _bits_per_pixel(model, data)},
     }
 
 
@@ -171,22 +169,19 @@ def prior_sections(
         records=data.test.data,
         training_records=data.training.data,
     )
-    rates = {"raw": _raw_bits(model), "coded": [row["bits_per_code"] for row in figures]}
+    coded = _bits_per_pixel(model, data, [row["bits_per_code"] for row in figures])
     return {
         "prior": figures,
-        "rate": {f"{name}_bits_per_pixel": _bits_per_pixel(model, data, bits) for name, bits in rates.items()},
+        "rate": {"raw_bits_per_pixel": _bits_per_pixel(model, data), "coded_bits_per_pixel": coded},
         "sampling": sampling_figures(model, samples),
     }
 
 
-def _raw_bits(model: TrainedModel) -> list[float]:
-    """Bits of a code of each level where it costs log2 of its codebook's size."""
-    return [math.log2(size) for size in model.autoencoder.codebook_sizes]
-
-
-def _bits_per_pixel(model: TrainedModel, data: EvaluationData, bits_per_code: Sequence[float]) -> float:
+def _bits_per_pixel(model: TrainedModel, data: EvaluationData, bits: Sequence[float] | None = None) -> float:
+    """What the codes take at so many bits a code of each level; by default log2 of the codebook's size."""
+    bits = bits or [math.log2(size) for size in model.autoencoder.codebook_sizes]
     codes = [math.prod(grid) for grid in model.autoencoder.grids(data.image_size)]
-    return sum(n * bits for n, bits in zip(codes, bits_per_code, strict=True)) / math.prod(data.image_size)
+    return sum(n * each for n, each in zip(codes, bits, strict=True)) / math.prod(data.image_size)
 
 
 def prior_figures(

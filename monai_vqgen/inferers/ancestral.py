@@ -26,8 +26,7 @@ from monai_vqgen.inferers.draws import (
 from monai_vqgen.networks.blocks import one_a_level
 from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
 
-Progress = Callable[[int, int], None]
-"""Called with (positions done, positions in all), over all levels and samples."""
+Progress = Callable[[int, int], None]  # takes (positions done, positions in all), over all levels and samples
 
 
 class AncestralSampler:
@@ -213,7 +212,9 @@ class AncestralSampler:
                 for level, prior in enumerate(self.priors):
                     given = _given(prior, condition_bf, part)
                     level_codes = codes[level][part]
-                    steps = self._steps(prior, level_codes, coarser=[c[part] for c in codes[:level]], condition=given)
+                    start_pass = prior.incremental if self.cached else partial(PlainIncremental, prior)
+                    grid, coarser = level_codes.shape[1:], [c[part] for c in codes[:level]]
+                    steps = start_pass(grid, batch_size=len(samples), coarser=coarser, condition=given)
                     level_mask = masks[level][part].flatten(1)
                     for positions in self._draw(
                         level, steps, level_codes, mask_bn=level_mask, noise=noises[level], samples=samples
@@ -221,14 +222,6 @@ class AncestralSampler:
                         done += positions * len(samples)
                         if progress is not None:
                             progress(done, total)
-
-    def _steps(
-        self, prior: Prior, codes_bs: Tensor, *, coarser: Sequence[Tensor], condition: Tensor | None
-    ) -> IncrementalPass:
-        incremental = prior.incremental if self.cached else partial(PlainIncremental, prior)
-        return incremental(
-            tuple(codes_bs.shape[1:]), batch_size=codes_bs.shape[0], coarser=coarser, condition=condition
-        )
 
     def _draw(
         self,

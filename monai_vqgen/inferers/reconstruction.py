@@ -115,13 +115,13 @@ class VolumeReconstructionInferer(Inferer):
             return self._run_network(images_nhw, lambda x: network(x, *args, **kwargs), device)
 
         values = inputs.detach().cpu().float().numpy()
-        affines = np.broadcast_to(_affine(inputs), (len(values), 4, 4))
+        affine = inputs.affine.cpu().double().numpy() if isinstance(inputs, MetaTensor) else np.eye(4)  # one, or each's
+        affines = np.broadcast_to(affine, (len(values), 4, 4))
         if inputs.ndim == 4:  # pictures know no plane and no millimeters: each is one slice of a volume
             values, affines = values[..., None], np.broadcast_to(_AS_AXIAL_SLICE, affines.shape)
         results = [self._volume(value[0], affine, reconstruct) for value, affine in zip(values, affines, strict=True)]
-        result = torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape)
         output = inputs.detach().clone().float()
-        output.copy_(result)
+        output.copy_(torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape))
         return output
 
     def check(self, image: torch.Tensor) -> None:
@@ -179,11 +179,6 @@ class VolumeReconstructionInferer(Inferer):
 _AS_AXIAL_SLICE = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
-def _affine(inputs: torch.Tensor) -> NDArray:
-    """The 4x4 of each volume (or of all) of a batch; a plain tensor is RAS+ at 1 mm."""
-    return inputs.affine.cpu().double().numpy() if isinstance(inputs, MetaTensor) else np.eye(4)
-
-
 def _plane_of(shape: Sequence[int], affine: NDArray) -> str | None:
     """The plane of a volume that is a single slice, else None."""
     single = [axis for axis, size in enumerate(shape) if size == 1]
@@ -232,13 +227,7 @@ def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:
 
 
 def _interpolation(new: int, old: int, ratio: float) -> NDArray:
-    """The (old, new) matrix that brings a resampled axis back: linear, grids sharing their middle.
-
-    Args:
-        new: pixels of the resampled axis.
-        old: pixels of the axis as stored.
-        ratio: resampled pixels per stored pixel.
-    """
+    """The matrix (old, new) that undoes a resampling of an axis by `ratio`: linear, the grids sharing their middle."""
     centers = np.clip((new - 1) / 2 + (np.arange(old) - (old - 1) / 2) * ratio, 0, new - 1)
     distance = np.abs(centers[:, None] - np.arange(new)[None, :])
     return np.clip(1 - distance, 0, None).astype(np.float32)

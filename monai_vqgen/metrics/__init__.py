@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     )
     from monai_vqgen.metrics.position import (
         PositionConsistency as PositionConsistency,
-        RidgeModel as RidgeModel,
-        fit_ridge as fit_ridge,
         position_consistency as position_consistency,
     )
     from monai_vqgen.metrics.reconstruction import (
@@ -67,7 +65,6 @@ if TYPE_CHECKING:
         ForegroundSSIMMetric as ForegroundSSIMMetric,
         ReconstructionScores as ReconstructionScores,
         baseline_scores as baseline_scores,
-        foreground_mask as foreground_mask,
         mean_image as mean_image,
         mean_scores as mean_scores,
         reconstruction_scores as reconstruction_scores,

@@ -221,19 +221,16 @@ class NetworkFeatures:
         try:
             network = torch.jit.load(Path(path), map_location=device)
         except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{path} cannot be read as TorchScript ({error}): give a file that torch.jit.save wrote"
-            ) from error
+            mend = "give a file that torch.jit.save wrote"
+            raise InputError(f"{path} cannot be read as TorchScript ({error}): {mend}") from error
         name = Path(path).stem
         return cls(network, name=name, image_size=image_size, channels=channels, mean=mean, std=std, device=device)
 
     @property
     def description(self) -> str:
         """The feature space in a sentence, for a report."""
-        size = (
-            "at the images' own size" if self.image_size is None else f"at {self.image_size[0]} x {self.image_size[1]}"
-        )
-        return f"features of {self.name} {size}"
+        size = "the images' own size" if self.image_size is None else f"{self.image_size[0]} x {self.image_size[1]}"
+        return f"features of {self.name} at {size}"
 
     def __call__(self, images_bchw: Tensor) -> Tensor:
         """Features (n, f) of images (n, 1, h, w)."""

@@ -186,11 +186,7 @@ def precision_recall(
 
 
 def density_coverage(
-    real_nf: Tensor,
-    generated_mf: Tensor,
-    *,
-    neighbors: int = 5,
-    real_subjects: Sequence[Hashable] | None = None,
+    real_nf: Tensor, generated_mf: Tensor, *, neighbors: int = 5, real_subjects: Sequence[Hashable] | None = None
 ) -> DensityCoverage:
     """Density and coverage of Naeem et al. 2020, with balls around the real points alone.
 

@@ -104,6 +104,5 @@ class DecoderOnlyPrior(Prior):
         if self.context is None:
             return None
         context_bcs = self.context(coarser, condition)
-        weight = self.position.weight
-        coordinates_ps = coordinate_features(context_bcs.shape[2:], device=weight.device).to(weight.dtype)
+        coordinates_ps = coordinate_features(context_bcs.shape[2:], like=self.position.weight)
         return context_bcs.flatten(2).transpose(1, 2) + self.position(coordinates_ps.flatten(1).t())

@@ -29,14 +29,7 @@ class MaskedConv(nn.Module):
                             x . .                  x x .
 
     Stacking these leaves a blind spot to the right of the rows above; `CroppedConv` has none. The rows (3D: planes)
-    after this one are cropped, the rest of the future is masked.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd size of the uncropped kernel.
-        include_center: mask B (True) or mask A (False).
+    after this one are cropped, the rest of the future is masked. `include_center` makes mask B.
     """
 
     mask: Tensor
@@ -221,12 +214,7 @@ class _MaskedCache:
 class MaskedIncremental(IncrementalPass):
     """The incremental pass of a `MaskedPixelCNN`; logits equal the full forward's to float precision.
 
-    Args:
-        prior: the network; dropout is off whatever its mode, and later changes of its weights have no effect.
-        grid: sizes of the spatial axes.
-        batch_size: number of grids.
-        coarser: grids of the coarser levels, coarsest first.
-        condition: float `(batch_size, f)` or None.
+    Dropout is off whatever the prior's mode, and later changes of its weights have no effect.
     """
 
     @torch.inference_mode()

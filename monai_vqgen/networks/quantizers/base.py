@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,14 +141,7 @@ def rows_to_grid(rows_nd: Tensor, like_bds: Tensor) -> Tensor:
 class Codebook(Quantizer):
     """A quantizer to the nearest of some vectors, ``embeddings_kd``, which subclasses make and learn.
 
-    Args:
-        num_codes: codebook size K.
-        dim: code dimension D.
-        commitment: weight of the commitment loss, the mean squared distance of latents to their codes.
-        gradient_estimator: one of `ESTIMATORS`.
-
-    Raises:
-        InputError: for a codebook that cannot be, or another estimator.
+    Its loss is ``commitment`` times the mean squared distance of latents to their codes.
     """
 
     embeddings_kd: Tensor
@@ -158,9 +151,8 @@ class Codebook(Quantizer):
         if num_codes < 2 or dim < 1:
             raise InputError(f"num_codes={num_codes}, dim={dim}: at least 2 codes of at least 1 dimension are needed")
         if gradient_estimator not in ESTIMATORS:
-            raise InputError(
-                f"gradient_estimator={gradient_estimator!r} is not known: choose one of {', '.join(ESTIMATORS)}"
-            )
+            known = ", ".join(ESTIMATORS)
+            raise InputError(f"gradient_estimator={gradient_estimator!r} is not known: choose one of {known}")
         self.num_codes, self.dim = num_codes, dim
         self.commitment, self.gradient_estimator = commitment, gradient_estimator
 
@@ -219,18 +211,12 @@ def pass_gradient(latents_nd: Tensor, chosen_nd: Tensor, estimator: str) -> Tens
 
     ``straight_through`` copies the gradient (van den Oord et al. 2017, section 3.2). ``rotation`` sends it through
     the rotation and scaling that carry the latent onto its code, held constant (Fifty et al. 2024, equation 4).
-
-    Args:
-        latents_nd: the encoder's vectors.
-        chosen_nd: the code's vector of each.
-        estimator: one of `ESTIMATORS`.
     """
     chosen_nd = chosen_nd.detach()
     if not (torch.is_grad_enabled() and latents_nd.requires_grad):
         return chosen_nd
     if estimator == "straight_through":
-        passed: Tensor = _StraightThrough.apply(latents_nd, chosen_nd)
-        return passed
+        return cast("Tensor", _StraightThrough.apply(latents_nd, chosen_nd))
     return _rotate_onto(latents_nd, chosen_nd)
 
 

@@ -210,11 +210,7 @@ def kmeans(rows_nd: Tensor, num_codes: int, *, generator: torch.Generator, itera
 
     With fewer rows than centers the rows repeat with a small seeded jitter (1 % of the rows' deviation).
 
-    Args:
-        rows_nd: at least one finite row.
-        num_codes: number of centers.
-        generator: CPU generator that draws the seeds (Arthur and Vassilvitskii 2007).
-        iterations: Lloyd steps.
+    The CPU generator draws the seeds (Arthur and Vassilvitskii 2007); at least one row, all finite.
     """
     if rows_nd.shape[0] < num_codes:
         return _repeat_with_jitter(rows_nd, num_codes, generator)

@@ -90,11 +90,7 @@ class _KeyValueCache:
 class GatedIncremental(IncrementalPass):
     """The incremental pass of a `GatedPixelCNN`; logits equal the full forward's to float precision.
 
-    Args:
-        weights: of the network, for this grid.
-        grid: sizes of the spatial axes.
-        batch_size: number of grids.
-        context_bsc: the context map, channels last, or None.
+    The weights are those for this grid, the context map is channels last.
     """
 
     @torch.inference_mode()

@@ -165,8 +165,7 @@ class GatedPixelCNN(Prior):
 
     def coordinates(self, grid: Sequence[int]) -> Tensor:
         """Position features `(p, *grid)` on the prior's device, in its type."""
-        weight = self.embedding.weight
-        return coordinate_features(grid, device=weight.device).to(weight.dtype)
+        return coordinate_features(grid, like=self.embedding.weight)
 
     def code_weights(self) -> CodeWeights:
         """Embeddings and logits; see `start_from_codebooks`."""
