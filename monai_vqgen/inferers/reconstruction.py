@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.foreground import Window, find_foreground, foreground_window
 from monai_vqgen.transforms.geometry import PLANES, view_plane
-from monai_vqgen.transforms.resampling import resample_plane
+from monai_vqgen.transforms.resampling import resample_plane, restore_plane
 
 __all__ = ["VolumeReconstructionInferer"]
 
@@ -152,7 +152,7 @@ class VolumeReconstructionInferer(Inferer):
         """Resample, pad, reconstruct, crop and resample back slices of one volume."""
         size = images_nhw.shape[1:]
         if self.pixel_mm is not None:
-            images_nhw, _, scale = resample_plane(images_nhw, affine, self.pixel_mm)
+            images_nhw = resample_plane(images_nhw, affine, self.pixel_mm).pixels
         missing = [max(0, want - have) for want, have in zip(self.image_size, images_nhw.shape[1:], strict=True)]
         before = [width // 2 for width in missing]
         padded = np.pad(images_nhw, [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))])
@@ -161,10 +161,7 @@ class VolumeReconstructionInferer(Inferer):
         result_nhw = result_nhw[:, rows, columns]
         if self.pixel_mm is None:
             return result_nhw
-        for axis, (old, ratio) in enumerate(zip(size, scale, strict=True)):
-            matrix = _interpolation(result_nhw.shape[axis + 1], old, ratio)
-            result_nhw = matrix @ result_nhw if axis == 0 else result_nhw @ matrix.T
-        return result_nhw
+        return restore_plane(result_nhw, size, affine, self.pixel_mm).clip(0, 1)
 
     def _run_network(
         self, images_nhw: NDArray, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device
@@ -231,16 +228,3 @@ def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:
         return low + images * (high - low)
     knee = low + BACKGROUND_LEVEL * (high - low)
     return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [normalized.background, knee, high])
-
-
-def _interpolation(new: int, old: int, ratio: float) -> NDArray:
-    """The (old, new) matrix that brings a resampled axis back: linear, grids sharing their middle.
-
-    Args:
-        new: pixels of the resampled axis.
-        old: pixels of the axis as stored.
-        ratio: resampled pixels per stored pixel.
-    """
-    centers = np.clip((new - 1) / 2 + (np.arange(old) - (old - 1) / 2) * ratio, 0, new - 1)
-    distance = np.abs(centers[:, None] - np.arange(new)[None, :])
-    return np.clip(1 - distance, 0, None).astype(np.float32)
