@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_vqgen.bundles import bundle_root
-from monai_vqgen.inferers.threads import finished_time, one_thread
+from monai_vqgen.inferers.draws import finished_time, one_thread
 
 __all__ = ["relative_cost", "training_step"]
 

@@ -16,7 +16,7 @@ from ignite.metrics import Metric
 from monai.handlers import StatsHandler
 from monai.utils import is_scalar
 
-from monai_vqgen.metrics.codebook import CodebookCounter
+from monai_vqgen.metrics.codes import CodebookCounter
 
 __all__ = ["CodebookHealth", "EpochLog", "ObjectiveMean", "objective_means"]
 

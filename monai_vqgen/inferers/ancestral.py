@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +23,10 @@ from monai_vqgen.inferers.draws import (
     checked_condition,
     device_of,
 )
+from monai_vqgen.networks.blocks import one_a_level
 from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
 
-__all__ = ["AncestralSampler"]
-
-Progress = Callable[[int, int], None]
-"""Called with (positions done, positions in all), over all levels and samples."""
+Progress = Callable[[int, int], None]  # takes (positions done, positions in all), over all levels and samples
 
 
 class AncestralSampler:
@@ -77,7 +74,7 @@ class AncestralSampler:
             raise InputError(f"batch_size is {batch_size}; give at least 1")
         self.priors = list(priors)
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        columns = {name: _one_a_level(name, value, len(self.priors)) for name, value in settings.items()}
+        columns = {name: one_a_level(name, value, len(self.priors)) for name, value in settings.items()}
         rows = zip(*columns.values(), strict=True)
         self.truncations = [Truncation(temperature=t, top_k=k, top_p=p) for t, k, p in rows]
         self.cached, self.batch_size = cached, batch_size
@@ -215,7 +212,9 @@ class AncestralSampler:
                 for level, prior in enumerate(self.priors):
                     given = _given(prior, condition_bf, part)
                     level_codes = codes[level][part]
-                    steps = self._steps(prior, level_codes, coarser=[c[part] for c in codes[:level]], condition=given)
+                    start_pass = prior.incremental if self.cached else partial(PlainIncremental, prior)
+                    grid, coarser = level_codes.shape[1:], [c[part] for c in codes[:level]]
+                    steps = start_pass(grid, batch_size=len(samples), coarser=coarser, condition=given)
                     level_mask = masks[level][part].flatten(1)
                     for positions in self._draw(
                         level, steps, level_codes, mask_bn=level_mask, noise=noises[level], samples=samples
@@ -223,14 +222,6 @@ class AncestralSampler:
                         done += positions * len(samples)
                         if progress is not None:
                             progress(done, total)
-
-    def _steps(
-        self, prior: Prior, codes_bs: Tensor, *, coarser: Sequence[Tensor], condition: Tensor | None
-    ) -> IncrementalPass:
-        incremental = prior.incremental if self.cached else partial(PlainIncremental, prior)
-        return incremental(
-            tuple(codes_bs.shape[1:]), batch_size=codes_bs.shape[0], coarser=coarser, condition=condition
-        )
 
     def _draw(
         self,
@@ -262,13 +253,6 @@ class AncestralSampler:
                             columns[i].copy_(torch.where(mask_bn[:, i], noisy_bk.argmax(1), columns[i]))
                     steps.push(columns[i])
             yield row
-
-
-def _one_a_level(name: str, value: Any, levels: int) -> list[Any]:
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * levels
-    if len(values) != levels:
-        raise InputError(f"{name} has {len(values)} values for {levels} priors: give one number, or one a level")
-    return values
 
 
 def _given(prior: Prior, condition_bf: Tensor | None, part: slice) -> Tensor | None:

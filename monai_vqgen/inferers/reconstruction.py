@@ -22,8 +22,6 @@ from monai_vqgen.transforms.foreground import Window, find_foreground, foregroun
 from monai_vqgen.transforms.geometry import PLANES, view_plane
 from monai_vqgen.transforms.resampling import resample_plane, restore_plane
 
-__all__ = ["VolumeReconstructionInferer"]
-
 Intensity = Literal["input", "unit"]
 BACKGROUND_LEVEL = 0.02  # share of the window below which a voxel is background, as in the metrics
 
@@ -117,13 +115,13 @@ class VolumeReconstructionInferer(Inferer):
             return self._run_network(images_nhw, lambda x: network(x, *args, **kwargs), device)
 
         values = inputs.detach().cpu().float().numpy()
-        affines = np.broadcast_to(_affine(inputs), (len(values), 4, 4))
+        affine = inputs.affine.cpu().double().numpy() if isinstance(inputs, MetaTensor) else np.eye(4)  # one, or each's
+        affines = np.broadcast_to(affine, (len(values), 4, 4))
         if inputs.ndim == 4:  # pictures know no plane and no millimeters: each is one slice of a volume
             values, affines = values[..., None], np.broadcast_to(_AS_AXIAL_SLICE, affines.shape)
         results = [self._volume(value[0], affine, reconstruct) for value, affine in zip(values, affines, strict=True)]
-        result = torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape)
         output = inputs.detach().clone().float()
-        output.copy_(result)
+        output.copy_(torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape))
         return output
 
     def check(self, image: torch.Tensor) -> None:
@@ -176,11 +174,6 @@ class VolumeReconstructionInferer(Inferer):
 
 
 _AS_AXIAL_SLICE = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]], dtype=np.float64)
-
-
-def _affine(inputs: torch.Tensor) -> NDArray:
-    """The 4x4 of each volume (or of all) of a batch; a plain tensor is RAS+ at 1 mm."""
-    return inputs.affine.cpu().double().numpy() if isinstance(inputs, MetaTensor) else np.eye(4)
 
 
 def _plane_of(shape: Sequence[int], affine: NDArray) -> str | None:

@@ -255,7 +255,7 @@ class TrainedModel:
             CheckpointError: the model has no priors.
         """
         from monai_vqgen.engines.seeding import check_seed
-        from monai_vqgen.inferers.threads import finished_time, one_thread
+        from monai_vqgen.inferers.draws import finished_time, one_thread
 
         check_seed(seed)
         sampler = self.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
