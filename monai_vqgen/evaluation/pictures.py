@@ -17,7 +17,8 @@ from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.files import write_json
 from monai_vqgen.metrics.memorization import AlignedNeighbors, Alignment
 from monai_vqgen.models import Samples
-from monai_vqgen.plots.pictures import PictureRow, grid_picture, save_numbered_grid, save_png, save_rows, save_usage
+from monai_vqgen.models.samples import asked_for, drawn_with
+from monai_vqgen.plots.pictures import PictureRow, save_grid, save_rows, save_usage
 
 MOST_DRAWN = 64  # samples in their grid picture
 
@@ -48,19 +49,26 @@ def save_sample_pictures(
     The last is the unlabeled grid, in which `mixed` real slices of `test`, and as many samples, stand in random order.
     """
     drawn = samples.images[:, 0].numpy()
-    rows = {f"{split} slices": shown["original"], "reconstructed": shown["reconstruction"], "samples": drawn}
-    width = min(map(len, rows.values()))
-    save_rows([PictureRow(name, images[:width]) for name, images in rows.items()], folder / "overview.png")
-    save_png(grid_picture(drawn[:MOST_DRAWN]), folder / "samples.png")
+    title, marks = drawn_with(samples.seed, samples.settings), [asked_for(row) for row in samples.conditions]
+    width = min(len(shown["original"]), len(shown["reconstruction"]), len(drawn))
+    rows = [
+        PictureRow(f"{split} slices", shown["original"][:width]),
+        PictureRow("reconstructed", shown["reconstruction"][:width]),
+        PictureRow("synthetic\nsamples", drawn[:width], marks=marks),
+    ]
+    save_rows(rows, folder / "overview.png", title=title)
+    save_grid(drawn[:MOST_DRAWN], folder / "samples.png", marks=marks, title=title)
     real = np.stack([np.asarray(test[i]["image"])[0] for i in evenly_spaced(mixed, len(test))])
     order = np.random.default_rng(samples.seed).permutation(len(real) + len(drawn[:mixed]))
-    save_numbered_grid(np.concatenate([real, drawn[:mixed]])[order], folder / "real_and_sampled.png")
+    numbers = [str(place) for place in range(1, len(order) + 1)]
+    mixture = np.concatenate([real, drawn[:mixed]])[order]
+    save_grid(mixture, folder / "real_and_sampled.png", marks=numbers, title="Real and synthetic slices", columns=8)
     sampled = [place for place, index in enumerate(order.tolist(), start=1) if index >= len(real)]
     write_json(folder / "real_and_sampled.json", {"sampled": sampled})
 
 
 def save_closest_pairs(
-    samples_mchw: Tensor, training_nchw: Tensor, nearest: AlignedNeighbors, path: str | Path, *, count: int = 8
+    samples: Samples, training_nchw: Tensor, nearest: AlignedNeighbors, path: str | Path, *, count: int = 8
 ) -> None:
     """Write the samples that lie nearest to a training slice, mirrored and moved to meet it, each above that slice.
 
@@ -68,28 +76,31 @@ def save_closest_pairs(
     """
     order = nearest.distances_m.argsort(stable=True)[:count].tolist()
     ways = [Alignment(bool(nearest.mirrored_m[i]), *nearest.shifts_m2[i].tolist()) for i in order]
-    aligned_nhw = torch.cat([way.apply(samples_mchw[i]) for i, way in zip(order, ways, strict=True)])
+    aligned_nhw = torch.cat([way.apply(samples.images[i]) for i, way in zip(order, ways, strict=True)])
+    marks = [asked_for(samples.conditions[i]) for i in order]
     save_rows(
         [
-            PictureRow("sample,\naligned", aligned_nhw.numpy()),
+            PictureRow("synthetic\nsample,\naligned", aligned_nhw.numpy(), marks=marks),
             PictureRow("nearest\ntraining slice", training_nchw[nearest.indices_m[order], 0].numpy()),
         ],
         path,
+        title=drawn_with(samples.seed, samples.settings),
     )
 
 
-def save_positions(
-    samples_mhw: np.ndarray, positions_mm: Sequence[float], path: str | Path, *, columns: int = 8, rows: int = 4
-) -> None:
+def save_positions(samples: Samples, path: str | Path, *, columns: int = 8, rows: int = 4) -> None:
     """Write samples by the position they were asked for: one column a position, of the samples nearest to it.
 
     The columns are spread evenly over the range of positions; there are fewer rows where samples are few.
     """
-    asked = np.asarray(positions_mm, dtype=float)
-    centers = np.linspace(asked.min(), asked.max(), columns + 1)
-    centers = (centers[1:] + centers[:-1]) / 2
+    asked = np.asarray([values["position_mm"] for values in samples.conditions], dtype=float)
+    edges = np.linspace(asked.min(), asked.max(), columns + 1)
     rows = min(rows, max(len(asked) // columns, 1))
+    centers = (edges[1:] + edges[:-1]) / 2
     chosen = np.stack([np.argsort(np.abs(asked - center), kind="stable")[:rows] for center in centers])
-    labels = ["samples\nby position"] + [""] * (rows - 1)
-    pictures = [PictureRow(label, samples_mhw[chosen[:, row]]) for row, label in enumerate(labels)]
-    save_rows(pictures, path, titles=[f"{center:.0f} mm" for center in centers])
+    pictures = [
+        PictureRow("" if row else "samples\nby position", samples.images[which, 0].numpy(), marks=marks)
+        for row, which in enumerate(chosen.T)
+        for marks in [[asked_for(samples.conditions[i]) for i in which]]
+    ]
+    save_rows(pictures, path, title=drawn_with(samples.seed, samples.settings))

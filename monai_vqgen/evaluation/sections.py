@@ -297,9 +297,7 @@ def sample_section(
         mirror=data.test.data[0].get("plane") != "sagittal",  # whose left-right mirror is its front turned back
         seed=samples.seed,
     )
-    save_closest_pairs(samples.images, learned.images, nearest, folder / "closest_pairs.png")
-    drawn = samples.images[:, 0].numpy()
-    positions = [float(values["position_mm"]) for values in samples.conditions if "position_mm" in values]
-    if len(positions) == len(drawn):
-        save_positions(drawn, positions, folder / "positions.png")
+    save_closest_pairs(samples, learned.images, nearest, folder / "closest_pairs.png")
+    if all("position_mm" in values for values in samples.conditions):
+        save_positions(samples, folder / "positions.png")
     return section

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.foreground import Window, find_foreground, foreground_window
 from monai_vqgen.transforms.geometry import PLANES, view_plane
-from monai_vqgen.transforms.resampling import resample_plane
+from monai_vqgen.transforms.resampling import resample_plane, restore_plane
 
 Intensity = Literal["input", "unit"]
 BACKGROUND_LEVEL = 0.02  # share of the window below which a voxel is background, as in the metrics
@@ -150,7 +150,7 @@ class VolumeReconstructionInferer(Inferer):
         """Resample, pad, reconstruct, crop and resample back slices of one volume."""
         size = images_nhw.shape[1:]
         if self.pixel_mm is not None:
-            images_nhw, _, scale = resample_plane(images_nhw, affine, self.pixel_mm)
+            images_nhw = resample_plane(images_nhw, affine, self.pixel_mm).pixels
         missing = [max(0, want - have) for want, have in zip(self.image_size, images_nhw.shape[1:], strict=True)]
         before = [width // 2 for width in missing]
         padded = np.pad(images_nhw, [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))])
@@ -159,10 +159,7 @@ class VolumeReconstructionInferer(Inferer):
         result_nhw = result_nhw[:, rows, columns]
         if self.pixel_mm is None:
             return result_nhw
-        for axis, (old, ratio) in enumerate(zip(size, scale, strict=True)):
-            matrix = _interpolation(result_nhw.shape[axis + 1], old, ratio)
-            result_nhw = matrix @ result_nhw if axis == 0 else result_nhw @ matrix.T
-        return result_nhw
+        return restore_plane(result_nhw, size, affine, self.pixel_mm).clip(0, 1)
 
     def _run_network(
         self, images_nhw: NDArray, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device
@@ -224,10 +221,3 @@ def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:
         return low + images * (high - low)
     knee = low + BACKGROUND_LEVEL * (high - low)
     return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [normalized.background, knee, high])
-
-
-def _interpolation(new: int, old: int, ratio: float) -> NDArray:
-    """The matrix (old, new) that undoes a resampling of an axis by `ratio`: linear, the grids sharing their middle."""
-    centers = np.clip((new - 1) / 2 + (np.arange(old) - (old - 1) / 2) * ratio, 0, new - 1)
-    distance = np.abs(centers[:, None] - np.arange(new)[None, :])
-    return np.clip(1 - distance, 0, None).astype(np.float32)

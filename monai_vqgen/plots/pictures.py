@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from monai_vqgen.files import replace_file
 
@@ -26,11 +27,13 @@ TILE_PIXELS = 128  # width of an image in a picture made for looking at
 
 
 class PictureRow(NamedTuple):
-    """A labeled row of images; a signed row holds differences, drawn blue to red."""
+    """A labeled row of images, each with a mark in its corner where there are some; a signed row holds differences,
+    drawn blue to red."""
 
     label: str
     images_nhw: NDArray
     signed: bool = False
+    marks: Sequence[str] = ()
 
 
 class Curve(NamedTuple):
@@ -41,28 +44,14 @@ class Curve(NamedTuple):
     y: Sequence[float]
 
 
-def save_png(image_hw: NDArray, path: str | Path) -> None:
-    """Write one gray image in [0, 1] as 8-bit PNG."""
+def save_png(image_hw: NDArray, path: str | Path, *, description: str = "") -> None:
+    """Write one gray image in [0, 1] as 8-bit PNG, with a description in its `Description` text."""
     bytes_hw = (np.clip(np.nan_to_num(image_hw), 0, 1) * 255 + 0.5).astype(np.uint8)
+    texts = PngInfo()
+    if description:
+        texts.add_text("Description", description)
     with replace_file(path) as file:
-        Image.fromarray(bytes_hw).save(file, format="PNG")
-
-
-def grid_picture(images_nhw: NDArray, *, columns: int | None = None, gap: int = 2) -> NDArray:
-    """Tile images row by row into one image in [0, 1], nearly square unless the columns are given.
-
-    Small images are enlarged by a whole factor, so that one can look at them.
-    """
-    factor = max(1, TILE_PIXELS // images_nhw.shape[2])
-    images_nhw = images_nhw.repeat(factor, axis=1).repeat(factor, axis=2)
-    count, height, width = images_nhw.shape
-    columns = columns or max(1, int(np.ceil(np.sqrt(count))))
-    rows = max(1, -(-count // columns))
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap), 0.12, dtype=np.float32)
-    for index, image_hw in enumerate(images_nhw):
-        top, left = (index // columns) * (height + gap) + gap, (index % columns) * (width + gap) + gap
-        canvas[top : top + height, left : left + width] = image_hw
-    return canvas
+        Image.fromarray(bytes_hw).save(file, format="PNG", pnginfo=texts)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -82,41 +71,63 @@ def _draw_image(
     axes.set_axis_off()
 
 
-def save_rows(
-    rows: Sequence[PictureRow], path: str | Path, *, titles: Sequence[str] = (), pixels: int = TILE_PIXELS
-) -> None:
+def save_rows(rows: Sequence[PictureRow], path: str | Path, *, title: str = "", pixels: int = TILE_PIXELS) -> None:
     """Write rows of images below each other, each with its label at the left.
 
     Args:
         rows: all with the same number of images.
         path: the PNG.
-        titles: one a column, in the corners of the first row's images.
+        title: a line above them.
         pixels: width of one image in the picture.
     """
     columns, (height, width) = len(rows[0].images_nhw), rows[0].images_nhw.shape[1:]
     label, cell_w, cell_h = 1.25, pixels / DPI, pixels / DPI * height / width
-    size = (label + columns * cell_w, len(rows) * cell_h)
-    figure = Figure(figsize=size)
+    size = (label + columns * cell_w, len(rows) * cell_h + _header(title))
+    figure = _titled_figure(size, title)
     for r, row in enumerate(rows):
-        bottom = 1 - (r + 1) * cell_h / size[1]
+        bottom = (len(rows) - r - 1) * cell_h / size[1]
         figure.text(0.08 / size[0], bottom + 0.5 * cell_h / size[1], row.label, va="center", color=INK, fontsize=9)
         for c, image_hw in enumerate(row.images_nhw):
             box = ((label + c * cell_w) / size[0], bottom, cell_w * 0.97 / size[0], cell_h * 0.97 / size[1])
-            mark = titles[c] if r == 0 and c < len(titles) else ""
+            mark = row.marks[c] if c < len(row.marks) else ""
             _draw_image(figure, image_hw, box, mark=mark, signed=row.signed)
     save_figure(figure, path)
 
 
-def save_numbered_grid(images_nhw: NDArray, path: str | Path, *, columns: int = 8) -> None:
-    """Write images row by row, each with its number (from 1) in the corner."""
+def save_grid(
+    images_nhw: NDArray, path: str | Path, *, marks: Sequence[str] = (), title: str = "", columns: int | None = None
+) -> None:
+    """Write images row by row, nearly square unless the columns are given.
+
+    Args:
+        images_nhw: in [0, 1].
+        path: the PNG.
+        marks: one an image, in its corner.
+        title: a line above them.
+        columns: images a row.
+    """
     count, height, width = images_nhw.shape
-    rows, pixels = max(1, -(-count // columns)), TILE_PIXELS
-    figure = Figure(figsize=(columns * pixels / DPI, rows * pixels / DPI * height / width))
+    columns = columns or max(1, int(np.ceil(np.sqrt(count))))
+    rows, cell_w = max(1, -(-count // columns)), TILE_PIXELS / DPI
+    cell_h = cell_w * height / width
+    size = (columns * cell_w, rows * cell_h + _header(title))
+    figure = _titled_figure(size, title)
     for index, image_hw in enumerate(images_nhw):
         row, column = divmod(index, columns)
-        box = (column / columns, 1 - (row + 1) / rows, 0.98 / columns, 0.98 / rows)
-        _draw_image(figure, image_hw, box, mark=str(index + 1))
+        box = (column / columns, (rows - row - 1) * cell_h / size[1], 0.98 / columns, 0.98 * cell_h / size[1])
+        _draw_image(figure, image_hw, box, mark=marks[index] if marks else "")
     save_figure(figure, path)
+
+
+def _header(title: str) -> float:
+    """Height in inches."""
+    return 0.28 if title else 0.0
+
+
+def _titled_figure(size: tuple[float, float], title: str) -> Figure:
+    figure = Figure(figsize=size)
+    figure.text(0.06 / size[0], 1 - 0.14 / size[1], title, va="center", color=INK, fontsize=9)
+    return figure
 
 
 def style(axes: Axes, *, x: str, y: str) -> None:

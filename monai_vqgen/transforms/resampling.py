@@ -1,4 +1,4 @@
-"""Resample a slice to another pixel size: two small matrix products, antialiased when shrinking."""
+"""Resample a slice to another pixel size and back: two small matrix products each, antialiased when shrinking."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import make_interp_spline
 
 from monai_vqgen.errors import InputError
 
-__all__ = ["ResampledPlane", "resample_plane"]
+__all__ = ["ResampledPlane", "resample_plane", "restore_plane"]
+
+_WEAKEST = 0.1  # singular values below this share of the largest are not inverted: they would amplify noise
 
 
 class ResampledPlane(NamedTuple):
@@ -99,3 +102,41 @@ def resample_plane(
     new_affine[:3, 3] += new_affine[:3, :2] @ first
     new_affine[:3, :2] /= scale
     return ResampledPlane(result, new_affine, (float(scale[0]), float(scale[1])))
+
+
+@lru_cache(maxsize=64)
+def _inverse_weights(size: int, spacing: float, pixel_mm: float) -> NDArray:
+    """The `(old, new)` matrix of one axis that undoes `_weights`: cubic splines that average to the given pixels."""
+    forward = _weights(size, spacing, pixel_mm, "linear").astype(np.float64)
+    count = len(forward)
+    centers = (count - 1) / 2 + (np.arange(size) - (size - 1) / 2) * (spacing / pixel_mm)
+    spline = make_interp_spline(np.arange(count), np.eye(count), k=min(3, count - 1))
+    curves = spline(np.clip(centers, -0.5, count - 0.5))
+    return (curves @ np.linalg.pinv(forward @ curves, rcond=_WEAKEST)).astype(np.float32)
+
+
+def restore_plane(pixels: NDArray, size: Sequence[int], affine: NDArray, pixel_mm: float | Sequence[float]) -> NDArray:
+    """Bring what `resample_plane` made with mode "linear" back to the slice's own grid.
+
+    Of all cubic splines on the coarser grid, the one that `resample_plane` maps to `pixels` again: interpolation alone
+    would blur what antialiasing has averaged a second time. A slice that was enlarged comes back as it was. Values may
+    overshoot the input's range a little at sharp edges.
+
+    Args:
+        pixels: `[..., h, w]` on the resampled grid.
+        size: rows and columns of the slice's own grid.
+        affine: 4x4 of the slice's own grid.
+        pixel_mm: as given to `resample_plane`.
+
+    Raises:
+        InputError: for a pixel size that is not positive.
+    """
+    spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :2], axis=0)
+    result = np.asarray(pixels, dtype=np.float32)
+    for axis, new in enumerate(check_pixel_mm(pixel_mm)):
+        old = float(spacing[axis])
+        if abs(new - old) <= 1e-5 * old:
+            continue
+        matrix = _inverse_weights(int(size[axis]), old, float(new))
+        result = matrix @ result if axis == 0 else result @ matrix.T
+    return result

@@ -62,6 +62,9 @@ def test_samples_are_written_as_nifti_png_and_one_picture(tmp_path, conditioned)
         np.testing.assert_allclose(image.header.get_zooms()[:2], 2.0)
         picture = np.asarray(Image.open(tmp_path / entry["picture"]))
         np.testing.assert_array_equal(picture, np.round(image.get_fdata()[..., 0] * 255))
+        described = Image.open(tmp_path / entry["picture"]).text["Description"]
+        assert described.startswith("Synthetic: seed 7, temperature 1.0")
+        assert "; 65 mm" in described
     assert np.asarray(Image.open(tmp_path / "samples.png")).shape[0] >= 48
 
 
