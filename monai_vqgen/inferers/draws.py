@@ -112,8 +112,9 @@ class Truncation:
             raise InputError(f"top_k is {top_k}; give a whole number of at least 1, or leave it out to keep all codes")
         if top_p is not None and not 0 < top_p <= 1:
             raise InputError(f"top_p is {top_p}; give a number above 0 and at most 1, or leave it out")
-        self.temperature, self.top_p = temperature, top_p
-        self.top_k = None if top_k is None else int(top_k)  # 3.0 is a whole number too, but no index
+        self.temperature: float = temperature
+        self.top_p: float | None = top_p
+        self.top_k: int | None = None if top_k is None else int(top_k)  # 3.0 is a whole number too, but no index
 
     def apply(self, logits_bk: Tensor) -> Tensor:
         """Truncated, tempered logits `(b, k)`; the input itself where nothing is to be done."""
