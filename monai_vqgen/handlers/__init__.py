@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         CodebookHealth as CodebookHealth,
         EpochLog as EpochLog,
         ObjectiveMean as ObjectiveMean,
+        TensorBoardCurves as TensorBoardCurves,
         objective_means as objective_means,
     )
     from monai_vqgen.handlers.tracking import name_tracked as name_tracked

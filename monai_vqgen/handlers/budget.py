@@ -78,11 +78,13 @@ class TimeBudget:
         clock: Literal["wall"] | float | Callable[[], float] = "wall",
     ) -> None:
         check_time_budget(minutes, clock)
+        self.minutes = minutes
         self.budget_s = None if minutes is None else minutes * SECONDS_A_MINUTE
         self.lr_scheduler, self.total_steps = lr_scheduler, total_steps
         self.clock = self._clock(clock)
         self.evaluator, self.interval = evaluator, interval
         self._spent_before_s, self._start_s, self._counted_s = 0.0, 0.0, 0.0
+        self._trainer: Engine | None = None
 
     def _clock(self, clock: Literal["wall"] | float | Callable[[], float]) -> Callable[[], float]:
         """The function that gives seconds."""
@@ -98,6 +100,7 @@ class TimeBudget:
         """Register with a trainer."""
         if self.budget_s is None:
             return
+        self._trainer = engine
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_the_last)
@@ -123,6 +126,7 @@ class TimeBudget:
         last = engine.state.iteration >= (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
         if spent >= 1 and not last:
             logger.info("The %.1f minutes are over in epoch %d.", self.budget_s / SECONDS_A_MINUTE, engine.state.epoch)
+            self._spent_before_s += spent * self.budget_s - self._own_spent_s()  # another process may have spent more
             engine.state.max_epochs = engine.state.epoch
             engine.terminate_epoch()
 
@@ -139,10 +143,16 @@ class TimeBudget:
         return {"total_steps": self.total_steps, "budget_s": self.budget_s}
 
     def load_state_dict(self, state_dict: Mapping[str, float | None]) -> None:
-        """Take the time spent before; where the schedule has another length now, find the place in it."""
+        """Take the time spent before; where the schedule has another length now, find the place in it.
+
+        A trainer that starts ends at once where no time is left.
+        """
         self._spent_before_s = state_dict.get("spent_s") or 0.0
         if any(state_dict.get(name, length) != length for name, length in self._lengths().items()):
             self._find_place()
+        if self._trainer is not None and self.budget_s is not None and self._spent_before_s >= self.budget_s:
+            logger.info("The %s minutes of max_minutes were over before: nothing is trained.", self.minutes)
+            self._trainer.terminate()
 
     def _find_place(self) -> None:
         """Steps done, or time spent if that is more, in this run's schedule; its rate holds from the next step on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from monai_vqgen.data.processes import process_rank, wait_for_all
 from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.files import previous_path, write_json
+from monai_vqgen.handlers.options import RunOptions
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
 __all__ = ["BestCheckpoint", "TrainingState"]
@@ -111,9 +111,12 @@ class TrainingState:
         path: for example ``RUN/training_state.pt``.
         parts: what to save by name: objective, optimizer, scheduler, and any handler with a state.
         resume: whether to go on from ``path`` when the run starts; a missing file starts from the beginning.
-        must_match: options and data that decide what a run learns, as JSON takes them, saved with the state: a run that
-            differs in one is not the same run, and is refused.
-        may_differ: options that a later process may change; what has changed is said in the log.
+        must_match: what decides what a run learns, beyond the parts: the options of modules and optimizers among them,
+            the batch size of all processes and the record of the weights are saved with the state as it is, and a run
+            that differs in one of these is not the same run, and is refused. Values, optimizers, functions with some
+            arguments set, and objects with options as attributes.
+
+    What a later process may change, limits and machine, is said in the log where it has changed.
 
     Raises:
         CheckpointError: at the start, both states are damaged or of another kind of run, or something that must match
@@ -129,17 +132,20 @@ class TrainingState:
         *,
         resume: bool = False,
         must_match: Mapping[str, Any] | None = None,
-        may_differ: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.parts, self.resume = Path(path), dict(parts), resume
-        self.options = {"must_match": _leaves(must_match or {}), "may_differ": _leaves(may_differ or {})}
+        self.must_match, self.options = dict(must_match or {}), RunOptions({}, {})
         self.previous = previous_path(self.path)
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
+        engine.add_event_handler(Events.STARTED, self._gather)
         engine.add_event_handler(Events.STARTED, self.restore if self.resume else self._begin)
         if process_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def _gather(self, engine: Engine) -> None:
+        self.options = RunOptions.gather(engine, self.parts, self.must_match)
 
     def save(self, engine: Engine) -> None:
         """Write the state of all parts and the trainer's place."""
@@ -148,7 +154,8 @@ class TrainingState:
             name: plain_state(part) if isinstance(part, nn.Module) else part.state_dict()
             for name, part in self.parts.items()
         }
-        write_state({"place": place, "options": self.options, "parts": states}, self.path, keep_previous=True)
+        content = {"place": place, "run": self.options._asdict(), "parts": states}
+        write_state(content, self.path, keep_previous=True)
 
     def _begin(self, engine: Engine) -> None:
         """Write the state of the start, and forget those of an earlier run."""
@@ -179,13 +186,13 @@ class TrainingState:
         if saved is None:
             logger.warning("%s is of an earlier version: its options are not compared with this run's", self.path)
             return
-        others = _differences(saved["must_match"], self.options["must_match"])
-        if others:
+        differences = self.options.differences(saved)
+        if differences.refused:
             raise CheckpointError(
-                f"{self.path} was made with other options, {', '.join(others)}: resume with the same, or start anew in "
-                "another output_dir"
+                f"{self.path} was made with other options, {', '.join(differences.refused)}: resume with the same, or "
+                "start anew in another output_dir"
             )
-        for change in _differences(saved["may_differ"], self.options["may_differ"]):
+        for change in differences.told:
             logger.info("Resuming with a change: %s.", change)
 
     def restore(self, engine: Engine) -> None:
@@ -198,10 +205,11 @@ class TrainingState:
         missing = sorted(set(self.parts) ^ set(saved.get("parts", {})))
         if missing:
             raise CheckpointError(f"{self.path} is of another kind of run: it differs in {missing}")
-        self._compare(saved.get("options"))
+        self._compare(saved.get("run"))
         done, wanted = saved["place"]["epoch"], engine.state.max_epochs
         if wanted is not None and done > wanted:
             raise InputError(f"max_epochs={wanted}, and {done} epochs are done in {self.path}: give as many or more")
+        engine.state.epoch, engine.state.iteration = done, saved["place"]["iteration"]
         for name, part in self.parts.items():
             target = part.module if isinstance(part, nn.parallel.DistributedDataParallel) else part
             state = saved["parts"][name]
@@ -214,27 +222,4 @@ class TrainingState:
                 raise CheckpointError(
                     f"{self.path} does not fit this run's {name}: resume with the options it was started with"
                 ) from error
-        engine.state.epoch, engine.state.iteration = saved["place"]["epoch"], saved["place"]["iteration"]
         logger.info("Resumed from %s after epoch %d.", self.path, engine.state.epoch)
-
-
-def _leaves(options: Any, name: str = "") -> dict[str, Any]:
-    """Nested options by the keys that lead to them, with values as JSON has them."""
-    if isinstance(options, Mapping) and (options or not name):
-        pairs: Any = options.items()
-    elif isinstance(options, list | tuple) and any(isinstance(value, Mapping) for value in options):
-        pairs = enumerate(options)
-    else:
-        return {name: json.loads(json.dumps(options))}
-    leaves = [_leaves(value, f"{name}.{key}" if name else str(key)) for key, value in pairs]
-    return {key: value for leaf in leaves for key, value in leaf.items()}
-
-
-def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, in words; an option that one side does not know stands as "none"."""
-    names = [*now, *(name for name in saved if name not in now)]
-    return [
-        f"{name} {saved.get(name, 'none')!r} there and {now.get(name, 'none')!r} here"
-        for name in names
-        if saved.get(name, "none") != now.get(name, "none")
-    ]

@@ -83,7 +83,7 @@ class Patience:
         InputError: negative patience.
     """
 
-    def __init__(self, evaluator: Engine, *, metric: str, patience: int, interval: int = 1) -> None:
+    def __init__(self, evaluator: Engine, metric: str, *, patience: int, interval: int = 1) -> None:
         if patience < 0:
             raise InputError(f"patience={patience} must be 0 (never stop early) or a number of validations")
         self.evaluator, self.metric, self.patience, self.interval = evaluator, metric, patience, interval
@@ -115,6 +115,8 @@ class Patience:
         return {} if self._counter is None else dict(self._counter.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score and the validations since."""
+        """Take the best score and the validations since; a trainer that starts ends at once where they are too many."""
         if self._counter is not None and state_dict:
             self._counter.load_state_dict(state_dict)
+            if self._counter.counter >= self.patience:
+                self._counter.trainer.terminate()

@@ -75,6 +75,19 @@ def test_patience_ends_the_training_after_as_many_validations_without_progress(p
     assert engine.state.epoch == last_epoch
 
 
+@pytest.mark.parametrize(("patience", "last_epoch"), [(2, 5), (3, 6)])
+def test_patience_that_was_over_before_an_interruption_trains_no_epoch_more(patience, last_epoch):
+    engine, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    evaluator.state.metrics["loss"] = 1.0
+    handler = Patience(evaluator, metric="loss", patience=patience)
+    handler.attach(engine)
+    state = {"counter": 2, "best_score": -1.0, "threshold_mode": "abs"}
+    engine.add_event_handler(Events.STARTED, lambda _: handler.load_state_dict(state))
+    engine.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "epoch", 5))
+    engine.run([0], max_epochs=8)
+    assert engine.state.epoch == last_epoch
+
+
 class Diverging(torch.nn.Module):
     """Its loss is NaN from the third batch on."""
 
