@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from monai_vqgen.data.processes import process_rank, wait_for_all
 from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.files import previous_path, write_json
-from monai_vqgen.handlers.options import RunOptions
+from monai_vqgen.handlers.options import differences, gather_options
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
 __all__ = ["BestCheckpoint", "TrainingState"]
@@ -134,7 +134,8 @@ class TrainingState:
         must_match: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.parts, self.resume = Path(path), dict(parts), resume
-        self.must_match, self.options = dict(must_match or {}), RunOptions({}, {})
+        self.must_match = dict(must_match or {})
+        self.options: dict[str, dict[str, Any]] = {"must_match": {}, "may_differ": {}}
         self.previous = previous_path(self.path)
 
     def attach(self, engine: Engine) -> None:
@@ -145,7 +146,7 @@ class TrainingState:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def _gather(self, engine: Engine) -> None:
-        self.options = RunOptions.gather(engine, self.parts, self.must_match)
+        self.options = gather_options(engine, self.parts, self.must_match)
 
     def save(self, engine: Engine) -> None:
         """Write the state of all parts and the trainer's place."""
@@ -154,7 +155,7 @@ class TrainingState:
             name: plain_state(part) if isinstance(part, nn.Module) else part.state_dict()
             for name, part in self.parts.items()
         }
-        content = {"place": place, "run": self.options._asdict(), "parts": states}
+        content = {"place": place, "run": self.options, "parts": states}
         write_state(content, self.path, keep_previous=True)
 
     def _begin(self, engine: Engine) -> None:
@@ -186,13 +187,13 @@ class TrainingState:
         if saved is None:
             logger.warning("%s is of an earlier version: its options are not compared with this run's", self.path)
             return
-        differences = self.options.differences(saved)
-        if differences.refused:
+        others = differences(saved["must_match"], self.options["must_match"])
+        if others:
             raise CheckpointError(
-                f"{self.path} was made with other options, {', '.join(differences.refused)}: resume with the same, or "
-                "start anew in another output_dir"
+                f"{self.path} was made with other options, {', '.join(others)}: resume with the same, or start anew in "
+                "another output_dir"
             )
-        for change in differences.told:
+        for change in differences(saved["may_differ"], self.options["may_differ"]):
             logger.info("Resuming with a change: %s.", change)
 
     def restore(self, engine: Engine) -> None:

@@ -6,22 +6,19 @@ Shape suffixes: b batch, k codebook size, s spatial axes (2 or 3).
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
-from monai.handlers import StatsHandler, TensorBoardStatsHandler
+from monai.handlers import StatsHandler
 from monai.utils import is_scalar
 
-from monai_vqgen.data.processes import process_rank
 from monai_vqgen.metrics.codebook import CodebookCounter
 
-__all__ = ["CodebookHealth", "EpochLog", "ObjectiveMean", "TensorBoardCurves", "objective_means"]
+__all__ = ["CodebookHealth", "EpochLog", "ObjectiveMean", "objective_means"]
 
 
 class ObjectiveMean(Metric):
@@ -83,40 +80,6 @@ class EpochLog(StatsHandler):
         metrics = sorted(engine.state.metrics.items())
         figures = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics if is_scalar(value))
         self._epoch_logger.info("epoch %d: %s", engine.state.epoch, figures)
-
-
-class TensorBoardCurves:
-    """MONAI's `TensorBoardStatsHandler` for a training and its validation: the loss of each step, means of each epoch.
-
-    Written to ``folder/train`` and ``folder/validation``, so that both have one chart. Attach to the trainer; of
-    several processes the first one writes.
-
-    Args:
-        folder: for example ``RUN/tensorboard``.
-        evaluator: that validates.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], evaluator: Engine) -> None:
-        self.folder, self.evaluator = Path(folder), evaluator
-        self._handlers: list[TensorBoardStatsHandler] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
-        if process_rank() == 0:
-            engine.add_event_handler(Events.STARTED, self._open)
-            engine.add_event_handler(Events.COMPLETED, self._close)
-
-    def _open(self, engine: Engine) -> None:
-        options: dict[str, Any] = {"tag_name": "loss", "output_transform": lambda output: output[0]["loss"]}
-        training = TensorBoardStatsHandler(log_dir=str(self.folder / "train"), **options)
-        validation = TensorBoardStatsHandler(log_dir=str(self.folder / "validation"), iteration_log=False)
-        training.attach(engine)
-        validation.attach(self.evaluator)
-        self._handlers = [training, validation]
-
-    def _close(self, engine: Engine) -> None:
-        for handler in self._handlers:
-            handler.close()
 
 
 class CodebookHealth:
