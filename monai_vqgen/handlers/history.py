@@ -85,7 +85,7 @@ def _append(curves: dict[str, list[Any]], epoch: int, metrics: dict[str, Any]) -
 
 
 class TensorBoardCurves:
-    """MONAI's `TensorBoardStatsHandler` for a training and its validation: the loss of each step, means of each epoch.
+    """MONAI's `TensorBoardStatsHandler` for a training and its validation: ``step_loss`` and means of each epoch.
 
     Written to ``folder/train`` and ``folder/validation``, so that both have one chart. Attach to the trainer; of
     several processes the first one writes.
@@ -106,7 +106,7 @@ class TensorBoardCurves:
             engine.add_event_handler(Events.COMPLETED, self._close)
 
     def _open(self, engine: Engine) -> None:
-        options: dict[str, Any] = {"tag_name": "loss", "output_transform": lambda output: output[0]["loss"]}
+        options: dict[str, Any] = {"tag_name": "step_loss", "output_transform": lambda output: output[0]["loss"]}
         training = TensorBoardStatsHandler(log_dir=str(self.folder / "train"), **options)
         validation = TensorBoardStatsHandler(log_dir=str(self.folder / "validation"), iteration_log=False)
         training.attach(engine)
