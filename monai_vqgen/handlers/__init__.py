@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING
 from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
-    from monai_vqgen.handlers.budget import TimeBudget as TimeBudget, check_time_budget as check_time_budget
     from monai_vqgen.handlers.checkpoints import BestCheckpoint as BestCheckpoint, TrainingState as TrainingState
-    from monai_vqgen.handlers.guards import GradientGuard as GradientGuard, Patience as Patience
+    from monai_vqgen.handlers.guards import (
+        GradientGuard as GradientGuard,
+        Patience as Patience,
+        TimeBudget as TimeBudget,
+        check_time_budget as check_time_budget,
+    )
     from monai_vqgen.handlers.history import (
         History as History,
         TensorBoardCurves as TensorBoardCurves,
