@@ -65,15 +65,8 @@ def _add_imagenet_features(verbs: Verbs) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from tools.reproduce import reproduce
 
-    reproduce(
-        options.data,
-        options.output,
-        size=options.size,
-        seed=options.seed,
-        results=options.results,
-        pictures=options.pictures,
-        models=options.models,
-    )
+    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
+    reproduce(**given)
 
 
 def _compare(options: argparse.Namespace) -> None:

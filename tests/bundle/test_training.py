@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import CODES, CONFIGS, REPOSITORY, run, trained_network, workflow, write_slices
 
 from monai_vqgen.data import CodeStore
@@ -31,7 +32,11 @@ def test_training_leaves_a_model_its_curves_pictures_and_logs(trained):
     for name in ("loss", "mse", "psnr", "usage_level0", "perplexity_level1"):
         assert len(history["train"][name]) == 2
     assert "training: epoch 2" in (trained / "train.log").read_text()
-    assert list((trained / "tensorboard").rglob("events*"))
+    for part, name in (("train", "loss"), ("train", "psnr"), ("validation", "mse")):
+        (events,) = (trained / "tensorboard" / part).glob("events*")
+        curves = EventAccumulator(str(events)).Reload()
+        assert [point.value for point in curves.Scalars(name)] == pytest.approx(history[part][name], rel=1e-6)
+        assert ("step_loss" in curves.Tags()["scalars"]) == (part == "train")
 
 
 def test_codes_carry_the_fingerprint_of_the_weights_on_disk(trained, codes):

@@ -22,6 +22,7 @@ from monai_vqgen.handlers import (
     Patience,
     ReconstructionImages,
     SampleImages,
+    TrainingProgress,
     claim_output,
     image_rows,
 )
@@ -72,6 +73,19 @@ def test_patience_ends_the_training_after_as_many_validations_without_progress(p
     )
     Patience(evaluator, metric="loss", patience=patience).attach(engine)
     engine.run([0], max_epochs=6)
+    assert engine.state.epoch == last_epoch
+
+
+@pytest.mark.parametrize(("patience", "last_epoch"), [(2, 5), (3, 6)])
+def test_patience_that_was_over_before_an_interruption_trains_no_epoch_more(patience, last_epoch):
+    engine, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    evaluator.state.metrics["loss"] = 1.0
+    handler = Patience(evaluator, metric="loss", patience=patience)
+    handler.attach(engine)
+    state = {"counter": 2, "best_score": -1.0, "threshold_mode": "abs"}
+    engine.add_event_handler(Events.STARTED, lambda _: handler.load_state_dict(state))
+    engine.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "epoch", 5))
+    engine.run([0], max_epochs=8)
     assert engine.state.epoch == last_epoch
 
 
@@ -234,3 +248,42 @@ def test_a_prior_is_drawn_from_alone_or_through_the_autoencoder(tmp_path):
     decoded = SampleImages(prior, dataset, level=1, output_dir=tmp_path, num_images=2, autoencoder=network).draw()
     assert decoded.shape == (18, 36)
     assert prior.training
+
+
+class RecordedBar:
+    """Stands for tqdm: what it was opened with, how far it went, its last text."""
+
+    opened: list[RecordedBar]
+
+    def __init__(self, *, total: int, initial: int, desc: str, **options) -> None:
+        self.total, self.n, self.desc, self.closed, self.text = total, initial, desc, False, ""
+        RecordedBar.opened.append(self)
+
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
+        self.text = text
+
+    def update(self) -> None:
+        self.n += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("epochs_before", [0, 2])
+def test_one_bar_runs_from_where_the_training_starts_to_its_end(epochs_before, monkeypatch):
+    RecordedBar.opened = []
+    monkeypatch.setattr("monai_vqgen.handlers.history.tqdm", RecordedBar)
+    engine = Engine(lambda engine, batch: [{"loss": 0.25}])
+
+    @engine.on(Events.STARTED)
+    def resume(engine):
+        engine.state.epoch, engine.state.iteration = epochs_before, 3 * epochs_before
+
+    first = []
+    TrainingProgress("prior").attach(engine)
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda: first.append(RecordedBar.opened[0].n))
+    engine.run([0, 1, 2], max_epochs=4)
+    (bar,) = RecordedBar.opened
+    assert (bar.desc, bar.total, bar.n, bar.closed) == ("prior", 12, 12, True)
+    assert first == [3 * epoch for epoch in range(epochs_before, 4)]
+    assert bar.text == "epoch 4/4, loss 0.25"
