@@ -86,15 +86,15 @@ class ExtractSlicesd(MapTransform):
         """Extract every key at every position."""
         guide = data[self.box_key]
         prepared = self.placer.prepare(guide, data[self.mask_key] if self.mask_key is not None else None)
-        results = []
-        for plane in self.placer.locate(prepared):
-            item = dict(data)
-            for key in self.key_iterator(item):
-                if tuple(data[key].shape[1:]) != tuple(guide.shape[1:]):
-                    raise ScanError(f"{key}: shape {tuple(data[key].shape)} is not on the grid of {self.box_key}")
-                item[key] = self.cutters[key].cut(data[key], prepared, plane)
-            item.update(plane=self.placer.plane, position_mm=plane.position_mm)
-            results.append(item)
+        planes = self.placer.locate(prepared)
+        results: list[dict[Hashable, Any]] = [
+            {**data, "plane": self.placer.plane, "position_mm": plane.position_mm} for plane in planes
+        ]
+        for key in self.key_iterator(dict(data)):
+            if tuple(data[key].shape[1:]) != tuple(guide.shape[1:]):
+                raise ScanError(f"{key}: shape {tuple(data[key].shape)} is not on the grid of {self.box_key}")
+            for item, image in zip(results, self.cutters[key].cut(data[key], prepared, planes), strict=True):
+                item[key] = image
         return results
 
 
