@@ -92,7 +92,15 @@ class LoadSlice(Transform):
     def _picture(self, path: Path) -> NDArray:
         try:
             mode, pixels = _read_picture(path)
-        except (OSError, SyntaxError, ValueError, zlib.error, struct.error, KeyError, Image.DecompressionBombError) as e:
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            zlib.error,
+            struct.error,
+            KeyError,
+            Image.DecompressionBombError,
+        ) as e:
             if isinstance(e, ScanError):
                 raise
             raise ScanError(f"{path}: unreadable or truncated picture ({e}); download or copy it again") from e

@@ -204,7 +204,10 @@ def cut_plane(
     affine[:3, 3] += affine[:3, 2] * plane.number
     box = np.array([prepared.box.start[:2], np.subtract(prepared.box.stop[:2], 1)], dtype=float)
     if pixel_mm is not None:
-        resampled = resample_plane(pixels, affine, pixel_mm, mode=mode)
+        try:
+            resampled = resample_plane(pixels, affine, pixel_mm, mode=mode)
+        except ScanError as error:
+            raise ScanError(f"{prepared.name}: {error}") from error
         # the shift of the first pixel, read back from the two affines, in old pixels
         shift = np.linalg.lstsq(affine[:3, :2], resampled.affine[:3, 3] - affine[:3, 3], rcond=None)[0]
         box = (box - shift) * np.array(resampled.scale)

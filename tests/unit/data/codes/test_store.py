@@ -7,8 +7,7 @@ import json
 import pytest
 import torch
 
-from monai_vqgen.data.codes.dataset import CodesDataset
-from monai_vqgen.data.codes.store import CodeStore, save_codes
+from monai_vqgen.data.codes.store import CodesDataset, CodeStore, save_codes
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks import GatedPixelCNN
 
