@@ -87,21 +87,21 @@ def _strided(volume_s: NDArray) -> NDArray:
 
 
 def find_background(volume_s: NDArray, *, axes: int = 3) -> Background:
-    """The background of a volume or slice: 0, or what its border says where values are negative or the border is bright.
+    """The background of a volume or slice: 0, or what its border says where values are negative or it is bright.
 
     A value that half of the border has is the background, else the border's median. Up to 2 % of the 99.5th percentile
     is as good as 0.
 
     Args:
-        volume_s: any real type; NaN and infinity are ignored.
+        volume_s: any real type; NaN and infinity are ignored, and 0 on the border.
         axes: how many of the last axes are spatial.
     """
-    sample, border = _finite(_strided(volume_s)), _finite(_border(volume_s, axes))
+    sample, border = _finite(_strided(volume_s)), np.nan_to_num(_border(volume_s, axes), posinf=0, neginf=0)
     if sample.size == 0:
         return Background()
     low, high = (float(value) for value in np.percentile(sample, [100 - THRESHOLD_PERCENTILE, THRESHOLD_PERCENTILE]))
     usual = Background(0.0, max(0.0, THRESHOLD_FRACTION * high))
-    if border.size == 0 or sample.min() == sample.max():
+    if sample.min() == sample.max():
         return usual
     values, counts = np.unique(border, return_counts=True)
     constant = 2 * counts.max() >= border.size
@@ -111,7 +111,7 @@ def find_background(volume_s: NDArray, *, axes: int = 3) -> Background:
     band = THRESHOLD_FRACTION * max(high - value, value - low)
     below, above = float(np.mean(sample < value - band)), float(np.mean(sample > value + band))
     if constant and below > INNER_SHARE * (below + above):
-        return Background(value, float(np.nanmin(volume_s)), True)
+        return Background(value, float(np.min(volume_s, where=np.isfinite(volume_s), initial=value)), True)
     return usual if abs(value) <= usual.threshold else Background(value, value + THRESHOLD_FRACTION * (high - value))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from monai_vqgen.errors import InputError
+from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.resampling import resample_plane
 
 
@@ -41,3 +41,12 @@ def test_shrinking_is_antialiased_and_stays_in_range():
 def test_sizes_and_modes_that_cannot_work_are_refused(options):
     with pytest.raises(InputError, match=r"pixel_mm is|mode is"):
         resample_plane(np.ones((4, 4)), np.eye(4), **options)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (3, 64)])
+def test_a_grid_that_would_fill_the_memory_is_refused(shape):
+    spacing = np.diag([3000.0, 3000.0, 3, 1])
+    with pytest.raises(ScanError, match=r"pixels of 3000 x 3000 mm would become .* fix the spacing"):
+        resample_plane(np.ones(shape), spacing, 1.0)
+    with pytest.raises(ScanError, match="would become"):
+        resample_plane(np.broadcast_to(np.float32(1), (4000, 2, 2)), spacing, 5.0)
