@@ -114,8 +114,8 @@ class AutoencoderObjective(nn.Module):
                 reconstruction_bcs = self.autoencoder.decode(codes)[window]
         if reconstruction_bcs.shape != images_bcs.shape:  # a channel would be compared with all
             raise InputError(
-                f"images of shape {tuple(images_bcs.shape)} are reconstructed as {tuple(reconstruction_bcs.shape)}; set "
-                "network_def::in_channels and network_def::out_channels to the images' channels"
+                f"images of shape {tuple(images_bcs.shape)} are reconstructed as {tuple(reconstruction_bcs.shape)}; "
+                "set network_def::in_channels and network_def::out_channels to the images' channels"
             )
         difference_bn = (reconstruction_bcs.float() - images_bcs.float()).flatten(1)
         mse_b, mae_b = difference_bn.square().mean(1), difference_bn.abs().mean(1)

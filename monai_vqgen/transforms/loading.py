@@ -50,8 +50,8 @@ class LoadSlice(Transform):
         value_range: (low, high) in the file's units that become 0 and 1, clipped.
         color: "error" or "luminance".
 
-    Shapes: a path to a MetaTensor. A picture's affine is the identity. meta: `filename_or_obj`, and `subject`, `plane` and
-    `position_mm` where the file states them.
+    Shapes: a path to a MetaTensor. A picture's affine is the identity. meta: `filename_or_obj`, and `subject`, `plane`
+    and `position_mm` where the file states them.
 
     Raises:
         ScanError: missing, unreadable, truncated, damaged, not one slice, transparent, larger than a file of that size

@@ -144,7 +144,7 @@ class CodeStore:
         checksum: sha256 of the file of codes.
 
     Raises:
-        InputError: there is no code store, or it is damaged: checksum, codes outside the codebook, other grids or counts.
+        InputError: there is no code store, or it is damaged: wrong checksum, codes, types, grids or counts.
 
     Examples:
         >>> store = CodeStore("out/codes")  # doctest: +SKIP
