@@ -92,18 +92,10 @@ class LoadSlice(Transform):
     def _picture(self, path: Path) -> NDArray:
         try:
             mode, pixels = _read_picture(path)
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            zlib.error,
-            struct.error,
-            KeyError,
-            Image.DecompressionBombError,
-        ) as e:
-            if isinstance(e, ScanError):
-                raise
-            raise ScanError(f"{path}: unreadable or truncated picture ({e}); download or copy it again") from e
+        except ScanError:
+            raise
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            raise ScanError(f"{path}: unreadable or truncated picture ({error}); download or copy it again") from error
         if pixels.ndim == 3:
             pixels = self._gray(pixels, path)
         if self.value_range is None and mode in FULL:
