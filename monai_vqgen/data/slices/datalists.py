@@ -95,8 +95,9 @@ def read_slice_geometry(dataset_dir: str | Path) -> SliceGeometry:
     except ValueError:  # reported by `load_datalist`
         return SliceGeometry()
     plane, pixel_mm = content.get("plane"), content.get("pixel_mm")
-    known = isinstance(pixel_mm, int | float) and not isinstance(pixel_mm, bool) and pixel_mm > 0
-    return SliceGeometry(plane if plane in PLANES else None, float(pixel_mm) if known else None)
+    known = isinstance(pixel_mm, int | float) and not isinstance(pixel_mm, bool)
+    size = float(pixel_mm) if known and pixel_mm and pixel_mm > 0 else None
+    return SliceGeometry(plane if isinstance(plane, str) and plane in PLANES else None, size)
 
 
 def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = "") -> str:
