@@ -121,8 +121,6 @@ def _from_stream(
     if fault := "has an axis without voxels" if min(shape, default=0) < 1 else why_not(shape):
         raise ScanError(f"{path}: shape {shape} {fault}")
     between = int(header.get_data_offset()) - header.structarr.dtype.itemsize
-    if between < 0:
-        raise ScanError(f"{path}: damaged, the voxels begin within the header; download or copy it again")
     count = math.prod(shape) * dtype.itemsize
     check_unfolding(path, between + math.prod(shape) * max(4, dtype.itemsize), max_bytes)
     affine = check_affine(header.get_best_affine(), str(path))
