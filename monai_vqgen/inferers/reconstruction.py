@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms.foreground import Window, find_foreground, foreground_window
+from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.geometry import PLANES, view_plane
 from monai_vqgen.transforms.resampling import resample_plane, restore_plane
 
@@ -32,6 +32,7 @@ class _Normalized(NamedTuple):
     volume_s: NDArray  # in [0, 1]
     window: Window
     background: float  # what lies outside the foreground, in the input's units
+    hidden_s: NDArray | bool = False  # background of a value within the brain's range, which stays
 
 
 class VolumeReconstructionInferer(Inferer):
@@ -144,7 +145,8 @@ class VolumeReconstructionInferer(Inferer):
         if self.intensity == "unit":
             return result_s
         filled_s = apply_orientation(np.broadcast_to(filled_n, view.volume_s.shape), back)
-        return np.where(filled_s, _in_units(result_s, normalized), volume_s).astype(np.float32)
+        changed_s = filled_s & ~np.asarray(normalized.hidden_s)
+        return np.where(changed_s, _in_units(result_s, normalized), volume_s).astype(np.float32)
 
     def _slices(self, images_nhw: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
         """Resample, pad, reconstruct, crop and resample back slices of one volume."""
@@ -189,8 +191,8 @@ def _is_normalized(volume_s: NDArray) -> bool:
     return 1 in volume_s.shape and bool(volume_s.min() >= 0 and volume_s.max() <= 1)
 
 
-def _contrast(volume_s: NDArray, lower: float, upper: float) -> tuple[float, Window]:
-    """Threshold of the foreground and its window, or ScanError where that is empty."""
+def _contrast(volume_s: NDArray, lower: float, upper: float) -> tuple[Background, Window]:
+    """Background of a volume and the window of its foreground, or ScanError where that is empty."""
     foreground = find_foreground(volume_s)
     window = foreground_window(volume_s, foreground=foreground, lower=lower, upper=upper)
     if window.high <= window.low:
@@ -198,7 +200,7 @@ def _contrast(volume_s: NDArray, lower: float, upper: float) -> tuple[float, Win
             f"a volume of shape {volume_s.shape} has no contrast (its foreground runs from {window.low:g} to "
             f"{window.high:g}); remove it or export it again"
         )
-    return foreground.threshold, window
+    return foreground.background, window
 
 
 def _normalize(volume_s: NDArray, lower: float, upper: float) -> _Normalized:
@@ -207,11 +209,12 @@ def _normalize(volume_s: NDArray, lower: float, upper: float) -> _Normalized:
         volume_s = np.nan_to_num(volume_s, nan=0.0, posinf=0.0, neginf=0.0)
     if _is_normalized(volume_s):
         return _Normalized(volume_s, Window(0.0, 1.0), 0.0)
-    threshold, window = _contrast(volume_s, lower, upper)
-    below = volume_s[volume_s <= threshold]
+    found, window = _contrast(volume_s, lower, upper)
+    shown_s = found.hide(volume_s)
+    below = shown_s[shown_s <= found.threshold]
     background = min(float(np.median(below)), window.low) if below.size else window.low
-    scaled = np.clip((volume_s - window.low) / (window.high - window.low), 0, 1)
-    return _Normalized(scaled.astype(np.float32), window, background)
+    scaled = np.clip((shown_s - window.low) / (window.high - window.low), 0, 1)
+    return _Normalized(scaled.astype(np.float32), window, background, shown_s != volume_s)
 
 
 def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from monai_vqgen.data import CaptureLabels, write_secondary_captures
 from monai_vqgen.data.io.captures import check_highdicom
 from monai_vqgen.errors import DatalistError, ScanError
 from monai_vqgen.transforms.geometry import PLANES
+from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 
 __all__ = ["ReconstructionLayout", "SaveSecondaryCapturesd", "capture_folder", "plane_through", "reconstruction_names"]
 
-INPUT_SUFFIXES = (".nii.gz", ".nii", ".png")
+INPUT_SUFFIXES = (".nii.gz", ".nii", *PICTURE_SUFFIXES)
 
 
 def reconstruction_names(
@@ -54,13 +56,13 @@ def capture_folder(path: Path, dataset_dir: Path, postfix: str) -> str:
 
 
 def _name(path: Path, folder: Path, postfix: str) -> str:
-    # not resolved: a link's own name counts
+    path = Path(os.path.normpath(path))  # not resolved: a link's own name counts
     parent = path.parent.relative_to(folder) if folder in path.parents else Path()
     return (parent / f"{_stem(path)}_{postfix}.nii.gz").as_posix()
 
 
 def _stem(path: Path) -> str:
-    """The file name without .nii, .nii.gz, .png; the name of a DICOM folder as it is, with all its dots."""
+    """The file name without .nii, .nii.gz, .png and so on; the name of a DICOM folder as it is, with all its dots."""
     suffix = next((suffix for suffix in INPUT_SUFFIXES if path.name.lower().endswith(suffix)), "")
     return path.name[: len(path.name) - len(suffix)]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -19,6 +18,8 @@ from monai_vqgen.data import discover_volumes, load_datalist, read_volume
 from monai_vqgen.errors import DatalistError, InputError, ScanError, root_cause
 from monai_vqgen.models.record import ModelRecord
 from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
+from monai_vqgen.transforms.nifti import nifti_shape
 
 __all__ = ["LoadScand", "UsableScans", "as_volume", "model_pixel_mm", "reconstruction_records"]
 
@@ -57,8 +58,8 @@ def model_pixel_mm(record: ModelRecord, dataset_dir: str | Path, split: str = "t
 def _flat_shape(path: Path) -> tuple[int, ...] | None:
     """Shape of a NIfTI that is a single slice, else None; what cannot be read is left to the readers to explain."""
     try:
-        shape = tuple(nib.load(path).shape)  # type: ignore[attr-defined]
-    except Exception:
+        shape = nifti_shape(path)
+    except ScanError:
         return None
     return shape if len(shape) == 2 or 1 in shape[:3] else None
 
@@ -159,7 +160,7 @@ def as_volume(volume: Any) -> MetaTensor:
         path = Path(volume)
         if not path.exists():
             raise ScanError(f"{path} does not exist: give a NIfTI file or a folder with one DICOM series")
-        if path.suffix.lower() == ".png":
+        if path.suffix.lower() in PICTURE_SUFFIXES:
             raise InputError(f"{path} is a picture, not a volume: load it with LoadSlice, and use encode and decode")
         return _load(path)
     image = volume if isinstance(volume, MetaTensor) else MetaTensor(torch.as_tensor(np.asarray(volume)))
@@ -169,7 +170,7 @@ def as_volume(volume: Any) -> MetaTensor:
 
 
 def _load(path: Path) -> MetaTensor:
-    if path.suffix.lower() == ".png":
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         image = LoadSlice()(path)
         return MetaTensor(image.as_tensor(), affine=image.affine, meta=_meta(path, image.affine, image.shape[1:]))
     shape = _flat_shape(path)

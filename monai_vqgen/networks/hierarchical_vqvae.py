@@ -265,6 +265,11 @@ class HierarchicalVQVAE(Recorded, nn.Module):
                 f"images of shape {tuple(images_bcs.shape)} for a network of {self.spatial_dims} spatial dimensions: "
                 f"expected (batch, channels, {', '.join('HWD'[: self.spatial_dims])})"
             )
+        if images_bcs.shape[1] != self.in_channels:
+            raise InputError(
+                f"images of {images_bcs.shape[1]} channels for a network of {self.in_channels}: set "
+                "network_def::in_channels and network_def::out_channels, or convert the images"
+            )
         if 0 in images_bcs.shape[2:]:
             raise InputError(f"images of shape {tuple(images_bcs.shape)} have no pixels: every side needs at least one")
         missing = [ceil_to(size, self.strides[0]) - size for size in images_bcs.shape[2:]]

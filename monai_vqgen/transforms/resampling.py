@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil
+from math import ceil, prod
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 
-from monai_vqgen.errors import InputError
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms.nifti import FREE_BYTES, MAX_BYTES
 
 __all__ = ["ResampledPlane", "resample_plane", "restore_plane"]
 
@@ -85,6 +86,7 @@ def resample_plane(
 
     Raises:
         InputError: for a pixel size that is not positive, or an unknown mode.
+        ScanError: the grid would be too large, as with a spacing in other units.
     """
     targets = check_pixel_mm(pixel_mm)
     check_mode(mode)
@@ -92,6 +94,13 @@ def resample_plane(
     spacing = np.linalg.norm(new_affine[:3, :2], axis=0)
     first, scale = np.zeros(2), np.ones(2)
     result = np.asarray(pixels, dtype=np.float32)
+    grid = np.array(result.shape[-2:]) * spacing / targets
+    size, weights = 4 * float(grid.prod()), 4 * float((grid * result.shape[-2:]).max())  # bytes
+    if max(size, 8 * weights) > FREE_BYTES or size * prod(result.shape[:-2]) > MAX_BYTES:
+        raise ScanError(
+            f"pixels of {spacing[0]:g} x {spacing[1]:g} mm would become {grid[0]:.0f} x {grid[1]:.0f} of "
+            f"{targets[0]:g} mm; fix the spacing (or its unit) in the header, or give another pixel_mm"
+        )
     for axis in range(2):
         size, old, new = result.shape[axis - 2], float(spacing[axis]), float(targets[axis])
         if abs(new - old) <= 1e-5 * old:

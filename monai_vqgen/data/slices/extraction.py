@@ -21,7 +21,7 @@ from tqdm import tqdm
 from monai_vqgen.data.processes import check_joined, gather, own_part, process_rank, usable_cores, wait_for_all
 from monai_vqgen.data.slices.contact_sheet import write_contact_sheet
 from monai_vqgen.data.slices.scan import ScanOutcome, SliceOptions, slices_of_scan
-from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, discover_volumes
+from monai_vqgen.data.slices.sources import FoundScans, ScanOptions, ScanRecord, find_scans
 from monai_vqgen.data.slices.splits import SplitOptions, SubjectSplit
 from monai_vqgen.errors import DatalistError
 from monai_vqgen.files import claim_folder, write_json
@@ -81,7 +81,7 @@ def extract_slices(
     check_joined()
     slices, split, scans = slices or SliceOptions(), split or SplitOptions(), scans or ScanOptions()
     slices.check()
-    found = discover_volumes(dataset_dir, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
+    found = find_scans(dataset_dir, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
     records = _of_split(found, split)
     images = Path(output_dir) / "images"
     if process_rank() == 0:
@@ -89,7 +89,7 @@ def extract_slices(
         images.mkdir(exist_ok=True)
     wait_for_all()  # until the first process has claimed the folder
     outcomes = _extract_all(_Scans(own_part(records), slices, images), num_workers, progress)
-    report, content = _listed(Path(output_dir), outcomes, slices, split, scans.source)
+    report, content = _listed(Path(output_dir), found, outcomes, slices, split, scans.source)
     if process_rank() == 0:
         drawn = next(content[part] for part in SubjectSplit._fields if content[part])
         write_contact_sheet(report.datalist.with_name("contact_sheet.png"), report.datalist.parent, drawn)
@@ -99,11 +99,14 @@ def extract_slices(
     return report
 
 
-def _of_split(records: list[ScanRecord], split: SplitOptions) -> list[ScanRecord]:
+def _of_split(found: FoundScans, split: SplitOptions) -> list[ScanRecord]:
     """The scans of the subjects that a split file lists, or all; raises for too few subjects before the work."""
+    records = found.records
     subjects = [record.subject for record in records]
     members = {name for names in split.choose(subjects) for name in names}
     if process_rank() == 0:
+        for entry in found.skipped:
+            logger.warning("skipped: %s", entry["reason"])
         _warn_of_guesses(records)
         if others := sorted(set(subjects) - members):
             logger.warning("%s does not list %s: their scans are left out", split.file, ", ".join(others))
@@ -156,10 +159,15 @@ def _same(item: Any) -> Any:
 
 
 def _listed(
-    output_dir: Path, outcomes: Sequence[ScanOutcome], options: SliceOptions, split: SplitOptions, source: str
+    output_dir: Path,
+    found: FoundScans,
+    outcomes: Sequence[ScanOutcome],
+    options: SliceOptions,
+    split: SplitOptions,
+    source: str,
 ) -> tuple[ExtractionReport, dict[str, Any]]:
     """Split the subjects that have slices; the report, and the content of datalist.json."""
-    skipped = [entry for outcome in outcomes for entry in outcome.skipped]
+    skipped = [*found.skipped, *(entry for outcome in outcomes for entry in outcome.skipped)]
     useful = [outcome for outcome in outcomes if outcome.items]
     if not useful:
         reasons = "; ".join(entry["reason"] for entry in skipped[:3])

@@ -117,8 +117,9 @@ def slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path) -> S
     outcome = ScanOutcome(record.subject, [], [])
     try:
         prepared = _prepare(record, options)
-    except ScanError as error:
-        _skip(outcome, record, str(error))
+    except Exception as error:  # a file from anywhere can raise anything in a reader, and costs no more than itself
+        known = isinstance(error, ScanError)
+        _skip(outcome, record, str(error) if known else f"{record.path}: cannot be read ({error!r}); exclude the scan")
         return outcome
     own = prepared.view.spacing[:2]
     outcome = outcome._replace(pixel_mm=own if options.pixel_mm is None else (options.pixel_mm, options.pixel_mm))

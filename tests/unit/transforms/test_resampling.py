@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from monai_vqgen.errors import InputError
+from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.resampling import resample_plane, restore_plane
 
 
@@ -77,3 +77,12 @@ def test_a_single_row_comes_back() -> None:
     image = np.full((2, 2), 0.3, dtype=np.float32)
 
     assert restore_plane(resample_plane(image, affine, 4.0).pixels, (2, 2), affine, 4.0) == pytest.approx(image)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (3, 64)])
+def test_a_grid_that_would_fill_the_memory_is_refused(shape):
+    spacing = np.diag([3000.0, 3000.0, 3, 1])
+    with pytest.raises(ScanError, match=r"pixels of 3000 x 3000 mm would become .* fix the spacing"):
+        resample_plane(np.ones(shape), spacing, 1.0)
+    with pytest.raises(ScanError, match="would become"):
+        resample_plane(np.broadcast_to(np.float32(1), (4000, 2, 2)), spacing, 5.0)

@@ -147,7 +147,7 @@ SIDEWAYS = [0, 1, 0, 0, 0, -1]
         ),
         (lambda d, k: k or inverted(d, k), "one kind of gray values"),
         (setting(PhotometricInterpretation="PALETTE COLOR"), "the pixels are PALETTE COLOR"),
-        (setting(Rows=30000, Columns=30000), "GiB of voxels, more than 4.0 GiB"),
+        (setting(Rows=30000, Columns=30000), "announces 187.75 GiB, and 0.12 GiB are allowed"),
         (setting(PixelData=b"\0\0"), "unreadable DICOM series"),
     ],
 )

@@ -224,3 +224,42 @@ def test_real_volumes_of_every_geometry_go_through(real_data, tmp_path):
             assert image.shape == (1, 128, 128)
             assert float(image.max()) == pytest.approx(1, abs=0.2)
             np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :2], axis=0), 1.736, rtol=1e-5)
+
+
+def test_one_bad_scan_is_one_skip_and_the_others_are_cut(scans, tmp_path, monkeypatch):
+    folder = tmp_path / "scans"
+    shutil.copytree(scans, folder)
+    image = nib.load(scans / "sub-01_T1w.nii.gz")
+    for name, unit, factor in (("micron", "micron", 1000), ("liar", "mm", 1000)):
+        other = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([factor] * 3 + [1]) @ image.affine)
+        other.header.set_xyzt_units(unit)
+        nib.save(other, folder / f"{name}.nii.gz")
+    shutil.copy(scans / "sub-01_T1w.nii.gz", folder / f"{'x' * 240}.nii.gz")
+    (folder / "gone.nii.gz").symlink_to(".git/annex/gone")
+    (folder / "b").mkdir()
+    shutil.copy(scans / "sub-01_T1w.nii.gz", folder / "b" / "c.nii.gz")
+    real = nib.Nifti1Header.get_best_affine
+
+    def fails_once(header):  # in a way that nobody has thought of
+        if header["descrip"].tobytes().startswith(b"odd"):
+            raise RecursionError("odd")
+        return real(header)
+
+    odd = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+    odd.header["descrip"] = b"odd"
+    nib.save(odd, folder / "odd.nii.gz")
+    monkeypatch.setattr(nib.Nifti1Header, "get_best_affine", fails_once)
+    report = extract(folder, tmp_path / "s", positions=[64.0])
+    reasons = {entry["file"]: entry["reason"] for entry in report.skipped}
+    assert set(reasons) == {"liar.nii.gz", "gone.nii.gz", "b", "odd.nii.gz"}
+    assert "fix the spacing (or its unit)" in reasons["liar.nii.gz"]
+    assert "liar.nii.gz: pixels of " in reasons["liar.nii.gz"]
+    assert "git annex get" in reasons["gone.nii.gz"]
+    assert "RecursionError" in reasons["odd.nii.gz"]
+    content = json.loads(report.datalist.read_text())
+    assert content["skipped"] == report.skipped
+    items = [item for part in report.num_subjects for item in content[part]]
+    assert len(items) == 6
+    same = {item["subject"]: LoadSlice()(tmp_path / "s" / item["image"]) for item in items}
+    np.testing.assert_allclose(same["micron"].numpy(), same["sub-01"].numpy(), atol=1e-3)
+    np.testing.assert_allclose(same["micron"].affine, same["sub-01"].affine, atol=1e-3)
