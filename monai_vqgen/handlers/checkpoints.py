@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monai_vqgen.data.processes import process_rank, wait_for_all
 from monai_vqgen.errors import CheckpointError, InputError
-from monai_vqgen.files import previous_path, write_json
+from monai_vqgen.files import forget_earlier, previous_path, write_json
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
 __all__ = ["BestCheckpoint", "TrainingState"]
@@ -140,6 +140,7 @@ class TrainingState:
         engine.add_event_handler(Events.STARTED, self.restore if self.resume else self._begin)
         if process_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            engine.add_event_handler(Events.COMPLETED, lambda: forget_earlier(self.path.parent))
 
     def save(self, engine: Engine) -> None:
         """Write the state of all parts and the trainer's place."""

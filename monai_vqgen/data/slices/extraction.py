@@ -24,7 +24,7 @@ from monai_vqgen.data.slices.scan import ScanOutcome, SliceOptions, slices_of_sc
 from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, discover_volumes
 from monai_vqgen.data.slices.splits import SplitOptions, SubjectSplit
 from monai_vqgen.errors import DatalistError
-from monai_vqgen.files import claim_folder, write_json
+from monai_vqgen.files import claim_folder, publish, write_json
 
 __all__ = ["ExtractionReport", "extract_slices"]
 
@@ -83,17 +83,18 @@ def extract_slices(
     slices.check()
     found = discover_volumes(dataset_dir, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
     records = _of_split(found, split)
-    images = Path(output_dir) / "images"
-    if process_rank() == 0:
-        claim_folder(output_dir, ["datalist.json", "contact_sheet.png", "images"], overwrite=overwrite)
-        images.mkdir(exist_ok=True)
-    wait_for_all()  # until the first process has claimed the folder
-    outcomes = _extract_all(_Scans(own_part(records), slices, images), num_workers, progress)
+    first, claimed = process_rank() == 0, None
+    if first:
+        claimed = claim_folder(output_dir, ["datalist.json", "contact_sheet.png", "images"], overwrite=overwrite)
+        (claimed / "images").mkdir(exist_ok=True)
+    place = next(path for path in gather(claimed) if path is not None)
+    outcomes = _extract_all(_Scans(own_part(records), slices, place / "images"), num_workers, progress)
     report, content = _listed(Path(output_dir), outcomes, slices, split, scans.source)
-    if process_rank() == 0:
+    if first:
         drawn = next(content[part] for part in SubjectSplit._fields if content[part])
-        write_contact_sheet(report.datalist.with_name("contact_sheet.png"), report.datalist.parent, drawn)
-        write_json(report.datalist, content)
+        write_contact_sheet(place / "contact_sheet.png", place, drawn)
+        write_json(place / report.datalist.name, content, sealed=True)
+        publish(place)
         _log(report)
     wait_for_all()  # until the list is written
     return report

@@ -175,4 +175,5 @@ def _write(prepared: PreparedVolume, plane: Plane, options: SliceOptions, path: 
 
 def _skip(outcome: ScanOutcome, record: ScanRecord, reason: str) -> None:
     logger.warning("skipped: %s", reason)
-    outcome.skipped.append({"file": record.path.name, "reason": reason})
+    told = reason.replace(str(record.path), record.path.name)  # the list may leave this machine
+    outcome.skipped.append({"file": record.path.name, "reason": told})
