@@ -191,7 +191,7 @@ def claim_folder(
     folder.mkdir(parents=True, exist_ok=True)
     key = _key(names[0])
     hold_alone(folder, names[0])
-    clean(folder, [*names, *by_products])
+    clean(folder, [*names, *by_products], locked=True)
     kept, every = folder / f".{key}.earlier", [*names, *by_products]
     if kept.exists() and not _results(folder, names):
         _restore(kept, every)
@@ -318,10 +318,13 @@ def _remove(folder: Path, names: Sequence[str]) -> None:
                 (folder / parent).rmdir()
 
 
-def clean(folder: Path, names: Sequence[str]) -> None:
-    """Complete or remove what dead processes have left of results of these names.
+def clean(folder: Path, names: Sequence[str], *, locked: bool = False) -> None:
+    """Complete or remove what dead processes of this machine have left in a folder.
 
-    A process is dead by its number, or because the lock of the first name is held by this one.
+    Args:
+        folder: and the folders of the names in it.
+        names: of results, relative to the folder.
+        locked: the lock of the first name is held, so what has that name is left by a dead process of any machine.
     """
     key = _key(names[0])
     if (aside := folder / f".{key}.aside").exists():
@@ -331,7 +334,7 @@ def clean(folder: Path, names: Sequence[str]) -> None:
         if not (match := _TEMPORARY.fullmatch(path.name)):
             continue
         host, process, kind, name = match.groups()
-        if not (path.is_dir() and name == key) and (host != _HOST or _lives(int(process))):
+        if not (locked and path.is_dir() and name == key) and (host != _HOST or _lives(int(process))):
             continue
         if kind == "ready":
             _swap(path.parent, path)

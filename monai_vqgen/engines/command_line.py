@@ -16,6 +16,8 @@ from typing import Any
 import fire
 from monai.bundle import ConfigParser
 
+from monai_vqgen.bundles import PARENT_VARIABLE
+from monai_vqgen.data.processes import end_with_parent
 from monai_vqgen.errors import InputError, VQGenError, root_cause
 
 __all__ = ["check_command_line"]
@@ -52,6 +54,8 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     if len(arguments) < 2 or arguments[1] != "run" or not re.search(r"monai[/\\.]bundle", arguments[0]):
         return
     sys.excepthook = _show_own_errors_plainly
+    if parent := os.environ.pop(PARENT_VARIABLE, None):
+        end_with_parent(int(parent))
     options = _options(arguments[2:])
     defaults = ConfigParser.load_config_file(options["args_file"]) if "args_file" in options else {}
     given = {**{str(name): True for name in defaults}, **options}

@@ -86,7 +86,7 @@ class BestCheckpoint:
         if self.description is not None:
             figures = {f"validation_{self.metric}": value} if self.metric else {}
             known = {"fingerprint": fingerprint(self.module), **figures}
-            write_json(self.path.with_suffix(".json"), {**self.description, **known})
+            write_json(self.path.with_suffix(".json"), {**self.description, **known}, sealed=True)
         name = self.metric or "minus the epoch"
         logger.info("Epoch %d: %s %.6g is the best so far, saved %s", engine.state.epoch, name, value, self.path)
 

@@ -59,7 +59,7 @@ def claim_output(
         every = [*names, *by_products]
         if resume_from is not None and (folder / resume_from).is_file():
             hold_alone(folder, names[0])
-            clean(folder, every)
+            clean(folder, every, locked=True)
             keep_earlier(folder, every)
             place = folder
         else:
@@ -100,9 +100,7 @@ def claim_training(
     left = next((path.name for path in states if path.is_file()), None)
     by_products = [*(path.name for path in states), *logs]
     resume_from = left if resume else None
-    return claim_output(
-        output_dir, names, overwrite, by_products=by_products, resume_from=resume_from, set_aside=True
-    )
+    return claim_output(output_dir, names, overwrite, by_products=by_products, resume_from=resume_from, set_aside=True)
 
 
 class _RunLog(logging.FileHandler):

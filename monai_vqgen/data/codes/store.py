@@ -10,7 +10,6 @@ Shape suffixes: n slices, s spatial axes (2 or 3), k codebook size, d code dimen
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from monai_vqgen.data.slices.datalists import SliceGeometry
 from monai_vqgen.errors import CodesMismatchError, InputError
-from monai_vqgen.files import replace_path, write_json
+from monai_vqgen.files import read_json, replace_path, write_json
 
 __all__ = ["CodeStore", "code_type", "save_codes"]
 
@@ -77,7 +76,7 @@ def save_codes(
         "file": written,
         "splits": {split: [dict(record) for record in records[split]] for split in grids},
     }
-    write_json(folder / _DESCRIPTION, description)
+    write_json(folder / _DESCRIPTION, description, sealed=True)
 
 
 def _checked_tensors(
@@ -240,9 +239,9 @@ class CodeStore:
         if not path.is_file():
             raise InputError(f"{self.folder} holds no codes ({_DESCRIPTION} is missing): run extract_codes.json first")
         try:
-            description = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise self._damaged(f"{_DESCRIPTION} is not JSON") from error
+            description = read_json(path)
+        except ValueError as error:
+            raise self._damaged(f"{_DESCRIPTION} cannot be read ({error})") from error
         version = description.get("format_version")
         if version != _FORMAT_VERSION:
             raise InputError(f"{path} has format_version {version!r}, this release reads {_FORMAT_VERSION}")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from monai_vqgen.errors import DatalistError, InputError
+from monai_vqgen.files import read_json
 from monai_vqgen.transforms.geometry import PLANES
 
 __all__ = ["SPLITS", "SliceGeometry", "evenly_spaced", "load_datalist", "read_slice_geometry", "records_digest"]
@@ -76,7 +77,7 @@ def read_slice_geometry(dataset_dir: str | Path) -> SliceGeometry:
     if not path.is_file():
         return SliceGeometry()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError:  # reported by `load_datalist`
         return SliceGeometry()
     plane, pixel_mm = content.get("plane"), content.get("pixel_mm")
@@ -113,7 +114,7 @@ def _split_of(name: str) -> str:
 def _from_json(folder: Path, split: str) -> list[dict[str, Any]]:
     path = folder / "datalist.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         items = [{**item, "image": str(folder / item["image"])} for item in content[split]]
     except (ValueError, KeyError, TypeError) as error:
         raise DatalistError(f"{path}: not a datalist with a list {split!r} ({error}); extract again") from error

@@ -18,7 +18,15 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from monai_vqgen.data.processes import check_joined, gather, own_part, process_rank, usable_cores, wait_for_all
+from monai_vqgen.data.processes import (
+    check_joined,
+    end_worker_with_parent,
+    gather,
+    own_part,
+    process_rank,
+    usable_cores,
+    wait_for_all,
+)
 from monai_vqgen.data.slices.contact_sheet import write_contact_sheet
 from monai_vqgen.data.slices.scan import ScanOutcome, SliceOptions, slices_of_scan
 from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, discover_volumes
@@ -142,7 +150,11 @@ def _extract_all(scans: _Scans, num_workers: int | None, progress: bool) -> list
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(MAX_WORKERS, max(1, usable_cores() // processes))
     loader = DataLoader(
-        scans, batch_size=None, num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0, collate_fn=_same
+        scans,
+        batch_size=None,
+        num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0,
+        collate_fn=_same,
+        worker_init_fn=end_worker_with_parent,
     )
     with warnings.catch_warnings():
         # more workers than cores is the caller's choice; the loader warns about it
