@@ -51,8 +51,8 @@ def in_memory(work: Callable[[slice], T], part: slice) -> list[T]:
             torch.cuda.empty_cache()
         logger.warning("Memory ran out with a batch of %d", parts[0].stop - parts[0].start)
     raise InputError(
-        f"memory ran out with a batch of {count}, and with {'halves of it' if count > 1 else 'it again'} ({told}): give "
-        "a smaller batch_size, smaller images, or a device with more memory"
+        f"memory ran out with a batch of {count}, and with {'its halves' if count > 1 else 'it again'} ({told}): "
+        "give a smaller batch_size, smaller images, or a device with more memory"
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from monai_vqgen.data.codes.dataset import CodesDataset
 from monai_vqgen.data.codes.store import CodeStore, save_codes
 from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.files import read_json, write_json
 from monai_vqgen.networks import GatedPixelCNN
 
 SIZES = (12, 40000)
@@ -76,9 +75,9 @@ def test_damage_is_noticed_when_the_store_is_opened(tmp_path, damage):
     elif damage == "json":
         description.write_text(description.read_text()[:-30])
     else:
-        fields = json.loads(description.read_text())
+        fields = read_json(description)
         del fields["grids"]
-        description.write_text(json.dumps(fields))
+        write_json(description, fields, sealed=True)
     with pytest.raises(InputError, match=r"damaged.*run extract_codes"):
         CodeStore(tmp_path)
 
