@@ -171,14 +171,14 @@ def _from_file(path: Path, shape: tuple[int, ...]) -> NDArray:
     """Read a mask; its header tells the size, and no other than the slice's is unpacked."""
     try:
         if path.suffix.lower() == ".png":
-            image: Any = Image.open(path)
-            size = image.size[::-1]
+            with Image.open(path) as picture:
+                if (size := picture.size[::-1]) == shape:
+                    return np.asarray(picture.convert("I")) > 0
         else:
-            image = nib.load(path)  # type: ignore[attr-defined]
-            size = tuple(image.shape[:2]) if image.shape[2:] == (1,) else tuple(image.shape)
-        if size == shape:
-            values = np.asarray(image.convert("I") if isinstance(image, Image.Image) else image.dataobj)
-            return values.reshape(shape) > 0
+            image: Any = nib.load(path)  # type: ignore[attr-defined]
+            size = image.shape[:2] if image.shape[2:] == (1,) else image.shape
+            if size == shape:
+                return np.asarray(image.dataobj).reshape(shape) > 0
     except Exception as error:  # whatever a reader raises at a file from outside
         raise ScanError(f"the mask cannot be read ({error}); send a PNG or NIfTI of the slice's size") from error
     raise InputError(f"the mask has shape {size}, the slice {shape}: give one value a pixel")

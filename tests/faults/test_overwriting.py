@@ -123,6 +123,7 @@ def test_results_outlive_a_typo_a_full_disk_and_a_kill_and_are_then_replaced(sta
     assert set(visible(tmp_path)) == {*after, "notes.txt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "train_prior"])
 def test_a_training_that_replaces_another_keeps_it_until_the_end(name, inputs, tmp_path):
     data = inputs / ("slices" if name == "train" else "codes")

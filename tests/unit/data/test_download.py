@@ -507,7 +507,7 @@ def test_a_server_that_drips_is_left_at_the_deadline_of_the_whole_download(bucke
     monkeypatch.setattr(download, "GRACE_S", 0.5)
     monkeypatch.setattr(download, "_get" if what == "the listing" else "_resume", lambda *_: time.sleep(30))
     begin = time.monotonic()
-    with pytest.raises(DownloadError, match="the time for this download is over.*it resumes"):
+    with pytest.raises(DownloadError, match=r"the time for this download is over.*it resumes"):
         download.download_openneuro(NAME, tmp_path, base_url=bucket.url, progress=False)
     assert time.monotonic() - begin < 10
 
