@@ -258,7 +258,7 @@ def publish(place: Path) -> Path:
 
 def _swap(folder: Path, ready: Path) -> None:
     """Replace earlier results by those of a ready folder; done twice, or from halfway, it ends alike."""
-    told = read_json(ready / _SWAP) if (ready / _SWAP).exists() else {"gone": [], "last": ""}
+    told: dict[str, Any] = read_json(ready / _SWAP) if (ready / _SWAP).exists() else {"gone": [], "last": ""}
     unfinished = (ready / told["last"]).is_file()
     _remove(folder, told["gone"] if unfinished else [])
     for name in sorted(_files(ready, ["*"]) if unfinished else [], key=lambda name: name == told["last"]):

@@ -148,7 +148,7 @@ def _to_onnx(part: _Part) -> _Exported:
         raise InputError(f"ONNX needs {error.name}: pip install 'monai-vqgen[onnx]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter about torch's own code
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             part.module,
             part.inputs,
             input_names=part.input_names,

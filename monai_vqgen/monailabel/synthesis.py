@@ -175,7 +175,7 @@ def _from_file(path: Path, shape: tuple[int, ...]) -> NDArray:
                 if (size := picture.size[::-1]) == shape:
                     return np.asarray(picture.convert("I")) > 0
         else:
-            image: Any = nib.load(path)  # type: ignore[attr-defined]
+            image: Any = nib.load(path)
             size = image.shape[:2] if image.shape[2:] == (1,) else image.shape
             if size == shape:
                 return np.asarray(image.dataobj).reshape(shape) > 0

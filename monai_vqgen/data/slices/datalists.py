@@ -80,7 +80,7 @@ def read_slice_geometry(dataset_dir: str | Path) -> SliceGeometry:
         content = read_json(path)
     except ValueError:  # reported by `load_datalist`
         return SliceGeometry()
-    plane, pixel_mm = content.get("plane"), content.get("pixel_mm")
+    plane, pixel_mm = content.get("plane"), content.get("pixel_mm", 0.0)
     known = isinstance(pixel_mm, int | float) and not isinstance(pixel_mm, bool) and pixel_mm > 0
     return SliceGeometry(plane if plane in PLANES else None, float(pixel_mm) if known else None)
 
