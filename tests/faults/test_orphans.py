@@ -12,7 +12,7 @@ import pytest
 
 from monai_vqgen.bundles import PARENT_VARIABLE
 
-SECONDS = 60.0  # until a child has started; a few are enough for its end
+SECONDS = 120.0  # until a child has started; a few are enough for its end
 CHILD = """
 import sys, time
 from pathlib import Path
