@@ -13,7 +13,7 @@ from typing import Any
 import shtab
 
 import monai_vqgen
-from monai_vqgen.errors import in_one_line
+from monai_vqgen.errors import VQGenError, in_one_line, root_cause
 
 __all__ = ["build_parser", "main"]
 
@@ -186,7 +186,8 @@ def run_verb(options: argparse.Namespace) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("MONAI_VQGEN_TRACEBACK"):
             raise
-        print(f"error: {in_one_line(error)}", file=sys.stderr)
+        own = root_cause(error)
+        print(f"error: {own if isinstance(own, VQGenError) else in_one_line(error)}", file=sys.stderr)
         return INTERRUPTED_STATUS if isinstance(error, KeyboardInterrupt) else ERROR_STATUS
 
 

@@ -148,9 +148,7 @@ def test_a_call_from_python_is_checked_as_the_command_line_is(config, tmp_path):
             raise root_cause(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["run#2", "20240131", "1e5", "a,b", "[x]", "a@b#c", "'run#2'", "~/x", "$'a' + 'b'"]
-)
+@pytest.mark.parametrize("text", ["run#2", "20240131", "1e5", "a,b", "[x]", "a@b#c", "'run#2'", "~/x", "$'a' + 'b'"])
 @pytest.mark.filterwarnings("ignore:parsing config_file")
 def test_a_path_arrives_as_it_was_typed(config, monkeypatch, text):
     monkeypatch.setenv("HOME", "/home/me")
