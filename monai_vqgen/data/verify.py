@@ -129,7 +129,7 @@ def _of_scan(record: ScanRecord, options: SliceOptions, look: NDArray) -> Iterat
         shares = {file.name: float((LoadSlice()(file) > BLANK).float().mean()) for file in sorted(images.iterdir())}
     look[:] = _block_means(prepared)
     lines = dict.fromkeys(record.getMessage() for record in logged)  # once each: the scan is read twice
-    yield from (("reading", line) for line in lines if not line.startswith("skipped: "))
+    yield from (("reading", line) for line in lines if not line.startswith(("skipped: ", "cropped: ")))
     yield from (("skipped", entry["reason"]) for entry in skipped)
     yield from (("no brain", f"the slice {file}") for file, share in shares.items() if share < BRAIN_SHARE)
     spacing = prepared.view.spacing

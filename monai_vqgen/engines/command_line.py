@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import functools
 import inspect
 import logging
 import os
 import re
+import shlex
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
@@ -71,6 +74,7 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     call = _call() if arguments is None else None
     if call is not None and typed is not None:
         _show_errors_plainly(call.workflow.parser.get())
+        atexit.register(_tell_next, call, time.time())
     if call is not None:
         files, given = call.files, call.given
     elif typed is not None:
@@ -127,9 +131,33 @@ def _show_errors_plainly(config: Mapping[str, Any]) -> None:
     logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # that an engine ends says the error itself
 
 
+_NEXT = {
+    "extract_slices": "training --config_file {configs}/train.json --dataset_dir {output_dir}",
+    "train": "--config_file {configs}/extract_codes.json --dataset_dir {dataset_dir} --model {output_dir}/model.pt",
+    "extract_codes": "training --config_file {configs}/train_prior.json --level 0 --dataset_dir {output_dir}",
+    "train_prior": "--config_file {configs}/sample.json --model MODEL --priors_dir {output_dir}, with all levels trained",
+}
+"""By stage, what usually follows."""
+
+
+def _tell_next(call: _Call, started_s: float) -> None:
+    """At the end of a program that did not fail: what it wrote, and the next command."""
+    parser, stage = call.workflow.parser, Path(call.files[0])
+    known = {name: str(parser.get_parsed_content(name)) for name in ("output_dir", "dataset_dir") if name in parser}
+    folder = Path(known.get("output_dir", ""))
+    if os.environ.get("RANK", "0") != "0" or "output_dir" not in known or not folder.is_dir():
+        return
+    names = [p.name for p in sorted(folder.iterdir()) if p.stat().st_mtime >= started_s and not p.name.startswith(".")]
+    print(f"Written to {folder}: {', '.join(names) or 'nothing new'}", file=sys.stderr)
+    if following := _NEXT.get(stage.stem):
+        quoted = {name: shlex.quote(value) for name, value in {**known, "configs": str(stage.parent)}.items()}
+        print(f"Next: python -m monai.bundle run {following.format(**quoted)}", file=sys.stderr)
+
+
 def _show_plainly(
     config: Mapping[str, Any], kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
+    atexit.unregister(_tell_next)
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
     if os.environ.get("MONAI_VQGEN_TRACEBACK"):

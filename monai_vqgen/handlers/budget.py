@@ -117,7 +117,7 @@ class TimeBudget:
     def _check(self, engine: Engine) -> None:
         assert self.budget_s is not None, "attached with a budget only"
         self._counted_s += self.seconds_a_step
-        spent = self.spent_s() / self.budget_s
+        spent = engine.state.time_share = self.spent_s() / self.budget_s  # for the bar
         place = min(int(spent * self.total_steps), self.total_steps)
         self.lr_scheduler.last_epoch = max(self.lr_scheduler.last_epoch, place)
         last = engine.state.iteration >= (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
