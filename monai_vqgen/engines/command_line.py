@@ -135,7 +135,7 @@ _NEXT = {
     "extract_slices": "training --config_file {configs}/train.json --dataset_dir {output_dir}",
     "train": "--config_file {configs}/extract_codes.json --dataset_dir {dataset_dir} --model {output_dir}/model.pt",
     "extract_codes": "training --config_file {configs}/train_prior.json --level 0 --dataset_dir {output_dir}",
-    "train_prior": "--config_file {configs}/sample.json --model MODEL --priors_dir {output_dir}, with all levels trained",
+    "train_prior": "--config_file {configs}/sample.json --model MODEL --priors_dir {output_dir} (all levels trained)",
 }
 """By stage, what usually follows."""
 
@@ -149,7 +149,7 @@ def _tell_next(call: _Call, started_s: float) -> None:
         return
     names = [p.name for p in sorted(folder.iterdir()) if p.stat().st_mtime >= started_s and not p.name.startswith(".")]
     print(f"Written to {folder}: {', '.join(names) or 'nothing new'}", file=sys.stderr)
-    if following := _NEXT.get(stage.stem):
+    if (following := _NEXT.get(stage.stem)) and "dataset_dir" in known:
         quoted = {name: shlex.quote(value) for name, value in {**known, "configs": str(stage.parent)}.items()}
         print(f"Next: python -m monai.bundle run {following.format(**quoted)}", file=sys.stderr)
 

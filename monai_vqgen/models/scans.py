@@ -110,7 +110,7 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
         if len(faults) == len(self.data):
             raise ScanError(f"none of the {len(faults)} scans could be used. {'; '.join(faults[:3])}")
         if faults:
-            logger.warning("%d of %d scans were skipped, for the reasons above.", len(faults), len(self.data))
+            logger.warning("%d of %d scans were skipped for the reasons above", len(faults), len(self.data))
 
     def _read(self, record: Mapping[str, Any]) -> tuple[dict[Hashable, Any], str | None]:
         """The scan, or why it cannot be used."""

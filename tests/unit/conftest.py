@@ -18,7 +18,7 @@ class Call(NamedTuple):
     required: set[str]
 
 
-class _Called(BaseException):  # noqa: N818 (no error: nothing that catches errors may catch it)
+class _Called(BaseException):  # not an Exception, which the command line would catch
     """Raised in place of the work; holds the arguments by name."""
 
 

@@ -37,6 +37,7 @@ def config(tmp_path):
         "imports": ["$import monai_vqgen", "$import pathlib"],
         "run": ["$pathlib.Path(@written).write_text(repr([@output_dir, @model, @free::a]))"],
         "written": str(tmp_path / "written"),
+        "dataset_dir": "my slices",
     }
     path.write_text(json.dumps(content))
     return str(path)
@@ -228,3 +229,15 @@ def test_a_full_disk_is_named_and_the_log_file_keeps_the_traceback(tmp_path, cap
     assert shown.startswith(f"\nOSError: the disk of {tmp_path} is full (")
     assert shown.endswith("MB left): make room; go on with --resume True\n")
     assert "Traceback" in (tmp_path / "train.log").read_text()
+
+
+def test_a_stage_ends_with_what_it_wrote_and_the_next_command(config, tmp_path):
+    (tmp_path / "earlier").touch()
+    os.utime(tmp_path / "earlier", (1, 1))
+    told = program(config, f"--output_dir={tmp_path}").stderr.splitlines()[-2:]
+    assert told == [
+        f"Written to {tmp_path}: written",
+        f"Next: python -m monai.bundle run --config_file {tmp_path}/extract_codes.json --dataset_dir 'my slices' "
+        f"--model {tmp_path}/model.pt",
+    ]
+    assert "Next:" not in program(config, f"--output_dir={tmp_path}", "--run", "$[1 / 0]").stderr
