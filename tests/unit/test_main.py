@@ -27,7 +27,7 @@ def test_these_are_all_verbs():
     assert set(build_parser()._subparsers._group_actions[0].choices) == set(VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"verify"}))
 def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
     call = call_of(main, WORDS.get(verb, [verb]), VERBS[verb])
     assert call.given == call.defaults | {name: call.given[name] for name in call.required}

@@ -166,6 +166,7 @@ def program(config: str, *words: str, **variables: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
 
 
+@pytest.mark.slow
 def test_any_error_of_a_program_is_one_line_and_a_variable_shows_the_traceback(config):
     failing = ["--run", "$[1 / 0]"]
     ended = program(config, *failing)
@@ -175,6 +176,7 @@ def test_any_error_of_a_program_is_one_line_and_a_variable_shows_the_traceback(c
     assert "Traceback" in program(config, *failing, MONAI_VQGEN_TRACEBACK="1").stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_there_and_a_tracking_that_is_unknown_are_one_line(config):
     for words, message in (
         (
@@ -189,6 +191,7 @@ def test_a_file_that_is_not_there_and_a_tracking_that_is_unknown_are_one_line(co
         assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_program_says_how_to_go_on(config):
     content = {
         **ConfigParser.load_config_file(config),
@@ -231,6 +234,7 @@ def test_a_full_disk_is_named_and_the_log_file_keeps_the_traceback(tmp_path, cap
     assert "Traceback" in (tmp_path / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_what_it_wrote_and_the_next_command(config, tmp_path):
     (tmp_path / "earlier").touch()
     os.utime(tmp_path / "earlier", (1, 1))
