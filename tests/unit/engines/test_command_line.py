@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -201,7 +202,11 @@ def test_an_interrupted_program_says_how_to_go_on(config):
     content["imports"] = ["$import monai_vqgen", "$import time"]
     Path(config).write_text(json.dumps(content))
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    as_in_a_terminal = functools.partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # jobs in the background ignore it
+    pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=as_in_a_terminal) as process:
         while "at work" not in process.stdout.readline():
             assert process.poll() is None
         time.sleep(0.5)
