@@ -118,11 +118,16 @@ class TimeBudget:
         assert self.budget_s is not None, "attached with a budget only"
         self._counted_s += self.seconds_a_step
         spent = self.spent_s() / self.budget_s
+        engine.state.time_share = spent  # type: ignore[attr-defined]  # for the bar
         place = min(int(spent * self.total_steps), self.total_steps)
         self.lr_scheduler.last_epoch = max(self.lr_scheduler.last_epoch, place)
         last = engine.state.iteration >= (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
         if spent >= 1 and not last:
-            logger.info("The %.1f minutes are over in epoch %d.", self.budget_s / SECONDS_A_MINUTE, engine.state.epoch)
+            logger.info(
+                "The time budget of %.1f minutes ran out in epoch %d",
+                self.budget_s / SECONDS_A_MINUTE,
+                engine.state.epoch,
+            )
             engine.state.max_epochs = engine.state.epoch
             engine.terminate_epoch()
 

@@ -187,14 +187,14 @@ class TrainingState:
                 "another output_dir"
             )
         for change in _differences(saved["may_differ"], self.options["may_differ"]):
-            logger.info("Resuming with a change: %s.", change)
+            logger.info("Resuming with a change: %s", change)
 
     def restore(self, engine: Engine) -> None:
         """Take the saved state back, where there is one."""
         saved = self._read()
         wait_for_all()  # before the first process writes a state that another would then take for an earlier run's
         if saved is None:
-            logger.info("Nothing to resume at %s: starting from the beginning.", self.path)
+            logger.info("Nothing to resume at %s: starting from the beginning", self.path)
             return self._begin(engine)
         missing = sorted(set(self.parts) ^ set(saved.get("parts", {})))
         if missing:
@@ -216,7 +216,7 @@ class TrainingState:
                     f"{self.path} does not fit this run's {name}: resume with the options it was started with"
                 ) from error
         engine.state.epoch, engine.state.iteration = saved["place"]["epoch"], saved["place"]["iteration"]
-        logger.info("Resumed from %s after epoch %d.", self.path, engine.state.epoch)
+        logger.info("Resumed from %s after epoch %d", self.path, engine.state.epoch)
 
 
 def _leaves(options: Any, name: str = "") -> dict[str, Any]:

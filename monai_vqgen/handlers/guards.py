@@ -104,7 +104,7 @@ class Patience:
             self._counter(engine)
         if engine.should_terminate:
             logger.info(
-                "No better %s for %d validations: stopping after epoch %d.",
+                "%s has not improved for %d validations: stopping after epoch %d",
                 self.metric,
                 self.patience,
                 engine.state.epoch,

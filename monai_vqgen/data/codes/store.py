@@ -215,7 +215,7 @@ class CodeStore:
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise CodesMismatchError(
                 f"The codes in {self.folder} were made by the autoencoder {self.fingerprint[:12]}, not by "
-                f"{fingerprint[:12]}. Run extract_codes.json again with the autoencoder that is to be used"
+                f"{fingerprint[:12]}. Run extract_codes.json again with the autoencoder that you use"
             )
 
     def check_prior(self, prior: torch.nn.Module, level: int) -> None:

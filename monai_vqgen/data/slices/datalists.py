@@ -59,7 +59,7 @@ def load_datalist(dataset_dir: str | Path, split: str) -> list[dict[str, Any]]:
     """
     folder, split = Path(dataset_dir).resolve(), _split_of(split)
     if not folder.is_dir():
-        raise DatalistError(f"{folder} is not a folder; give the folder that extract_slices wrote")
+        raise DatalistError(f"{folder} is not a folder: give --dataset_dir, the folder that extract_slices.json wrote")
     items = _from_json(folder, split) if (folder / "datalist.json").is_file() else _from_folders(folder, split)
     if not items:
         raise DatalistError(f"{folder} has no {split} slices; extract more subjects or change the fractions")

@@ -155,7 +155,7 @@ def discover_volumes(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatalistError(f"{folder} is not a folder; give the folder of the scans")
+        raise DatalistError(f"{folder} is not a folder: give the folder of the scans (--dataset_dir)")
     paths = _find(folder, suffix)
     if not paths:
         raise DatalistError(
