@@ -48,7 +48,7 @@ def fitted_conditions(encoder: ConditionEncoder, records: Sequence[Mapping[str, 
                 moved += 1
         fitted.append(known)
     if moved:
-        logger.warning("%d condition values of %d slices lie outside the training ranges.", moved, len(records))
+        logger.warning("%d condition values of %d slices lie outside the training ranges", moved, len(records))
     return fitted
 
 

@@ -68,13 +68,13 @@ def check_sample_report(
     """
     if image_size is not None and min(image_size) < SMALLEST_SIDE:
         raise InputError(
-            f"slices of {tuple(image_size)} pixels: the report of samples wants at least {SMALLEST_SIDE} a side; "
+            f"slices of {tuple(image_size)} pixels: the report of samples needs at least {SMALLEST_SIDE} a side; "
             "extract larger slices"
         )
     for name, count in {"samples": num_samples, **{name: len(records) for name, records in splits.items()}}.items():
         if count < FEWEST_SAMPLES:
-            mend = "raise num_samples" if name == "samples" else "extract more slices"
-            raise InputError(f"{count} {name}: the report of samples wants at least {FEWEST_SAMPLES}; {mend}")
+            advice = "raise num_samples" if name == "samples" else "extract more slices"
+            raise InputError(f"{count} {name}: the report of samples needs at least {FEWEST_SAMPLES}; {advice}")
     for name, records in splits.items():
         subjects = {record.get("subject") for record in records}
         if None in subjects and len(subjects) > 1:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         claim_output as claim_output,
         claim_training as claim_training,
         log_to_file as log_to_file,
+        publish_output as publish_output,
     )
     from monai_vqgen.handlers.statistics import (
         CodebookHealth as CodebookHealth,

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monai_vqgen.data.processes import process_count, process_rank, wait_for_all
 from monai_vqgen.errors import CheckpointError, InputError
-from monai_vqgen.files import previous_path, write_json
+from monai_vqgen.files import forget_earlier, previous_path, write_json
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
 __all__ = ["BestCheckpoint", "TrainingState"]
@@ -94,7 +94,7 @@ class BestCheckpoint:
         if self.description is not None:
             figures = {f"validation_{self.metric}": value} if self.metric else {}
             known = {"fingerprint": fingerprint(self.module), **figures}
-            write_json(self.path.with_suffix(".json"), {**self.description, **known})
+            write_json(self.path.with_suffix(".json"), {**self.description, **known}, sealed=True)
         name = self.metric or "minus the epoch"
         logger.info("Epoch %d: %s %.6g is the best so far, saved %s", engine.state.epoch, name, value, self.path)
 
@@ -152,6 +152,7 @@ class TrainingState:
         engine.add_event_handler(Events.STARTED, self.restore if self.resume else self._begin)
         if process_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            engine.add_event_handler(Events.COMPLETED, lambda: forget_earlier(self.path.parent))
 
     def _gather(self, engine: Engine) -> None:
         self.options = _gather_options(engine, self.parts, self.must_match)
@@ -202,14 +203,14 @@ class TrainingState:
                 "another output_dir"
             )
         for change in _differences(saved["may_differ"], self.options["may_differ"]):
-            logger.info("Resuming with a change: %s.", change)
+            logger.info("Resuming with a change: %s", change)
 
     def restore(self, engine: Engine) -> None:
         """Take the saved state back, where there is one."""
         saved = self._read()
         wait_for_all()  # before the first process writes a state that another would then take for an earlier run's
         if saved is None:
-            logger.info("Nothing to resume at %s: starting from the beginning.", self.path)
+            logger.info("Nothing to resume at %s: starting from the beginning", self.path)
             return self._begin(engine)
         missing = sorted(set(self.parts) ^ set(saved.get("parts", {})))
         if missing:
@@ -231,7 +232,7 @@ class TrainingState:
                 raise CheckpointError(
                     f"{self.path} does not fit this run's {name}: resume with the options it was started with"
                 ) from error
-        logger.info("Resumed from %s after epoch %d.", self.path, engine.state.epoch)
+        logger.info("Resumed from %s after epoch %d", self.path, engine.state.epoch)
 
 
 def _gather_options(engine: Engine, parts: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

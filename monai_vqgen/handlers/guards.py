@@ -111,7 +111,7 @@ class Patience:
             self._counter(engine)
         if engine.should_terminate:
             logger.info(
-                "No better %s for %d validations: stopping after epoch %d.",
+                "%s has not improved for %d validations: stopping after epoch %d",
                 self.metric,
                 self.patience,
                 engine.state.epoch,
@@ -229,11 +229,13 @@ class TimeBudget:
         assert self.budget_s is not None, "attached with a budget only"
         self._counted_s += self.seconds_a_step
         spent = self.spent_s() / self.budget_s
+        engine.state.time_share = spent  # type: ignore[attr-defined]  # for the bar
         place = min(int(spent * self.total_steps), self.total_steps)
         self.lr_scheduler.last_epoch = max(self.lr_scheduler.last_epoch, place)
         last = engine.state.iteration >= (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
         if spent >= 1 and not last:
-            logger.info("The %.1f minutes are over in epoch %d.", self.budget_s / SECONDS_A_MINUTE, engine.state.epoch)
+            minutes = self.budget_s / SECONDS_A_MINUTE
+            logger.info("The time budget of %.1f minutes ran out in epoch %d", minutes, engine.state.epoch)
             self._spent_before_s += spent * self.budget_s - self._own_spent_s()  # another process may have spent more
             engine.state.max_epochs = engine.state.epoch
             engine.terminate_epoch()

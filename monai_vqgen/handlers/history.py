@@ -154,7 +154,8 @@ def _log_epoch(handler: MLFlowHandler, part: str, engine: Engine) -> None:
 class TrainingProgress:
     """One bar from the first iteration to the last, with epoch, loss and what remains.
 
-    ignite's own bar starts anew each epoch and so cannot say when the training ends. Attach to the trainer.
+    ignite's own bar starts anew each epoch and so cannot say when the training ends. With a `TimeBudget` that
+    ends first the bar shows the time spent, and what remains of it. Attach to the trainer.
 
     Args:
         description: what stands before the bar.
@@ -193,7 +194,8 @@ class TrainingProgress:
         self._bar.set_postfix_str(
             f"epoch {engine.state.epoch}/{engine.state.max_epochs}, loss {loss:.4g}", refresh=False
         )
-        self._bar.update()
+        ahead = int((self._bar.total or 0) * min(getattr(engine.state, "time_share", 0.0), 1.0))  # of `TimeBudget`
+        self._bar.update(max(engine.state.iteration, ahead) - self._bar.n)
 
     def _close(self, engine: Engine) -> None:
         if self._bar is not None:

@@ -81,6 +81,10 @@ class EpochLog(StatsHandler):
         figures = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics if is_scalar(value))
         self._epoch_logger.info("epoch %d: %s", engine.state.epoch, figures)
 
+    def exception_raised(self, _engine: Engine, e: BaseException) -> None:
+        """Raise the error again; MONAI's handler also prints its traceback, which whoever catches the error may do."""
+        raise e
+
 
 class CodebookHealth:
     """Put usage and perplexity of every level, over all processes, among an engine's metrics.

@@ -22,6 +22,7 @@ from monai_vqgen.inferers.draws import (
     check_priors,
     checked_condition,
     device_of,
+    in_memory,
 )
 from monai_vqgen.networks.blocks import one_a_level
 from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
@@ -178,15 +179,22 @@ class AncestralSampler:
         count = codes[0].shape[0]
         condition_bf = checked_condition(condition, self.priors, count=count)
         maps = [torch.zeros(codes_bs.shape, dtype=torch.float32, device=device) for codes_bs in codes]
+
+        def score(part: slice) -> None:
+            for level, prior in enumerate(self.priors):
+                given = _given(prior, condition_bf, part)
+                logits_bks = prior(codes[level][part], [c[part] for c in codes[:level]], given)
+                chosen_b1s = logits_bks.float().log_softmax(1).gather(1, codes[level][part][:, None])
+                maps[level][part] = chosen_b1s[:, 0]
+
         with _evaluating(self.priors), torch.inference_mode():
-            for start in range(0, count, self.batch_size):
-                part = slice(start, start + self.batch_size)
-                for level, prior in enumerate(self.priors):
-                    given = _given(prior, condition_bf, part)
-                    logits_bks = prior(codes[level][part], [c[part] for c in codes[:level]], given)
-                    chosen_b1s = logits_bks.float().log_softmax(1).gather(1, codes[level][part][:, None])
-                    maps[level][part] = chosen_b1s[:, 0]
+            for part in self._batches(count):
+                in_memory(score, part)
         return tuple(maps)
+
+    def _batches(self, count: int) -> Iterator[slice]:
+        for start in range(0, count, self.batch_size):
+            yield slice(start, min(start + self.batch_size, count))
 
     def _fill(
         self,
@@ -204,24 +212,28 @@ class AncestralSampler:
         count = codes[0].shape[0]
         condition_bf = checked_condition(condition, self.priors, count=count)
         noises = [GumbelNoise(seed, level=level, num_codes=prior.num_codes) for level, prior in enumerate(self.priors)]
-        total, done = sum(mask.numel() for mask in masks), 0
+        total = sum(mask.numel() for mask in masks)
+
+        def fill(part: slice) -> None:
+            samples = range(first_sample + part.start, first_sample + part.stop)
+            done = part.start * total // count
+            for level, prior in enumerate(self.priors):
+                given = _given(prior, condition_bf, part)
+                level_codes = codes[level][part]
+                start_pass = prior.incremental if self.cached else partial(PlainIncremental, prior)
+                grid, coarser = level_codes.shape[1:], [c[part] for c in codes[:level]]
+                steps = start_pass(grid, batch_size=len(samples), coarser=coarser, condition=given)
+                level_mask = masks[level][part].flatten(1)
+                for positions in self._draw(
+                    level, steps, level_codes, mask_bn=level_mask, noise=noises[level], samples=samples
+                ):
+                    done += positions * len(samples)
+                    if progress is not None:
+                        progress(done, total)
+
         with _evaluating(self.priors), torch.inference_mode():
-            for start in range(0, count, self.batch_size):
-                part = slice(start, min(start + self.batch_size, count))
-                samples = range(first_sample + part.start, first_sample + part.stop)
-                for level, prior in enumerate(self.priors):
-                    given = _given(prior, condition_bf, part)
-                    level_codes = codes[level][part]
-                    start_pass = prior.incremental if self.cached else partial(PlainIncremental, prior)
-                    grid, coarser = level_codes.shape[1:], [c[part] for c in codes[:level]]
-                    steps = start_pass(grid, batch_size=len(samples), coarser=coarser, condition=given)
-                    level_mask = masks[level][part].flatten(1)
-                    for positions in self._draw(
-                        level, steps, level_codes, mask_bn=level_mask, noise=noises[level], samples=samples
-                    ):
-                        done += positions * len(samples)
-                        if progress is not None:
-                            progress(done, total)
+            for part in self._batches(count):
+                in_memory(fill, part)
 
     def _draw(
         self,

@@ -7,11 +7,14 @@ Legend of suffixes: b batch, f condition features, k number of codes, n raster p
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +22,9 @@ from torch import Tensor
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.priors.base import Prior
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 WORD_BITS = 64  # of a word that Philox gives and of each half of its key (Salmon et al. 2011, Philox4x64)
 WORDS_PER_COUNT = 4  # words that one step of Philox4x64's counter gives
@@ -217,6 +223,43 @@ def checked_condition(condition: Tensor | None, priors: Sequence[Prior], *, coun
         given = tuple(condition.shape)
         raise InputError(f"the condition has shape {given}; give ({count}, {dims[0]}) or (1, {dims[0]})")
     return condition.to(device_of(priors[0])).expand(count, -1)
+
+
+def in_memory(work: Callable[[slice], T], part: slice) -> list[T]:
+    """Do work on a batch, the part of a whole; where memory runs out, once more on the batch's two halves.
+
+    Args:
+        work: called with the part; what it did before it failed is done again.
+        part: with its start and stop.
+
+    Returns:
+        One result, or one of each half.
+
+    Raises:
+        InputError: memory ran out again; what the batch took is free by then.
+
+    Examples:
+        >>> in_memory(lambda part: list(range(10))[part], slice(2, 5))
+        [[2, 3, 4]]
+    """
+    count, middle = part.stop - part.start, (part.start + part.stop + 1) // 2
+    told = ""
+    for parts in ([part], [slice(part.start, middle), slice(middle, part.stop)] if count > 1 else [part]):
+        try:
+            return [work(each) for each in parts]
+        except (MemoryError, RuntimeError) as error:
+            told = str(error).split("\n")[0]  # the error itself holds the frames, and with them the memory
+            scarce = ("out of memory", "can't allocate memory", "not enough memory")
+            if not (isinstance(error, MemoryError) or any(words in told.lower() for words in scarce)):
+                raise
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("Memory ran out with a batch of %d", parts[0].stop - parts[0].start)
+    raise InputError(
+        f"memory ran out with a batch of {count}, and with {'its halves' if count > 1 else 'it again'} ({told}): "
+        "give a smaller batch_size, smaller images, or a device with more memory"
+    )
 
 
 def finished_time(device: torch.device | str) -> float:

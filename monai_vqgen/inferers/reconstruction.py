@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.inferers.draws import in_memory
 from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.geometry import PLANES, view_plane
 from monai_vqgen.transforms.resampling import resample_plane, restore_plane
@@ -166,12 +167,16 @@ class VolumeReconstructionInferer(Inferer):
     def _run_network(
         self, images_nhw: NDArray, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device
     ) -> NDArray:
-        starts = range(0, len(images_nhw), self.batch_size)
-        parts = []
+        def run(part: slice) -> NDArray:
+            batch = np.ascontiguousarray(images_nhw[part, None], dtype=np.float32)
+            shown: NDArray = network(torch.from_numpy(batch).to(device))[:, 0].clamp(0, 1).float().cpu().numpy()
+            return shown
+
+        count, parts = len(images_nhw), []
         with torch.no_grad():
+            starts = range(0, count, self.batch_size)
             for start in tqdm(starts, desc="slices", disable=not self.progress, leave=False):
-                batch = np.ascontiguousarray(images_nhw[start : start + self.batch_size, None], dtype=np.float32)
-                parts.append(network(torch.from_numpy(batch).to(device))[:, 0].clamp(0, 1).float().cpu().numpy())
+                parts += in_memory(run, slice(start, min(start + self.batch_size, count)))
         return np.concatenate(parts)
 
 

@@ -17,6 +17,7 @@ from nibabel.orientations import aff2axcodes
 from monai_vqgen.data import CaptureLabels, write_secondary_captures
 from monai_vqgen.data.io.captures import check_highdicom
 from monai_vqgen.errors import DatalistError, ScanError
+from monai_vqgen.files import place_of
 from monai_vqgen.transforms.geometry import PLANES
 from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 
@@ -81,7 +82,8 @@ class ReconstructionLayout(FolderLayoutBase):
 
     def filename(self, **kwargs: Any) -> Path:
         """The file for an input's path, which MONAI gives as `subject`; its folder is made."""
-        path = self.output_dir / _name(Path(kwargs["subject"]), self.dataset_dir, self.postfix)
+        name = _name(Path(kwargs["subject"]), self.dataset_dir, self.postfix)
+        path = place_of(self.output_dir, name) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -137,9 +139,10 @@ class SaveSecondaryCapturesd(MapTransform):
         if voxels.ndim not in (2, 3):
             raise ScanError(f"{path}: shape {tuple(image.shape)} is neither a volume nor a slice")
         affine = np.asarray(image.affine.cpu(), dtype=np.float64)
+        name = capture_folder(path, self.dataset_dir, self.postfix)
         volume_s = voxels if voxels.ndim == 3 else voxels[..., None]
         write_secondary_captures(
-            self.output_dir / capture_folder(path, self.dataset_dir, self.postfix),
+            place_of(self.output_dir, name) / name,
             volume_s,
             affine=affine,
             plane=plane_through(affine) if volume_s.shape[2] == 1 else self.plane,

@@ -13,6 +13,7 @@ from monai.config import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from torch.utils.data import IterableDataset, get_worker_info
+from tqdm import tqdm
 
 from monai_vqgen.data import discover_volumes, load_datalist, read_volume
 from monai_vqgen.errors import DatalistError, InputError, ScanError, root_cause
@@ -41,7 +42,11 @@ def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list
     try:
         return [dict(item) for item in load_datalist(folder, split)]
     except DatalistError:
-        if not folder.is_dir() or (folder / "datalist.json").is_file():
+        if not folder.is_dir():
+            raise DatalistError(
+                f"{folder} is not a folder: give --dataset_dir, a folder of scans or of slices"
+            ) from None
+        if (folder / "datalist.json").is_file():
             raise
     return [{"image": str(record.path), "subject": record.subject} for record in discover_volumes(folder)]
 
@@ -96,7 +101,7 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
         if worker is not None and worker.num_workers > 1:
             raise InputError(f"dataloader::num_workers is {worker.num_workers}: use 0 or 1")
         faults = []
-        for record in self.data:
+        for record in tqdm(self.data, desc="reconstructing", unit="scan"):
             item, fault = self._read(record)
             if fault is None:
                 yield item
@@ -106,7 +111,7 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
         if len(faults) == len(self.data):
             raise ScanError(f"none of the {len(faults)} scans could be used. {'; '.join(faults[:3])}")
         if faults:
-            logger.warning("%d of %d scans were skipped, for the reasons above.", len(faults), len(self.data))
+            logger.warning("%d of %d scans were skipped for the reasons above", len(faults), len(self.data))
 
     def _read(self, record: Mapping[str, Any]) -> tuple[dict[Hashable, Any], str | None]:
         """The scan, or why it cannot be used."""

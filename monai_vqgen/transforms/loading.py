@@ -109,7 +109,9 @@ class LoadSlice(Transform):
         if (color == color[..., :1]).all():  # gray stored as color
             return color[..., 0]
         if self.color == "error":
-            raise ScanError(f"{path}: a color picture; convert it to gray, or use color='luminance'")
+            raise ScanError(
+                f"{path}: a color picture; convert it to gray, or load it in Python with LoadSlice(color='luminance')"
+            )
         return color @ LUMA
 
     def _nifti(self, path: Path) -> tuple[NDArray, NDArray, dict[str, Any]]:
@@ -132,8 +134,8 @@ class LoadSlice(Transform):
         low, high = float(pixels.min()), float(pixels.max())
         if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
             raise ScanError(
-                f"{path}: values from {low:g} to {high:g} are not in [0, 1]; give value_range=(low, high), the same "
-                "for all slices, or extract the slices from the volumes with extract_slices"
+                f"{path}: values from {low:g} to {high:g} are not in [0, 1]; extract the slices from the volumes "
+                "with extract_slices.json, or load them in Python with LoadSlice(value_range=(low, high))"
             )
         return np.clip(pixels, 0, 1)
 

@@ -154,7 +154,7 @@ class FitToSize(InvertibleTransform):
         )
         if self.on_trim == "error":
             raise InputError(message)
-        logger.warning("%s. Cropped.", message)
+        logger.warning("cropped: %s", message)
 
     def inverse(self, data: MetaTensor) -> MetaTensor:
         """Undo one fit: restore the old size and affine."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError
+from monai_vqgen.files import read_json, write_json
 from monai_vqgen.inferers import AncestralSampler
 from monai_vqgen.models import SamplingSettings, TrainedModel, draw_conditions
 from monai_vqgen.models.samples import sample_affines
@@ -102,7 +103,7 @@ def test_priors_whose_grids_are_not_their_slices_are_refused(tmp_path):
     write_run(tmp_path / "run", None)
     for level in (0, 1):
         path = tmp_path / "run" / f"model_prior_level{level}.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "image_size": [40, 30]}))
+        write_json(path, {**read_json(path), "image_size": [40, 30]}, sealed=True)
     with pytest.raises(CheckpointError, match=r"\(40, 30\)"):
         sample(tmp_path / "run", tmp_path / "out")
 

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from monai_vqgen.data.slices.datalists import SliceGeometry, read_json
+from monai_vqgen.data.slices.datalists import SliceGeometry
 from monai_vqgen.errors import CodesMismatchError, InputError
-from monai_vqgen.files import replace_path, write_json
+from monai_vqgen.files import read_json, replace_path, write_json
 
 __all__ = ["CodeStore", "CodesDataset", "code_type", "save_codes"]
 
@@ -77,7 +77,7 @@ def save_codes(
         "file": written,
         "splits": {split: [dict(record) for record in records[split]] for split in grids},
     }
-    write_json(folder / _DESCRIPTION, description)
+    write_json(folder / _DESCRIPTION, description, sealed=True)
 
 
 def _checked_tensors(
@@ -228,7 +228,7 @@ class CodeStore:
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise CodesMismatchError(
                 f"The codes in {self.folder} were made by the autoencoder {self.fingerprint[:12]}, not by "
-                f"{fingerprint[:12]}. Run extract_codes.json again with the autoencoder that is to be used"
+                f"{fingerprint[:12]}. Run extract_codes.json again with the autoencoder that you use"
             )
 
     def check_prior(self, prior: torch.nn.Module, level: int) -> None:
@@ -254,7 +254,7 @@ class CodeStore:
         try:
             description = read_json(path)
         except ValueError as error:
-            raise self._damaged(f"{_DESCRIPTION} is not JSON ({error})") from error
+            raise self._damaged(f"{_DESCRIPTION} cannot be read ({error})") from error
         version = description.get("format_version")
         if version != _FORMAT_VERSION:
             raise InputError(f"{path} has format_version {version!r}, this release reads {_FORMAT_VERSION}")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from monai_vqgen.errors import DatalistError, InputError
+from monai_vqgen.files import read_json
 from monai_vqgen.transforms.geometry import PLANES
 from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 
@@ -22,7 +23,6 @@ __all__ = [
     "SliceGeometry",
     "evenly_spaced",
     "load_datalist",
-    "read_json",
     "read_slice_geometry",
     "records_digest",
 ]
@@ -73,7 +73,7 @@ def load_datalist(dataset_dir: str | Path, split: str) -> list[dict[str, Any]]:
     """
     folder, split = Path(dataset_dir).resolve(), _split_of(split)
     if not folder.is_dir():
-        raise DatalistError(f"{folder} is not a folder; give the folder that extract_slices wrote")
+        raise DatalistError(f"{folder} is not a folder: give --dataset_dir, the folder that extract_slices.json wrote")
     items = _from_json(folder, split) if (folder / "datalist.json").is_file() else _from_folders(folder, split)
     if not items:
         raise DatalistError(f"{folder} has no {split} slices; extract more subjects or change the fractions")
@@ -124,17 +124,6 @@ def _split_of(name: str) -> str:
         if name in names:
             return split
     raise InputError(f"split {name!r} is unknown; choose one of {', '.join(SPLITS)}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary in a JSON file; ValueError for anything else, one nested too deeply included."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(content, dict):
-        raise ValueError("it is not a dictionary")
-    return content
 
 
 def _from_json(folder: Path, split: str) -> list[dict[str, Any]]:

@@ -18,13 +18,21 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from monai_vqgen.data.processes import check_joined, gather, own_part, process_rank, usable_cores, wait_for_all
+from monai_vqgen.data.processes import (
+    check_joined,
+    end_worker_with_parent,
+    gather,
+    own_part,
+    process_rank,
+    usable_cores,
+    wait_for_all,
+)
 from monai_vqgen.data.slices.contact_sheet import write_contact_sheet
 from monai_vqgen.data.slices.scan import ScanOutcome, SliceOptions, slices_of_scan
 from monai_vqgen.data.slices.sources import FoundScans, ScanOptions, ScanRecord, find_scans
 from monai_vqgen.data.slices.splits import SplitOptions, SubjectSplit
 from monai_vqgen.errors import DatalistError
-from monai_vqgen.files import claim_folder, write_json
+from monai_vqgen.files import claim_folder, publish, write_json
 
 __all__ = ["ExtractionReport", "extract_slices"]
 
@@ -83,17 +91,18 @@ def extract_slices(
     slices.check()
     found = find_scans(dataset_dir, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
     records = _of_split(found, split)
-    images = Path(output_dir) / "images"
-    if process_rank() == 0:
-        claim_folder(output_dir, ["datalist.json", "contact_sheet.png", "images"], overwrite=overwrite)
-        images.mkdir(exist_ok=True)
-    wait_for_all()  # until the first process has claimed the folder
-    outcomes = _extract_all(_Scans(own_part(records), slices, images), num_workers, progress)
+    first, claimed = process_rank() == 0, None
+    if first:
+        claimed = claim_folder(output_dir, ["datalist.json", "contact_sheet.png", "images"], overwrite=overwrite)
+        (claimed / "images").mkdir(exist_ok=True)
+    place = next(path for path in gather(claimed) if path is not None)
+    outcomes = _extract_all(_Scans(own_part(records), slices, place / "images"), num_workers, progress)
     report, content = _listed(Path(output_dir), found, outcomes, slices, split, scans.source)
-    if process_rank() == 0:
+    if first:
         drawn = next(content[part] for part in SubjectSplit._fields if content[part])
-        write_contact_sheet(report.datalist.with_name("contact_sheet.png"), report.datalist.parent, drawn)
-        write_json(report.datalist, content)
+        write_contact_sheet(place / "contact_sheet.png", place, drawn)
+        write_json(place / report.datalist.name, content, sealed=True)
+        publish(place)
         _log(report)
     wait_for_all()  # until the list is written
     return report
@@ -144,7 +153,11 @@ def _extract_all(scans: _Scans, num_workers: int | None, progress: bool) -> list
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(MAX_WORKERS, max(1, usable_cores() // processes))
     loader = DataLoader(
-        scans, batch_size=None, num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0, collate_fn=_same
+        scans,
+        batch_size=None,
+        num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0,
+        collate_fn=_same,
+        worker_init_fn=end_worker_with_parent,
     )
     with warnings.catch_warnings():
         # more workers than cores is the caller's choice; the loader warns about it

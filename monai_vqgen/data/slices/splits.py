@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from monai_vqgen.data.slices.datalists import read_json
 from monai_vqgen.errors import DatalistError, InputError
+from monai_vqgen.files import read_json
 
 __all__ = ["SplitOptions", "SubjectSplit", "read_split", "split_subjects"]
 

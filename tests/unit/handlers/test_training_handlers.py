@@ -262,8 +262,8 @@ class RecordedBar:
     def set_postfix_str(self, text: str, refresh: bool) -> None:
         self.text = text
 
-    def update(self) -> None:
-        self.n += 1
+    def update(self, steps: int) -> None:
+        self.n += steps
 
     def close(self) -> None:
         self.closed = True
@@ -287,3 +287,20 @@ def test_one_bar_runs_from_where_the_training_starts_to_its_end(epochs_before, m
     assert (bar.desc, bar.total, bar.n, bar.closed) == ("prior", 12, 12, True)
     assert first == [3 * epoch for epoch in range(epochs_before, 4)]
     assert bar.text == "epoch 4/4, loss 0.25"
+
+
+def test_a_time_budget_moves_the_bar_where_it_is_ahead_of_the_steps(monkeypatch):
+    RecordedBar.opened = []
+    monkeypatch.setattr("monai_vqgen.handlers.history.tqdm", RecordedBar)
+    times = iter([0, 0, 50, 10**6])  # a step of 50 s of 100 s, then the end
+
+    class Schedule:
+        last_epoch = 0
+
+    engine, shown = Engine(lambda engine, batch: [{"loss": 0.25}]), []
+    budget = TimeBudget(100 / 60, Schedule(), total_steps=300, clock=lambda: next(times))
+    budget.attach(engine)
+    TrainingProgress("prior").attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: shown.append(RecordedBar.opened[0].n))
+    engine.run(range(3), max_epochs=100)
+    assert shown == [1, 150, 300]

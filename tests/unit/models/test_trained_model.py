@@ -69,6 +69,41 @@ def test_a_sample_depends_on_seed_and_number_and_not_on_the_batch():
     assert not torch.equal(model.sample(5, seed=3).codes[1], whole.codes[1])
 
 
+@pytest.mark.parametrize("fits", [2, 1])
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_model_goes_on_after_one_that_never_does(
+    fits, monkeypatch
+):
+    model, most = model_of(2, (8, 4), condition=POSITIONS), 4
+    images, whole = torch.rand(4, 1, 16, 16), model.sample(4, position_mm=65.0, seed=7)
+    codes = model.encode(images)
+
+    def scarce(call, count):
+        def limited(*arguments, **options):
+            if count(arguments, options) > most:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return call(*arguments, **options)
+
+        return limited
+
+    network, prior = model.autoencoder, model.priors[1]
+    monkeypatch.setattr(network, "encode", scarce(network.encode, lambda given, _: len(given[0])))
+    monkeypatch.setattr(network, "decode", scarce(network.decode, lambda given, _: len(given[0][0])))
+    monkeypatch.setattr(prior, "incremental", scarce(prior.incremental, lambda _, options: options["batch_size"]))
+    most = fits
+    calls = [
+        lambda: assert_same_draws(model.sample(4, position_mm=65.0, seed=7).codes, whole.codes),
+        lambda: [torch.testing.assert_close(a, b) for a, b in zip(model.encode(images), codes, strict=True)],
+        lambda: model.decode(codes),
+    ]
+    for call in calls:
+        if fits == 2:
+            call()
+            continue
+        with pytest.raises(InputError, match="smaller batch_size"):
+            call()
+    assert model.sample(1, position_mm=65.0, seed=7).images.shape == (1, 1, 16, 16)
+
+
 def test_recorded_settings_hold_unless_others_are_given():
     model = tiny_model(settings=SamplingSettings((0.5, 0.9), (2, None), (None, 0.9)))
     recorded = AncestralSampler(model.priors, temperature=[0.5, 0.9], top_k=[2, None], top_p=[None, 0.9])

@@ -31,7 +31,7 @@ def test_png_of_8_and_16_bit_and_gray_stored_as_color(tmp_path):
 
 def test_color_is_an_error_or_its_luminance(tmp_path):
     Image.fromarray(np.stack([GREY, GREY // 2, 255 - GREY], axis=2)).save(tmp_path / "c.png")
-    with pytest.raises(ScanError, match=r"c\.png: a color picture"):
+    with pytest.raises(ScanError, match=r"c\.png: a color picture; convert it to gray, or load it in Python"):
         LoadSlice()(tmp_path / "c.png")
     expected = np.stack([GREY, GREY // 2, 255 - GREY], axis=2) @ [0.299, 0.587, 0.114] / 255
     np.testing.assert_allclose(LoadSlice(color="luminance")(tmp_path / "c.png").numpy()[0], expected, atol=1e-6)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from monai_vqgen.data.codes.store import CodesDataset, CodeStore, save_codes
 from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.files import read_json, write_json
 from monai_vqgen.networks import GatedPixelCNN
 
 SIZES = (12, 40000)
@@ -77,9 +78,9 @@ def test_damage_is_noticed_when_the_store_is_opened(tmp_path, damage):
     elif damage == "json":
         description.write_text(description.read_text()[:-30])
     else:
-        fields = json.loads(description.read_text())
+        fields = read_json(description)
         del fields["grids"]
-        description.write_text(json.dumps(fields))
+        write_json(description, fields, sealed=True)
     with pytest.raises(InputError, match=r"damaged.*run extract_codes"):
         CodeStore(tmp_path)
 

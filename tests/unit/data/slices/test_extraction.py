@@ -168,8 +168,11 @@ def test_a_brain_that_does_not_fit_is_skipped_or_cropped_with_a_warning(scans, t
     with pytest.raises(DatalistError, match="does not fit into 48 x 48"):
         extract(scans, tmp_path / "a", image_size=48, **QUICK)
     with caplog.at_level("WARNING"):
-        extract(scans, tmp_path / "b", image_size=48, on_trim="warn", **QUICK)
-    assert "Cropped" in caplog.text
+        extract(scans, tmp_path / "b", image_size=48, on_trim="warn", **{**QUICK, "positions": [60.0, 64.0, 68.0]})
+    told = [record.getMessage() for record in caplog.records if "does not fit" in record.getMessage()]
+    cropped = [line for line in told if line.startswith("cropped: ")]
+    assert len(cropped) == 4, "one warning for each scan, not one for each slice"
+    assert any(line.endswith(" more of this scan)") for line in cropped)
 
 
 def test_earlier_results_are_kept_unless_told_otherwise(scans, tmp_path):
