@@ -22,6 +22,7 @@ from monai_vqgen.handlers import (
     Patience,
     ReconstructionImages,
     SampleImages,
+    TimeBudget,
     TrainingProgress,
     claim_output,
     image_rows,
