@@ -311,7 +311,8 @@ def _move(folder: Path, target: Path, names: Sequence[str]) -> None:
 def _remove(folder: Path, names: Sequence[str]) -> None:
     """Remove files, folders and links (not what they point to), and the folders that are empty then."""
     for name in names:
-        path = folder / name
+        above = [folder / parent for parent in Path(name).parents if parent.as_posix() in names]
+        path = next((link for link in above if link.is_symlink()), folder / name)  # what it points to is not ours
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

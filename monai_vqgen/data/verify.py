@@ -167,7 +167,7 @@ def _slices(folder: Path) -> Verification:
     findings, records = [], dict[str, list[dict[str, Any]]]()
     for split in SPLITS:
         try:
-            records[split] = load_datalist(folder, split)
+            records[split] = load_datalist(folder, split, disjoint=False)
         except DatalistError as error:
             findings.append(Finding("splits", split, str(error)))
     seen, shape = dict[bytes, str](), None

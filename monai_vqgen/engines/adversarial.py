@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from monai_vqgen.engines.distributed import process_count
 from monai_vqgen.errors import InputError, VQGenError
-from monai_vqgen.networks.processes import all_reduce_sum
+from monai_vqgen.networks.quantizers.codebooks import all_reduce_sum
 from monai_vqgen.weights import plain_state
 
 __all__ = ["AdversarialUpdate"]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from monai_vqgen.errors import CodesMismatchError, InputError
-from monai_vqgen.networks.processes import all_reduce_sum
+from monai_vqgen.networks.quantizers.codebooks import all_reduce_sum
 
 # Pseudo-counts per code to choose from; a fair baseline is one whose smoothing was fitted.
 _SMOOTHINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)

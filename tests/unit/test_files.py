@@ -250,7 +250,7 @@ def test_a_sealed_object_is_refused_for_a_turned_bit_and_others_are_taken_as_the
     write_json(path, told)
     assert read_json(path) == told
     path.write_text("[]")
-    with pytest.raises(ValueError, match="not a JSON object"):
+    with pytest.raises(ValueError, match="not a dictionary"):
         read_json(path)
 
 

@@ -55,7 +55,7 @@ def evenly_spaced(count: int, among: int) -> list[int]:
     return [int(index) for index in np.linspace(0, among - 1, min(count, among)).round()]
 
 
-def load_datalist(dataset_dir: str | Path, split: str) -> list[dict[str, Any]]:
+def load_datalist(dataset_dir: str | Path, split: str, *, disjoint: bool = True) -> list[dict[str, Any]]:
     """The slices of one split as MONAI's list of dictionaries; `image` is an absolute path.
 
     Reads `datalist.json` if there is one; otherwise folders of slices (NIfTI, PNG, JPEG, BMP, TIFF) whose name, or its
@@ -65,6 +65,7 @@ def load_datalist(dataset_dir: str | Path, split: str) -> list[dict[str, Any]]:
     Args:
         dataset_dir: the folder.
         split: "training", "validation" or "test", or a synonym.
+        disjoint: refuse a list with a subject or file in two splits.
 
     Raises:
         DatalistError: an empty folder, an unreadable list, an empty split, a listed file that is missing or outside the
@@ -74,7 +75,8 @@ def load_datalist(dataset_dir: str | Path, split: str) -> list[dict[str, Any]]:
     folder, split = Path(dataset_dir).resolve(), _split_of(split)
     if not folder.is_dir():
         raise DatalistError(f"{folder} is not a folder: give --dataset_dir, the folder that extract_slices.json wrote")
-    items = _from_json(folder, split) if (folder / "datalist.json").is_file() else _from_folders(folder, split)
+    listed = (folder / "datalist.json").is_file()
+    items = _from_json(folder, split, disjoint) if listed else _from_folders(folder, split)
     if not items:
         raise DatalistError(f"{folder} has no {split} slices; extract more subjects or change the fractions")
     return items
@@ -126,7 +128,7 @@ def _split_of(name: str) -> str:
     raise InputError(f"split {name!r} is unknown; choose one of {', '.join(SPLITS)}")
 
 
-def _from_json(folder: Path, split: str) -> list[dict[str, Any]]:
+def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]:
     path = folder / "datalist.json"
     try:
         content = read_json(path)
@@ -135,12 +137,12 @@ def _from_json(folder: Path, split: str) -> list[dict[str, Any]]:
             item["image"] = os.path.normpath(folder / item["image"])
     except (ValueError, KeyError, TypeError) as error:
         raise DatalistError(f"{path}: not a datalist with a list {split!r} ({error}); extract again") from error
-    for key in ("subject", "image"):
+    for key in ("subject", "image") if disjoint else ():
         named = [{str(item[key]) for item in items if item.get(key) is not None} for items in parts.values()]
         if twice := sorted(
             name for name, count in Counter(name for part in named for name in part).items() if count > 1
         ):
-            raise DatalistError(f"{path}: {key} {twice[0]} is in more than one split; extract again, or mend the list")
+            raise DatalistError(f"{path}: {key} {twice[0]} is in more than one split; extract again, or correct the list")
     for item in parts[split]:
         if folder not in Path(item["image"]).parents:  # as written: links inside may lead elsewhere
             raise DatalistError(f"{path} lists {item['image']}, which is outside the folder; move it inside")

@@ -152,16 +152,16 @@ def _extract_all(scans: _Scans, num_workers: int | None, progress: bool) -> list
     if num_workers is None:  # one per core, shared with the other processes of this machine
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(MAX_WORKERS, max(1, usable_cores() // processes))
-    loader = DataLoader(
-        scans,
-        batch_size=None,
-        num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0,
-        collate_fn=_same,
-        worker_init_fn=end_worker_with_parent,
-    )
     with warnings.catch_warnings():
         # more workers than cores is the caller's choice; the loader warns about it
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        loader = DataLoader(
+            scans,
+            batch_size=None,
+            num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0,
+            collate_fn=_same,
+            worker_init_fn=end_worker_with_parent,
+        )
         bar = tqdm(loader, total=len(scans), desc="slices", unit="scan", disable=not progress or process_rank() > 0)
         own = list(bar)
     return [outcome for part in gather(own) for outcome in part]

@@ -6,11 +6,11 @@ Shape suffixes: b batch, s spatial axes (2 or 3), d code dimension, k codebook s
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks.processes import all_gather_rows, all_reduce_sum
 from monai_vqgen.networks.quantizers.base import Codebook, nearest_codes, to_rows
 
 _SMOOTHING = 1e-5  # Laplace smoothing of counts, as in the code published with the paper (sonnet)
@@ -246,3 +246,23 @@ def _repeat_with_jitter(rows_nd: Tensor, num_codes: int, generator: torch.Genera
     jitter_kd = torch.randn(num_codes, rows_nd.shape[1], generator=generator).to(rows_nd)
     jitter_kd[: rows_nd.shape[0]] = 0
     return rows_nd[picks] + 0.01 * spread_d * jitter_kd
+
+
+def _is_parallel() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Add ``tensor`` up over all processes, in place."""
+    if _is_parallel():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_gather_rows(rows_nd: Tensor) -> Tensor:
+    """Return the rows of all processes, rank by rank; the number of rows may differ between processes."""
+    if not _is_parallel():
+        return rows_nd
+    parts: list[Tensor] = [rows_nd] * dist.get_world_size()
+    dist.all_gather_object(parts, rows_nd.cpu())
+    return torch.cat(parts).to(rows_nd.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
@@ -12,6 +11,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from monai_vqgen.errors import CheckpointError
+from monai_vqgen.files import read_json
 from monai_vqgen.handlers import BestCheckpoint, TrainingState
 from monai_vqgen.weights import fingerprint, load_weights, save_weights
 
@@ -46,7 +46,7 @@ def test_the_file_holds_the_weights_of_the_lowest_loss_and_says_so_beside_it(tmp
     saver.attach(engine)
     engine.run([0], max_epochs=4)
     assert float(torch.load(path, weights_only=True)["weight"]) == 2.0
-    assert json.loads((tmp_path / "model.json").read_text()) == {
+    assert read_json(tmp_path / "model.json") == {
         "level": 1,
         "validation_loss": 1.0,
         "fingerprint": fingerprint(load_weights(nn.Linear(1, 1), path)),
@@ -59,7 +59,7 @@ def test_without_a_metric_the_file_holds_the_newest_weights(tmp_path):
     BestCheckpoint(module, path, metric=None, description={"level": 1}).attach(engine)
     engine.run([0], max_epochs=3)
     assert float(torch.load(path, weights_only=True)["weight"]) == 3.0
-    assert json.loads((tmp_path / "model.json").read_text()) == {"level": 1, "fingerprint": fingerprint(module)}
+    assert read_json(tmp_path / "model.json") == {"level": 1, "fingerprint": fingerprint(module)}
 
 
 def test_tensors_are_plain_and_contiguous_without_metadata(tmp_path):

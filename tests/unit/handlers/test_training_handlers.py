@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -26,6 +27,7 @@ from monai_vqgen.handlers import (
     TrainingProgress,
     claim_output,
     image_rows,
+    publish_output,
 )
 from monai_vqgen.networks import GatedPixelCNN, HierarchicalVQVAE
 
@@ -165,9 +167,11 @@ def test_earlier_results_are_never_overwritten_silently(tmp_path):
     with pytest.raises(OutputExistsError, match=r"model\.pt.*--overwrite"):
         claim_output(folder, ["model.pt", "history.json"])
     claim_output(folder, ["history.json"])
-    claim_output(folder, ["model.pt"], overwrite=True)
-    assert not (folder / "model.pt").exists()
-    (folder / "model.pt").write_bytes(b"earlier")
+    place = claim_output(folder, ["model.pt"], overwrite=True)
+    (place / "model.pt").write_bytes(b"new")
+    assert (folder / "model.pt").read_bytes() == b"earlier"
+    publish_output(place)
+    assert (folder / "model.pt").read_bytes() == b"new"
     with pytest.raises(OutputExistsError):  # nothing to resume from: would start anew over earlier results
         claim_output(folder, ["model.pt"], resume_from="training_state.pt")
     (folder / "training_state.pt").touch()
@@ -192,9 +196,13 @@ def test_overwriting_removes_the_earlier_results_and_nothing_else(tmp_path):
         claim_output(tmp_path, names, by_products=also)
     claim_output(tmp_path, names, True, by_products=also, resume_from="training_state.pt")  # goes on with what is there
     assert all((tmp_path / name).is_file() for name in [*results, *by_products])
-    claim_output(tmp_path, names, True, by_products=also)
-    assert not any((tmp_path / name).exists() for name in [*results, *by_products, "tensorboard"])
+    place = claim_output(tmp_path, names, True, by_products=also)
+    (place / "model.pt").write_text("new")
+    publish_output(place)
+    assert (tmp_path / "model.pt").read_text() == "new"
+    assert not any((tmp_path / name).exists() for name in [*results[1:], *by_products, "tensorboard"])
     assert all((tmp_path / name).read_text() == "earlier" for name in kept)
+    (tmp_path / "model.pt").unlink()
     write("training_state.pt")
     claim_output(tmp_path, names, by_products=also)  # by-products alone stop nothing
     assert (tmp_path / "training_state.pt").is_file()
@@ -205,16 +213,12 @@ def test_overwriting_a_link_leaves_what_it_points_to(tmp_path):
     (tmp_path / "elsewhere" / "file").touch()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "images").symlink_to(tmp_path / "elsewhere")
-    claim_output(tmp_path / "run", ["images"], True)
+    place = claim_output(tmp_path / "run", ["images"], True)
+    (place / "images").mkdir()
+    (place / "images" / "file").write_text("new")
+    publish_output(place)
     assert not (tmp_path / "run" / "images").is_symlink()
-    assert (tmp_path / "elsewhere" / "file").is_file()
-
-
-def test_only_the_first_process_removes(tmp_path, monkeypatch):
-    (tmp_path / "model.pt").touch()
-    monkeypatch.setattr("monai_vqgen.handlers.output.process_rank", lambda: 1)
-    claim_output(tmp_path, ["model.pt"], True)
-    assert (tmp_path / "model.pt").is_file()
+    assert (tmp_path / "elsewhere" / "file").read_text() == ""
 
 
 def test_rows_of_images_stand_where_they_belong():
@@ -293,7 +297,7 @@ def test_one_bar_runs_from_where_the_training_starts_to_its_end(epochs_before, m
 def test_a_time_budget_moves_the_bar_where_it_is_ahead_of_the_steps(monkeypatch):
     RecordedBar.opened = []
     monkeypatch.setattr("monai_vqgen.handlers.history.tqdm", RecordedBar)
-    times = iter([0, 0, 50, 10**6])  # a step of 50 s of 100 s, then the end
+    times = itertools.chain([0, 0, 50], itertools.repeat(10**6))  # a step of 50 s of 100 s, then the end
 
     class Schedule:
         last_epoch = 0

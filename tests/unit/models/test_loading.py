@@ -73,7 +73,7 @@ def test_weights_of_version_0_1_load_without_a_record_where_their_networks_are_g
 
 
 def test_a_folder_without_weights_says_what_to_give(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere does not exist: give a bundle"):
+    with pytest.raises(InputError, match=r"nowhere does not exist: give --bundle_root"):
         TrainedModel.from_bundle(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds no model\.pt, nor does its folder models"):
         TrainedModel.from_bundle(tmp_path)

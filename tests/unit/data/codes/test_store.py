@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import pytest
 import torch
@@ -125,9 +124,9 @@ def rewrite(folder, tensors=None, **fields):
     content = load_file(folder / "codes.safetensors") | (tensors or {})
     save_file(content, folder / "codes.safetensors")
     written = (folder / "codes.safetensors").read_bytes()
-    description = json.loads((folder / "codes.json").read_text()) | fields
+    description = read_json(folder / "codes.json") | fields
     description["file"] |= {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
-    (folder / "codes.json").write_text(json.dumps(description))
+    write_json(folder / "codes.json", description, sealed=True)
 
 
 @pytest.mark.parametrize(
@@ -161,5 +160,5 @@ def test_what_the_store_describes_is_what_it_holds(tmp_path, tensors, fields, fa
 def test_a_description_of_another_kind_is_one_error(tmp_path, text):
     write(tmp_path)
     (tmp_path / "codes.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=r"codes\.json is not JSON"):
+    with pytest.raises(InputError, match=r"codes\.json cannot be read"):
         CodeStore(tmp_path)
