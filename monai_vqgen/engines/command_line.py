@@ -219,7 +219,7 @@ def _check(given: Mapping[str, Any], parser: ConfigParser, files: Sequence[str],
         path = _path(name)
         if path in allowed or path.startswith("_meta_"):
             continue
-        if not _is_known(parser, path):
+        if not _is_known(parser, path, others=not dashes):
             raise InputError(_unknown(name, path, parser, files, dashes))
         default = _walk(parser.get(), path.split("::"))
         if default and (expected := _expected(default[0], value, _is_text(path, default[0]))):
@@ -290,8 +290,8 @@ def _as_typed(typed: Mapping[str, Any], parser: ConfigParser) -> dict[str, str]:
     return literal
 
 
-def _is_known(parser: ConfigParser, path: str) -> bool:
-    """An item of the configuration, or an argument that the constructor of a `_target_` block takes."""
+def _is_known(parser: ConfigParser, path: str, *, others: bool) -> bool:
+    """An item of the configuration, or an argument of a `_target_` block; `others` counts its `**arguments` as well."""
     parent, _, leaf = path.rpartition("::")
     try:
         if _walk(parser.get(), path.split("::")) is not None:
@@ -301,7 +301,10 @@ def _is_known(parser: ConfigParser, path: str) -> bool:
     except (KeyError, ValueError, IndexError):
         return False
     target = locate(value["_target_"]) if isinstance(value, dict) and "." in value.get("_target_", "") else None
-    return callable(target) and leaf in inspect.signature(target).parameters
+    if not callable(target):
+        return False
+    parameters = inspect.signature(target).parameters
+    return leaf in parameters or (others and any(p.kind is p.VAR_KEYWORD for p in parameters.values()))
 
 
 def _walk(config: Any, keys: Iterable[str]) -> tuple[Any] | None:

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_training import CODES, CONFIGS, REPOSITORY, run, trained_network, workflow, write_slices
 
 from monai_vqgen.data import CodeStore
+from monai_vqgen.files import read_json
 from monai_vqgen.models import TrainedModel
 from monai_vqgen.networks import HierarchicalVQVAE
 from monai_vqgen.networks.architecture import architecture
@@ -48,7 +49,7 @@ def test_codes_carry_the_fingerprint_of_the_weights_on_disk(trained, codes):
 
 def test_each_prior_says_what_it_was_trained_on(trained, codes, priors):
     for level in (0, 1):
-        sidecar = json.loads((priors / f"model_prior_level{level}.json").read_text())
+        sidecar = read_json(priors / f"model_prior_level{level}.json")
         history = json.loads((priors / f"history_prior_level{level}.json").read_text())
         assert sidecar.pop("validation_bits_per_code") == min(history["validation"]["bits_per_code"])
         weights = TrainedModel.from_bundle(trained, priors_dir=priors).priors[level]

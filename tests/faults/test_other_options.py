@@ -111,7 +111,7 @@ def test_what_may_differ_is_said_and_the_rate_is_that_of_the_longer_schedule(hal
     with caplog.at_level(logging.INFO), hook:
         resume(AUTOENCODER, half, tmp_path / "run", max_epochs=8, num_workers=1, patience=50)
     for change in ("max_epochs 2 there and 8 here", "patience 0 there and 50 here"):
-        assert f"Resuming with a change: {change}." in caplog.text
+        assert f"Resuming with a change: {change}" in caplog.text
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.Adam([parameter], lr=0.002)
     schedule, expected = warmup_cosine(optimizer, 16), []

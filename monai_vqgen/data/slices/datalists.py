@@ -142,7 +142,9 @@ def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]
         if twice := sorted(
             name for name, count in Counter(name for part in named for name in part).items() if count > 1
         ):
-            raise DatalistError(f"{path}: {key} {twice[0]} is in more than one split; extract again, or correct the list")
+            raise DatalistError(
+                f"{path}: {key} {twice[0]} is in more than one split; extract again, or correct the list"
+            )
     for item in parts[split]:
         if folder not in Path(item["image"]).parents:  # as written: links inside may lead elsewhere
             raise DatalistError(f"{path} lists {item['image']}, which is outside the folder; move it inside")
