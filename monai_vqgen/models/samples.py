@@ -190,7 +190,7 @@ def asked_for(condition: Mapping[str, Any]) -> str:
     """The condition of a sample in a few characters: ``65 mm f 30``; a position comes first."""
     values = {**({"position_mm": None} if "position_mm" in condition else {}), **condition}
     known = {name: value for name, value in values.items() if value is not None}
-    words = [f"{value:.0f}" if isinstance(value, float) else str(value) for value in known.values()]
+    words = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in known.values()]
     return " ".join([f"{words[0]} mm", *words[1:]] if "position_mm" in known else words)
 
 

@@ -5,6 +5,7 @@ Shape legend: n images, h w rows and columns.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ DIFFERENCE_RANGE = 0.25  # of the intensity range: where the color map of differ
 INK, FAINT, ACCENT = "#1d2733", "#8592a0", ("#1f6f8b", "#d1762b", "#5a8f3c", "#8a5aa8")
 MARK = "#ffd27a"  # text on images
 DPI = 100
+LETTERS_AN_INCH = 13  # of a title
 TILE_PIXELS = 128  # width of an image in a picture made for looking at
 
 
@@ -82,8 +84,8 @@ def save_rows(rows: Sequence[PictureRow], path: str | Path, *, title: str = "", 
     """
     columns, (height, width) = len(rows[0].images_nhw), rows[0].images_nhw.shape[1:]
     label, cell_w, cell_h = 1.25, pixels / DPI, pixels / DPI * height / width
-    size = (label + columns * cell_w, len(rows) * cell_h + _header(title))
-    figure = _titled_figure(size, title)
+    figure = _titled_figure(label + columns * cell_w, len(rows) * cell_h, title)
+    size = tuple(figure.get_size_inches())
     for r, row in enumerate(rows):
         bottom = (len(rows) - r - 1) * cell_h / size[1]
         figure.text(0.08 / size[0], bottom + 0.5 * cell_h / size[1], row.label, va="center", color=INK, fontsize=9)
@@ -110,8 +112,8 @@ def save_grid(
     columns = columns or max(1, int(np.ceil(np.sqrt(count))))
     rows, cell_w = max(1, -(-count // columns)), TILE_PIXELS / DPI
     cell_h = cell_w * height / width
-    size = (columns * cell_w, rows * cell_h + _header(title))
-    figure = _titled_figure(size, title)
+    figure = _titled_figure(columns * cell_w, rows * cell_h, title)
+    size = tuple(figure.get_size_inches())
     for index, image_hw in enumerate(images_nhw):
         row, column = divmod(index, columns)
         box = (column / columns, (rows - row - 1) * cell_h / size[1], 0.98 / columns, 0.98 * cell_h / size[1])
@@ -119,14 +121,12 @@ def save_grid(
     save_figure(figure, path)
 
 
-def _header(title: str) -> float:
-    """Height in inches."""
-    return 0.28 if title else 0.0
-
-
-def _titled_figure(size: tuple[float, float], title: str) -> Figure:
-    figure = Figure(figsize=size)
-    figure.text(0.06 / size[0], 1 - 0.14 / size[1], title, va="center", color=INK, fontsize=9)
+def _titled_figure(width: float, height: float, title: str) -> Figure:
+    """A figure with room for images of this size in inches, below a title of as many lines as it takes."""
+    lines = textwrap.wrap(title, max(8, int(width * LETTERS_AN_INCH)))
+    whole = height + (0.08 + 0.2 * len(lines) if lines else 0)
+    figure = Figure(figsize=(width, whole))
+    figure.text(0.06 / width, 1 - 0.06 / whole, "\n".join(lines), va="top", color=INK, fontsize=9)
     return figure
 
 

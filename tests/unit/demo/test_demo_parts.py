@@ -92,6 +92,15 @@ def test_a_grid_places_images_row_by_row_under_its_title(tmp_path):
     assert (picture[28 + 130 :, 130:] == 1).all()
 
 
+def test_a_long_title_takes_as_many_lines_as_it_needs(tmp_path):
+    for name, title in {"short": "one", "long": "a title that is far longer than two images are wide, and more"}.items():
+        save_grid(np.ones((2, 128, 128)), tmp_path / f"{name}.png", title=title)
+    short, long = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("short", "long"))
+    assert short.shape[1] == long.shape[1] == 256
+    assert long.shape[0] > short.shape[0] + 15
+    assert (long[: long.shape[0] - 128, -4:] > 250).all()  # no letter runs over the edge
+
+
 def test_a_picture_says_in_itself_what_it_shows(tmp_path):
     save_png(np.zeros((4, 4)), tmp_path / "a.png", description="Synthetic: seed 3; 65 mm")
     assert Image.open(tmp_path / "a.png").text == {"Description": "Synthetic: seed 3; 65 mm"}
