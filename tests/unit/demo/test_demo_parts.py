@@ -93,7 +93,7 @@ def test_a_grid_places_images_row_by_row_under_its_title(tmp_path):
 
 
 def test_a_long_title_takes_as_many_lines_as_it_needs(tmp_path):
-    for name, title in {"short": "one", "long": "a title that is far longer than two images are wide, and more"}.items():
+    for name, title in {"short": "one", "long": "a title that is far longer than two images are wide"}.items():
         save_grid(np.ones((2, 128, 128)), tmp_path / f"{name}.png", title=title)
     short, long = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("short", "long"))
     assert short.shape[1] == long.shape[1] == 256
