@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 _held: dict[tuple[int, Path], int] = {}  # by process, because a fork does not inherit locks
 _unpublished: dict[Path, list[str]] = {}  # folders being written, and the names of what each replaces
-_set_aside: dict[Path, list[str]] = {}  # folders of earlier results, and the names of what replaces them
+_set_aside: dict[Path, tuple[list[str], list[str]]] = {}  # earlier results: what replaces them, and its by-products
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-([0-9]+)\.(partial|ready)\.(.+)", re.DOTALL)
 _SWAP = ".swap.json"  # in a ready folder: what goes, and what comes last
@@ -207,13 +207,14 @@ def claim_folder(
     replaced = _results(folder, every) if overwrite else []
     if not set_aside:
         return claim_place(folder, every) if replaced else folder
-    if kept.exists():  # what lies in the folder is of a run that has not ended
+    if kept.exists() and not (folder / names[0]).exists():  # what lies in the folder is of a run without weights
         _remove(folder, replaced)
     elif replaced:
         logger.info("Earlier results in %s are kept until this run has ended", folder)
-        _move(folder, kept.with_suffix(".aside"), replaced)
-        os.replace(kept.with_suffix(".aside"), kept)
-    keep_earlier(folder, every)
+        _move(folder, aside := kept.with_suffix(".aside"), replaced)
+        shutil.rmtree(kept, ignore_errors=True)  # older than those
+        os.replace(aside, kept)
+    keep_earlier(folder, names, by_products)
     return folder
 
 
@@ -276,11 +277,11 @@ def _swap(folder: Path, ready: Path) -> None:
     shutil.rmtree(ready)
 
 
-def keep_earlier(folder: Path, names: Sequence[str]) -> None:
+def keep_earlier(folder: Path, names: Sequence[str], by_products: Sequence[str] = ()) -> None:
     """Take over the results that this or an earlier claim has set aside, where there are any."""
     kept = folder / f".{_key(names[0])}.earlier"
     if kept.exists():
-        _set_aside[kept] = list(names)
+        _set_aside[kept] = [*names], [*by_products]
 
 
 def forget_earlier(folder: Path) -> None:
@@ -421,10 +422,10 @@ def _leave() -> None:
     """Take away what this process would leave behind, and bring back what it has replaced by nothing."""
     for place in [place for place in _unpublished if place.name.startswith(f".{_HOST}-{os.getpid()}.")]:
         shutil.rmtree(place, ignore_errors=True)
-    for kept, names in list(_set_aside.items()):
+    for kept, (names, by_products) in list(_set_aside.items()):
         mine = (os.getpid(), kept.parent.resolve() / f".{_key(names[0])}.lock") in _held
-        if mine and not any(name.endswith(".pt") for name in _results(kept.parent, names)):  # no weights, no state
-            _restore(kept, names)
+        if mine and not _results(kept.parent, names):
+            _restore(kept, [*names, *by_products])
     for (process, path), descriptor in _held.items():
         if process == os.getpid() and _is_at(descriptor, path):
             path.unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def claim_output(
         if resume_from is not None and (folder / resume_from).is_file():
             hold_alone(folder, names[0])
             clean(folder, every, locked=True)
-            keep_earlier(folder, every)
+            keep_earlier(folder, names, by_products)
             place = folder
         else:
             place = claim_folder(folder, names, overwrite=overwrite, by_products=by_products, set_aside=set_aside)

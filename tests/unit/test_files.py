@@ -138,9 +138,12 @@ def test_results_that_were_set_aside_go_when_the_run_has_ended_and_come_back_whe
     with pytest.raises(OutputExistsError, match=r"model\.pt, model\.json"):
         claim_folder(tmp_path, names, overwrite=False, **options)
     assert {name: text for name, text in content(tmp_path).items() if name in before} == before
-    for text in (b"unfinished", b"new"):
+    for kept, text in (b"earlier", b"newer"), (b"newer", b"new"):  # the newest that has weights
         claim_folder(tmp_path, names, overwrite=True, **options)
-        assert (tmp_path / ".model.pt.earlier" / "model.pt").read_bytes() == b"earlier"
+        write_bytes(tmp_path / "state.pt", b"of a run that was cut off before it had weights")
+        claim_folder(tmp_path, names, overwrite=True, **options)
+        assert (tmp_path / ".model.pt.earlier" / "model.pt").read_bytes() == kept
+        assert not (tmp_path / "state.pt").exists()
         write_bytes(tmp_path / "model.pt", text)
     forget_earlier(tmp_path)
     assert sorted(content(tmp_path)) == [".model.pt.lock", "model.pt"]
@@ -152,8 +155,10 @@ import os, sys
 from pathlib import Path
 from monai_vqgen.files import claim_folder, write_bytes
 folder, aside = Path(sys.argv[1]), sys.argv[2] == "aside"
-claim_folder(folder, ["model.pt"], overwrite=True, by_products=["log"], set_aside=aside)
+claim_folder(folder, ["model.pt"], overwrite=True, by_products=["log", "state.pt"], set_aside=aside)
 write_bytes(folder / "log", b"")
+if aside:
+    write_bytes(folder / "state.pt", b"of the start")
 if sys.argv[3] == "fails":
     raise SystemExit(7)
 os.abort()
@@ -167,8 +172,9 @@ def test_a_run_that_ends_before_its_first_result_leaves_the_earlier_one(tmp_path
     command = [sys.executable, "-c", ENDING, str(tmp_path), how, end]
     assert subprocess.run(command, capture_output=True, check=False, timeout=120).returncode in (7, -6)
     if end == "is killed":
+        options = {"by_products": ["log", "state.pt"], "set_aside": how == "aside"}
         with pytest.raises(OutputExistsError):
-            claim_folder(tmp_path, ["model.pt"], overwrite=False, by_products=["log"], set_aside=how == "aside")
+            claim_folder(tmp_path, ["model.pt"], overwrite=False, **options)
     assert (tmp_path / "model.pt").read_bytes() == b"earlier"
     assert {path.name for path in tmp_path.iterdir()} <= {"model.pt", "log", ".model.pt.lock"}
 
