@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from monai_vqgen import files
 from monai_vqgen.errors import OutputExistsError
 from monai_vqgen.files import (
     claim_folder,
@@ -274,3 +277,73 @@ def test_a_lock_has_the_mode_that_the_umask_gives_and_one_that_cannot_be_opened_
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(OutputExistsError, match=r"other\.json\.lock is the lock of another user's.*remove"):
         claim_folder(tmp_path, ["other.json"], overwrite=False)
+
+
+def test_two_claims_of_one_process_have_two_places_and_the_second_leaves_the_first(tmp_path, monkeypatch):
+    write_json(tmp_path / "result.json", {})
+    first = claim_folder(tmp_path, ["result.json"], overwrite=True)
+    write_json(first / "result.json", {"by": 1})
+    monkeypatch.chdir(tmp_path)
+    second = claim_folder(Path(), ["result.json"], overwrite=True)
+    write_json(second / "result.json", {"by": 2})
+    for by, place in (1, first), (2, second):
+        publish(place)
+        assert read_json(tmp_path / "result.json") == {"by": by}
+
+
+def test_where_nothing_can_be_locked_the_place_of_a_run_that_may_live_stays(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    live = tmp_path / ".00000000-1-0.partial.result.json"
+    live.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "lockf", refused)
+        claim_folder(tmp_path, ["result.json"], overwrite=False)
+    assert live.is_dir()
+    claim_folder(tmp_path, ["result.json"], overwrite=False)
+    assert not live.exists()
+
+
+def test_results_behind_a_link_to_another_disk_are_set_aside_brought_back_and_replaced(tmp_path, monkeypatch):
+    folder, disk, replace = tmp_path / "run", tmp_path / "disk", os.replace
+
+    def across(source, target):
+        if (disk in Path(source).resolve().parents) != (disk in Path(target).resolve().parents):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", across)
+    disk.mkdir()
+    folder.mkdir()
+    (folder / "images").symlink_to(disk)
+    write_bytes(folder / "model.pt", b"earlier")
+    write_bytes(disk / "1", b"earlier")
+    (disk / "2").symlink_to("nowhere")
+    (disk / "notes").write_text("mine")
+    names, options = ["model.pt"], {"by_products": ["images/[0-9]*"], "set_aside": True}
+    claim_folder(folder, names, overwrite=True, **options)
+    assert [path.name for path in disk.iterdir()] == ["notes"]
+    with pytest.raises(OutputExistsError):
+        claim_folder(folder, names, overwrite=False, **options)
+    assert (disk / "1").read_bytes() == b"earlier"
+    assert os.readlink(disk / "2") == "nowhere"
+    place = claim_folder(folder, ["model.pt", "images/[0-9]*"], overwrite=True)
+    (place / "images").mkdir()
+    write_bytes(place / "images" / "3", b"new")
+    publish(place)
+    assert sorted(path.name for path in disk.iterdir()) == ["3", "notes"]
+    assert (folder / "images").is_symlink()
+
+
+def test_containers_of_one_host_name_are_told_apart(monkeypatch):
+    assert files._host() == files._HOST
+    spaces = os.stat("/proc/self/ns/mnt")
+    monkeypatch.setattr(os, "stat", lambda path: spaces)
+    assert files._host() != files._HOST
+
+
+def test_a_users_checksums_are_no_seal(tmp_path):
+    told = {"image": "sha256:" + 64 * "0", "seals": "sha256:" + 64 * "1", "meal": 1}
+    write_json(tmp_path / "a.json", told)
+    assert read_json(tmp_path / "a.json") == told
