@@ -56,6 +56,7 @@ _held: dict[tuple[int, Path], int] = {}  # by process, because a fork does not i
 _unpublished: dict[Path, list[str]] = {}  # folders being written, and the names of what each replaces
 _set_aside: dict[Path, tuple[list[str], list[str]]] = {}  # earlier results: what replaces them, and its by-products
 _COUNT = itertools.count()
+_TOLD = 5  # results of an earlier run that an error names
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-([0-9]+)(?:-[0-9]+)?\.(partial|ready)\.(.+)", re.DOTALL)
 _SWAP = ".swap.json"  # in a ready folder: what goes, and what comes last
 _SEAL, _SEALED = "seal", re.compile("sha256:[0-9a-f]{64}")
@@ -212,8 +213,9 @@ def claim_folder(
         _restore(kept, every)
     earlier = _results(folder, names)
     if earlier and not overwrite:
+        more = f" and {len(earlier) - _TOLD} more" if len(earlier) > _TOLD else ""
         raise OutputExistsError(
-            f"{str(folder)!r} already holds {', '.join(earlier)}; give another output_dir, or overwrite=True "
+            f"{str(folder)!r} already holds {', '.join(earlier[:_TOLD])}{more}; give another output_dir, or overwrite=True "
             "(--overwrite True) to replace earlier results"
         )
     replaced = _results(folder, every) if overwrite else []
@@ -263,7 +265,7 @@ def publish(place: Path) -> Path:
     for name in new:
         with open(place / name, "rb+") as file:
             os.fsync(file.fileno())
-    gone, last = [name for name in _files(folder, names) if name not in new], names[0] if names[0] in new else new[-1]
+    gone, last = sorted({*_files(folder, names)} - {*new}), names[0] if names[0] in new else new[-1]
     write_json(place / _SWAP, {"gone": [last, *gone], "last": last})
     ready = _beside(folder / _key(names[0]), "ready")
     os.replace(place, ready)
@@ -326,8 +328,9 @@ def _move(folder: Path, target: Path, names: Sequence[str]) -> None:
 
 def _remove(folder: Path, names: Sequence[str]) -> None:
     """Remove files, folders and links (not what they point to), and the folders that are empty then."""
+    known = set(names)
     for name in names:
-        above = [folder / parent for parent in Path(name).parents if parent.as_posix() in names]
+        above = [folder / parent for parent in Path(name).parents if parent.as_posix() in known]
         path = next((link for link in above if link.is_symlink()), folder / name)  # what it points to is not ours
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -482,7 +485,7 @@ def _results(folder: Path, names: Sequence[str]) -> list[str]:
     found = [path for name in names for path in (sorted(folder.glob(name)) if "*" in name else [folder / name])]
     return [
         path.relative_to(folder).as_posix()
-        for path in found
+        for path in dict.fromkeys(found)
         if os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
     ]
 

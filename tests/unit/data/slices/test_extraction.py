@@ -178,7 +178,8 @@ def test_a_brain_that_does_not_fit_is_skipped_or_cropped_with_a_warning(scans, t
 def test_earlier_results_are_kept_unless_told_otherwise(scans, tmp_path):
     extract(scans, tmp_path, **QUICK)
     before = (tmp_path / "datalist.json").read_bytes()
-    with pytest.raises(OutputExistsError, match="overwrite"):
+    told = r"datalist\.json, contact_sheet\.png, (images/\S+,? ){3}and 9 more; .*overwrite"
+    with pytest.raises(OutputExistsError, match=told):
         extract(scans, tmp_path, **{**QUICK, "positions": [50.0]})
     assert (tmp_path / "datalist.json").read_bytes() == before
     extract(scans, tmp_path, **{**QUICK, "positions": [50.0]}, overwrite=True)
