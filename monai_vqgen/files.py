@@ -215,8 +215,8 @@ def claim_folder(
     if earlier and not overwrite:
         more = f" and {len(earlier) - _TOLD} more" if len(earlier) > _TOLD else ""
         raise OutputExistsError(
-            f"{str(folder)!r} already holds {', '.join(earlier[:_TOLD])}{more}; give another output_dir, or overwrite=True "
-            "(--overwrite True) to replace earlier results"
+            f"{str(folder)!r} already holds {', '.join(earlier[:_TOLD])}{more}; give another output_dir, or "
+            "overwrite=True (--overwrite True) to replace earlier results"
         )
     replaced = _results(folder, every) if overwrite else []
     if not set_aside:
