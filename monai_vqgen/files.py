@@ -1,9 +1,9 @@
 """Files that are complete or absent, and folders whose earlier results stay until the new ones are complete.
 
-.<host>-<process>.partial.NAME    a file or a folder of results that is being written
-.<host>-<process>.ready.NAME      a complete folder of results that is taking the place of the earlier ones
-.NAME.earlier                     the results of an earlier training, until the one that replaces them has ended
-.NAME.lock                        held by the process that writes NAME
+.<host>-<process>-<count>.partial.NAME    a file or a folder of results that is being written
+.<host>-<process>-<count>.ready.NAME      a complete folder of results that is taking the place of the earlier ones
+.NAME.earlier                             the results of an earlier training, until the one that replaces them has ended
+.NAME.lock                                held by the process that writes NAME
 
 What a kill leaves of these the next claim of the folder completes or removes.
 """
@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -53,11 +54,23 @@ logger = logging.getLogger(__name__)
 
 _held: dict[tuple[int, Path], int] = {}  # by process, because a fork does not inherit locks
 _unpublished: dict[Path, list[str]] = {}  # folders being written, and the names of what each replaces
-_set_aside: dict[Path, list[str]] = {}  # folders of earlier results, and the names of what replaces them
-_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-_TEMPORARY = re.compile(r"\.([0-9a-f]{8})-([0-9]+)\.(partial|ready)\.(.+)", re.DOTALL)
+_set_aside: dict[Path, tuple[list[str], list[str]]] = {}  # earlier results: what replaces them, and its by-products
+_COUNT = itertools.count()
+_TOLD = 5  # results of an earlier run that an error names
+_TEMPORARY = re.compile(r"\.([0-9a-f]{8})-([0-9]+)(?:-[0-9]+)?\.(partial|ready)\.(.+)", re.DOTALL)
 _SWAP = ".swap.json"  # in a ready folder: what goes, and what comes last
 _SEAL, _SEALED = "seal", re.compile("sha256:[0-9a-f]{64}")
+
+
+def _host() -> str:
+    """Of processes that see one another: containers may have one name, and processes of one number."""
+    told = socket.gethostname()
+    with contextlib.suppress(OSError):  # Linux only
+        told += f" {os.stat('/proc/self/ns/pid').st_ino}"
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+_HOST = _host()
 
 
 def previous_path(path: Path) -> Path:
@@ -151,7 +164,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it is not a dictionary")
     # a bit that turned may have hit the seal's own name, and then its value still looks like one
-    seals = [key for key, value in content.items() if key == _SEAL or _SEALED.fullmatch(str(value))]
+    near = [key for key in content if len(key) == len(_SEAL) and sum(map(str.__ne__, key, _SEAL)) <= 1]
+    seals = [key for key in near if key == _SEAL or _SEALED.fullmatch(str(content[key]))]
     given = [content.pop(key) for key in seals]
     if given and given != [_seal(content)]:
         raise ValueError(f"its checksum is wrong; whoever changed it on purpose removes its line {_SEAL!r}")
@@ -193,34 +207,34 @@ def claim_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     key = _key(names[0])
-    hold_alone(folder, names[0])
-    clean(folder, [*names, *by_products], locked=True)
+    clean(folder, [*names, *by_products], locked=hold_alone(folder, names[0]))
     kept, every = folder / f".{key}.earlier", [*names, *by_products]
     if kept.exists() and not _results(folder, names):
         _restore(kept, every)
     earlier = _results(folder, names)
     if earlier and not overwrite:
+        more = f" and {len(earlier) - _TOLD} more" if len(earlier) > _TOLD else ""
         raise OutputExistsError(
-            f"{str(folder)!r} already holds {', '.join(earlier)}; give another output_dir, or overwrite=True "
-            "(--overwrite True) to replace earlier results"
+            f"{str(folder)!r} already holds {', '.join(earlier[:_TOLD])}{more}; give another output_dir, or "
+            "overwrite=True (--overwrite True) to replace earlier results"
         )
     replaced = _results(folder, every) if overwrite else []
     if not set_aside:
         return claim_place(folder, every) if replaced else folder
-    if kept.exists():  # what lies in the folder is of a run that has not ended
+    if kept.exists() and not (folder / names[0]).exists():  # what lies in the folder is of a run without weights
         _remove(folder, replaced)
     elif replaced:
         logger.info("Earlier results in %s are kept until this run has ended", folder)
-        _move(folder, kept.with_suffix(".aside"), replaced)
-        os.replace(kept.with_suffix(".aside"), kept)
-    keep_earlier(folder, every)
+        _move(folder, aside := kept.with_suffix(".aside"), replaced)
+        shutil.rmtree(kept, ignore_errors=True)  # older than those
+        os.replace(aside, kept)
+    keep_earlier(folder, names, by_products)
     return folder
 
 
 def claim_place(folder: Path, names: Sequence[str]) -> Path:
     """A new hidden folder for what `publish` then puts in place of the ``names`` in a folder, all at once."""
     place = _beside(folder / _key(names[0]))
-    shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     _unpublished[place] = list(names)
     return place
@@ -251,7 +265,7 @@ def publish(place: Path) -> Path:
     for name in new:
         with open(place / name, "rb+") as file:
             os.fsync(file.fileno())
-    gone, last = [name for name in _files(folder, names) if name not in new], names[0] if names[0] in new else new[-1]
+    gone, last = sorted({*_files(folder, names)} - {*new}), names[0] if names[0] in new else new[-1]
     write_json(place / _SWAP, {"gone": [last, *gone], "last": last})
     ready = _beside(folder / _key(names[0]), "ready")
     os.replace(place, ready)
@@ -265,22 +279,28 @@ def _swap(folder: Path, ready: Path) -> None:
     unfinished = (ready / told["last"]).is_file()
     _remove(folder, told["gone"] if unfinished else [])
     for name in sorted(_files(ready, ["*"]) if unfinished else [], key=lambda name: name == told["last"]):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.replace(ready / name, folder / name)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            with replace_path(folder / name) as partial:  # a subfolder is a link to another disk
-                shutil.copyfile(ready / name, partial)
+        _put(ready / name, folder / name)
     shutil.rmtree(ready)
 
 
-def keep_earlier(folder: Path, names: Sequence[str]) -> None:
+def _put(source: Path, target: Path) -> None:
+    """Move a file or a link, also where a subfolder is a link to another disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with replace_path(target, durable=not source.is_symlink()) as partial:
+            shutil.copyfile(source, partial, follow_symlinks=False)
+        source.unlink()
+
+
+def keep_earlier(folder: Path, names: Sequence[str], by_products: Sequence[str] = ()) -> None:
     """Take over the results that this or an earlier claim has set aside, where there are any."""
     kept = folder / f".{_key(names[0])}.earlier"
     if kept.exists():
-        _set_aside[kept] = list(names)
+        _set_aside[kept] = [*names], [*by_products]
 
 
 def forget_earlier(folder: Path) -> None:
@@ -294,8 +314,7 @@ def _restore(kept: Path, replaced_by: Sequence[str] = ()) -> None:
     """Move results that were set aside back to their places, and remove what a run without a result has left there."""
     _remove(kept.parent, _results(kept.parent, replaced_by))
     for name in _files(kept, ["*"]):
-        (kept.parent / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(kept / name, kept.parent / name)
+        _put(kept / name, kept.parent / name)
     shutil.rmtree(kept)
     _set_aside.pop(kept, None)
     logger.info("Brought the earlier results back to %s", kept.parent)
@@ -303,15 +322,15 @@ def _restore(kept: Path, replaced_by: Sequence[str] = ()) -> None:
 
 def _move(folder: Path, target: Path, names: Sequence[str]) -> None:
     for name in _files(folder, names):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(folder / name, target / name)
+        _put(folder / name, target / name)
     _remove(folder, names)
 
 
 def _remove(folder: Path, names: Sequence[str]) -> None:
     """Remove files, folders and links (not what they point to), and the folders that are empty then."""
+    known = set(names)
     for name in names:
-        above = [folder / parent for parent in Path(name).parents if parent.as_posix() in names]
+        above = [folder / parent for parent in Path(name).parents if parent.as_posix() in known]
         path = next((link for link in above if link.is_symlink()), folder / name)  # what it points to is not ours
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -328,14 +347,15 @@ def clean(folder: Path, names: Sequence[str], *, locked: bool = False) -> None:
     Args:
         folder: and the folders of the names in it.
         names: of results, relative to the folder.
-        locked: the lock of the first name is held, so what has that name is left by a dead process of any machine.
+        locked: the lock of the first name is held, so what has that name is left by a dead process of any machine; or
+            it is a place that this process has claimed, which stays.
     """
-    key = _key(names[0])
+    key, mine = _key(names[0]), {place.resolve() for place in _unpublished}
     if (aside := folder / f".{key}.aside").exists():
         _restore(aside)
     places = [folder, *(folder / name for name in names if "*" not in name), *((folder / n).parent for n in names)]
     for path in [path for home in {*places} if home.is_dir() for path in home.iterdir()]:
-        if not (match := _TEMPORARY.fullmatch(path.name)):
+        if not (match := _TEMPORARY.fullmatch(path.name)) or path.resolve() in mine:
             continue
         host, process, kind, name = match.groups()
         if not (locked and path.is_dir() and name == key) and (host != _HOST or _lives(int(process))):
@@ -359,14 +379,14 @@ def _lives(process: int) -> bool:
 
 
 def _beside(path: Path, kind: str = "partial") -> Path:
-    return path.with_name(f".{_HOST}-{os.getpid()}.{kind}.{path.name}")
+    return path.with_name(f".{_HOST}-{os.getpid()}-{next(_COUNT)}.{kind}.{path.name}")
 
 
 def _key(name: str) -> str:
     return name.replace("/", "_").replace("*", "_")[:200]
 
 
-def hold_alone(folder: Path, name: str) -> None:
+def hold_alone(folder: Path, name: str) -> bool:
     """Keep every other process from writing ``name`` in a folder until this one ends, however it ends.
 
     The lock is the kernel's (`fcntl.lockf`), not the file ``.NAME.lock``, which a kill leaves behind and nobody minds.
@@ -376,12 +396,17 @@ def hold_alone(folder: Path, name: str) -> None:
         folder: must exist.
         name: of the first result of the run; slashes and stars become underscores.
 
+    Returns:
+        Whether it is held: not where nothing can be locked.
+
     Raises:
         OutputExistsError: another process holds it.
     """
     path = folder.resolve() / f".{_key(name)}.lock"
-    if fcntl is None or ((held := _held.get((os.getpid(), path))) and _is_at(held, path)):
-        return
+    if fcntl is None:
+        return False
+    if (held := _held.get((os.getpid(), path))) and _is_at(held, path):
+        return True
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # open until the process ends
@@ -402,13 +427,14 @@ def hold_alone(folder: Path, name: str) -> None:
         except OSError as error:
             os.close(descriptor)
             logger.warning("%s cannot be locked (%s): start no second run into it", folder, error)
-            return
+            return False
         if _is_at(descriptor, path):
             break
         os.close(descriptor)  # its last holder ended, and removed it, between the opening and the lock
     os.truncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
     _held[os.getpid(), path] = descriptor
+    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -419,12 +445,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 @atexit.register
 def _leave() -> None:
     """Take away what this process would leave behind, and bring back what it has replaced by nothing."""
-    for place in [place for place in _unpublished if place.name.startswith(f".{_HOST}-{os.getpid()}.")]:
+    for place in [place for place in _unpublished if place.name.startswith(f".{_HOST}-{os.getpid()}-")]:
         shutil.rmtree(place, ignore_errors=True)
-    for kept, names in list(_set_aside.items()):
+    for kept, (names, by_products) in list(_set_aside.items()):
         mine = (os.getpid(), kept.parent.resolve() / f".{_key(names[0])}.lock") in _held
-        if mine and not any(name.endswith(".pt") for name in _results(kept.parent, names)):  # no weights, no state
-            _restore(kept, names)
+        if mine and not _results(kept.parent, names):
+            _restore(kept, [*names, *by_products])
     for (process, path), descriptor in _held.items():
         if process == os.getpid() and _is_at(descriptor, path):
             path.unlink(missing_ok=True)
@@ -459,7 +485,7 @@ def _results(folder: Path, names: Sequence[str]) -> list[str]:
     found = [path for name in names for path in (sorted(folder.glob(name)) if "*" in name else [folder / name])]
     return [
         path.relative_to(folder).as_posix()
-        for path in found
+        for path in dict.fromkeys(found)
         if os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
     ]
 

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -77,7 +78,14 @@ def end_with_parent(parent: int | None = None, *, by_kernel: bool = True) -> Non
 def end_worker_with_parent(worker: int = 0) -> None:
     """`end_with_parent` as a `DataLoader` wants it of its `worker_init_fn`."""
     parent = multiprocessing.parent_process()
-    end_with_parent(None if parent is None else parent.pid)
+    if parent is None or os.getppid() == parent.pid:
+        return end_with_parent(None if parent is None else parent.pid)
+
+    def watch() -> None:  # started by a fork server, or its parent has just ended
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def process_rank() -> int:

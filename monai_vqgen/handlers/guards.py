@@ -70,8 +70,8 @@ class GradientGuard:
     def _told(value: torch.Tensor, engine: Engine) -> str:
         return (
             f"{float(value)} at epoch {engine.state.epoch}, iteration {engine.state.iteration}. "
-            "Weights saved so far are untouched. Lower --learning_rate or switch --amp off; if it happens in the "
-            "first iterations, look for values that are not numbers in the data"
+            "Weights saved so far are untouched. Start anew in a new output_dir with a lower --learning_rate or "
+            "without --amp; if it happens in the first iterations, look for values that are not numbers in the data"
         )
 
 

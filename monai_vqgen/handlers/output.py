@@ -56,11 +56,9 @@ def claim_output(
         raise InputError(f"output_dir={str(folder)!r} is not writable. Give another folder")
     place = None
     if process_rank() == 0:  # another one would race with the first one's writing
-        every = [*names, *by_products]
         if resume_from is not None and (folder / resume_from).is_file():
-            hold_alone(folder, names[0])
-            clean(folder, every, locked=True)
-            keep_earlier(folder, every)
+            clean(folder, [*names, *by_products], locked=hold_alone(folder, names[0]))
+            keep_earlier(folder, names, by_products)
             place = folder
         else:
             place = claim_folder(folder, names, overwrite=overwrite, by_products=by_products, set_aside=set_aside)

@@ -182,7 +182,7 @@ class SampleFiles:
             ],
         }
         write_json(self.folder / "samples.json", content)
-        logger.info("%d samples in %.1f s, written to %s", len(names), self.inferer.seconds, self.folder)
+        logger.info("%d samples in %.1f s", len(names), self.inferer.seconds)
 
 
 def _name(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ from monai_vqgen.files import claim_place, clean, publish, write_json
 from monai_vqgen.models.record import autoencoder_record, prior_name, prior_record
 from monai_vqgen.weights import fingerprint, save_weights
 
-__all__ = ["describe", "write_model"]
+__all__ = ["describe", "saved_files", "write_model"]
+
+_OURS = re.compile(rf"model\.(pt|json)|{prior_name(0)[:-1]}\d+\.(pt|json)")
+
+
+def saved_files(folder: Path) -> list[str]:
+    """The weights and records of a model in a folder, none where it is missing."""
+    return sorted(path.name for path in folder.glob("model*") if _OURS.fullmatch(path.name))
 
 
 def write_model(model: Any, folder: Path) -> Path:
@@ -18,9 +26,9 @@ def write_model(model: Any, folder: Path) -> Path:
     Returns:
         The folder.
     """
-    files = ["model.pt", "model.json", f"{prior_name(0)[:-1]}*"]
+    files = ["model.pt", "model.json"]
     clean(folder, files)
-    folder = claim_place(folder, files)
+    folder = claim_place(folder, [*files, *saved_files(folder)])
     save_weights(model.autoencoder, folder / "model.pt")
     known = model.record._asdict()
     del known["fingerprint"]

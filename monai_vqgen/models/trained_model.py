@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError
-from monai_vqgen.models.loading import MODEL, LoadedPriors, load_autoencoder, load_priors, weights_file
+from monai_vqgen.models.loading import LoadedPriors, load_autoencoder, load_priors, weights_file
 from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name
 from monai_vqgen.models.samples import (
     Samples,
@@ -383,13 +383,13 @@ class TrainedModel:
         """Write weights and records, from which `from_bundle` loads the same model.
 
         Raises:
-            OutputExistsError: the folder holds weights, and `overwrite` is false.
+            OutputExistsError: the folder holds a model's weights or records, and `overwrite` is false.
         """
-        from monai_vqgen.models.saving import write_model
+        from monai_vqgen.models.saving import saved_files, write_model
 
         path = Path(folder)
-        if (path / MODEL).exists() and not overwrite:
-            raise OutputExistsError(f"{path} holds a {MODEL}: give another folder, or overwrite=True")
+        if (earlier := saved_files(path)) and not overwrite:
+            raise OutputExistsError(f"{path} holds {', '.join(earlier)}: give another folder, or overwrite=True")
         return write_model(self, path)
 
     def __repr__(self) -> str:

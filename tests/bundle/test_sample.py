@@ -211,14 +211,17 @@ def test_a_missing_level_and_a_damaged_sidecar_are_named(tmp_path, plain):
         sample(tmp_path, tmp_path / "out")
 
 
-def test_earlier_samples_are_not_overwritten_silently(tmp_path, plain):
+def test_earlier_samples_are_not_overwritten_silently(tmp_path, plain, caplog):
     sample(plain, tmp_path)
     with pytest.raises(OutputExistsError, match=r"samples\.json"):
         sample(plain, tmp_path)
     (tmp_path / "samples.json").unlink()  # as after a kill
     with pytest.raises(OutputExistsError, match=r"images/sample_0000"):
         sample(plain, tmp_path)
-    sample(plain, tmp_path, overwrite=True, num_samples=1)
+    with caplog.at_level("INFO"):
+        sample(plain, tmp_path, overwrite=True, num_samples=1)
+    assert "1 samples in" in caplog.text
+    assert ".partial." not in caplog.text  # where they were until they replaced the earlier ones
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["sample_0000.nii.gz", "sample_0000.png"]
 
 

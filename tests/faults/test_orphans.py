@@ -36,6 +36,20 @@ while True:
     Path(sys.argv[1] + os.environ["RANK"]).write_text(str(time.time()))
     time.sleep(0.05)
 """
+WORKER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from monai_vqgen.data.processes import end_worker_with_parent
+def busy(path):
+    end_worker_with_parent()
+    while True:
+        Path(path).write_text(str(time.time()))
+        time.sleep(0.05)
+if __name__ == "__main__":
+    worker = multiprocessing.get_context(sys.argv[2]).Process(target=busy, args=(sys.argv[1],))
+    worker.start()
+    worker.join()
+"""
 WORKERS = """
 import sys, time
 from pathlib import Path
@@ -71,6 +85,13 @@ def killed_once_all_write(command: list[str], files: list[Path]) -> None:
 def test_a_child_ends_with_its_parent(tmp_path, by_kernel):
     command = [sys.executable, "-c", PARENT, CHILD, str(tmp_path / "child"), str(by_kernel)]
     killed_once_all_write(command, [tmp_path / "child"])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_lives_as_long_as_its_parent_however_it_was_started(tmp_path, method):
+    script = tmp_path / "work.py"
+    script.write_text(WORKER)
+    killed_once_all_write([sys.executable, str(script), str(tmp_path / "worker"), method], [tmp_path / "worker"])
 
 
 def test_the_workers_of_an_extraction_end_with_it(tmp_path):

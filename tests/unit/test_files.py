@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from monai_vqgen import files
 from monai_vqgen.errors import OutputExistsError
 from monai_vqgen.files import (
     claim_folder,
@@ -138,9 +141,12 @@ def test_results_that_were_set_aside_go_when_the_run_has_ended_and_come_back_whe
     with pytest.raises(OutputExistsError, match=r"model\.pt, model\.json"):
         claim_folder(tmp_path, names, overwrite=False, **options)
     assert {name: text for name, text in content(tmp_path).items() if name in before} == before
-    for text in (b"unfinished", b"new"):
+    for kept, text in (b"earlier", b"newer"), (b"newer", b"new"):  # the newest that has weights
         claim_folder(tmp_path, names, overwrite=True, **options)
-        assert (tmp_path / ".model.pt.earlier" / "model.pt").read_bytes() == b"earlier"
+        write_bytes(tmp_path / "state.pt", b"of a run that was cut off before it had weights")
+        claim_folder(tmp_path, names, overwrite=True, **options)
+        assert (tmp_path / ".model.pt.earlier" / "model.pt").read_bytes() == kept
+        assert not (tmp_path / "state.pt").exists()
         write_bytes(tmp_path / "model.pt", text)
     forget_earlier(tmp_path)
     assert sorted(content(tmp_path)) == [".model.pt.lock", "model.pt"]
@@ -152,8 +158,10 @@ import os, sys
 from pathlib import Path
 from monai_vqgen.files import claim_folder, write_bytes
 folder, aside = Path(sys.argv[1]), sys.argv[2] == "aside"
-claim_folder(folder, ["model.pt"], overwrite=True, by_products=["log"], set_aside=aside)
+claim_folder(folder, ["model.pt"], overwrite=True, by_products=["log", "state.pt"], set_aside=aside)
 write_bytes(folder / "log", b"")
+if aside:
+    write_bytes(folder / "state.pt", b"of the start")
 if sys.argv[3] == "fails":
     raise SystemExit(7)
 os.abort()
@@ -167,8 +175,9 @@ def test_a_run_that_ends_before_its_first_result_leaves_the_earlier_one(tmp_path
     command = [sys.executable, "-c", ENDING, str(tmp_path), how, end]
     assert subprocess.run(command, capture_output=True, check=False, timeout=120).returncode in (7, -6)
     if end == "is killed":
+        options = {"by_products": ["log", "state.pt"], "set_aside": how == "aside"}
         with pytest.raises(OutputExistsError):
-            claim_folder(tmp_path, ["model.pt"], overwrite=False, by_products=["log"], set_aside=how == "aside")
+            claim_folder(tmp_path, ["model.pt"], overwrite=False, **options)
     assert (tmp_path / "model.pt").read_bytes() == b"earlier"
     assert {path.name for path in tmp_path.iterdir()} <= {"model.pt", "log", ".model.pt.lock"}
 
@@ -268,3 +277,73 @@ def test_a_lock_has_the_mode_that_the_umask_gives_and_one_that_cannot_be_opened_
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(OutputExistsError, match=r"other\.json\.lock is the lock of another user's.*remove"):
         claim_folder(tmp_path, ["other.json"], overwrite=False)
+
+
+def test_two_claims_of_one_process_have_two_places_and_the_second_leaves_the_first(tmp_path, monkeypatch):
+    write_json(tmp_path / "result.json", {})
+    first = claim_folder(tmp_path, ["result.json"], overwrite=True)
+    write_json(first / "result.json", {"by": 1})
+    monkeypatch.chdir(tmp_path)
+    second = claim_folder(Path(), ["result.json"], overwrite=True)
+    write_json(second / "result.json", {"by": 2})
+    for by, place in (1, first), (2, second):
+        publish(place)
+        assert read_json(tmp_path / "result.json") == {"by": by}
+
+
+def test_where_nothing_can_be_locked_the_place_of_a_run_that_may_live_stays(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    live = tmp_path / ".00000000-1-0.partial.result.json"
+    live.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "lockf", refused)
+        claim_folder(tmp_path, ["result.json"], overwrite=False)
+    assert live.is_dir()
+    claim_folder(tmp_path, ["result.json"], overwrite=False)
+    assert not live.exists()
+
+
+def test_results_behind_a_link_to_another_disk_are_set_aside_brought_back_and_replaced(tmp_path, monkeypatch):
+    folder, disk, replace = tmp_path / "run", tmp_path / "disk", os.replace
+
+    def across(source, target):
+        if (disk in Path(source).resolve().parents) != (disk in Path(target).resolve().parents):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", across)
+    disk.mkdir()
+    folder.mkdir()
+    (folder / "images").symlink_to(disk)
+    write_bytes(folder / "model.pt", b"earlier")
+    write_bytes(disk / "1", b"earlier")
+    (disk / "2").symlink_to("nowhere")
+    (disk / "notes").write_text("mine")
+    names, options = ["model.pt"], {"by_products": ["images/[0-9]*"], "set_aside": True}
+    claim_folder(folder, names, overwrite=True, **options)
+    assert [path.name for path in disk.iterdir()] == ["notes"]
+    with pytest.raises(OutputExistsError):
+        claim_folder(folder, names, overwrite=False, **options)
+    assert (disk / "1").read_bytes() == b"earlier"
+    assert os.readlink(disk / "2") == "nowhere"
+    place = claim_folder(folder, ["model.pt", "images/[0-9]*"], overwrite=True)
+    (place / "images").mkdir()
+    write_bytes(place / "images" / "3", b"new")
+    publish(place)
+    assert sorted(path.name for path in disk.iterdir()) == ["3", "notes"]
+    assert (folder / "images").is_symlink()
+
+
+def test_containers_of_one_host_name_are_told_apart(monkeypatch):
+    assert files._host() == files._HOST
+    spaces = os.stat("/proc/self/ns/mnt")
+    monkeypatch.setattr(os, "stat", lambda path: spaces)
+    assert files._host() != files._HOST
+
+
+def test_a_users_checksums_are_no_seal(tmp_path):
+    told = {"image": "sha256:" + 64 * "0", "seals": "sha256:" + 64 * "1", "meal": 1}
+    write_json(tmp_path / "a.json", told)
+    assert read_json(tmp_path / "a.json") == told

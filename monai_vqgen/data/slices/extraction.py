@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,13 +33,14 @@ from monai_vqgen.data.slices.scan import ScanOutcome, SliceOptions, slices_of_sc
 from monai_vqgen.data.slices.sources import FoundScans, ScanOptions, ScanRecord, find_scans
 from monai_vqgen.data.slices.splits import SplitOptions, SubjectSplit
 from monai_vqgen.errors import DatalistError
-from monai_vqgen.files import claim_folder, publish, write_json
+from monai_vqgen.files import claim_folder, publish, read_json, write_json
 
 __all__ = ["ExtractionReport", "extract_slices"]
 
 logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 8
+_SLICE = re.compile(r"images/[^/]+_[a-z]+_-?\d+\.\d\dmm\.nii\.gz")
 
 
 class ExtractionReport(NamedTuple):
@@ -93,7 +95,8 @@ def extract_slices(
     records = _of_split(found, split)
     first, claimed = process_rank() == 0, None
     if first:
-        claimed = claim_folder(output_dir, ["datalist.json", "contact_sheet.png", "images"], overwrite=overwrite)
+        names = ["datalist.json", "contact_sheet.png", f"images/*_{slices.plane}_*[0-9].[0-9][0-9]mm.nii.gz"]
+        claimed = claim_folder(output_dir, [*names, *_listed_before(Path(output_dir))], overwrite=overwrite)
         (claimed / "images").mkdir(exist_ok=True)
     place = next(path for path in gather(claimed) if path is not None)
     outcomes = _extract_all(_Scans(own_part(records), slices, place / "images"), num_workers, progress)
@@ -106,6 +109,16 @@ def extract_slices(
         _log(report)
     wait_for_all()  # until the list is written
     return report
+
+
+def _listed_before(folder: Path) -> list[str]:
+    """The slices, of any plane, that the datalist of an earlier extraction names."""
+    try:
+        parts = [read_json(folder / "datalist.json").get(part) for part in SubjectSplit._fields]
+        listed = [str(item["image"]) for items in parts for item in items or []]
+    except (OSError, ValueError, TypeError, KeyError):  # of no extraction, or damaged
+        return []
+    return [name for name in listed if _SLICE.fullmatch(name) and "*" not in name]
 
 
 def _of_split(found: FoundScans, split: SplitOptions) -> list[ScanRecord]:

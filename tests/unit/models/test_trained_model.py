@@ -186,6 +186,17 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         model.save(tmp_path / "model")
 
 
+def test_saving_replaces_a_models_files_where_told_to_and_no_others(tmp_path):
+    model = tiny_model(with_priors=False)
+    users = {f"model_prior_level0{end}" for end in (".log", "_best_of_may.pt")} | {"model_card.json", "model_prior.pt"}
+    for name in {*users, "model_prior_level7.pt", "model_prior_level10.json"}:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"model_prior_level10\.json, model_prior_level7\.pt: give"):
+        model.save(tmp_path)
+    model.save(tmp_path, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {*users, "model.pt", "model.json"}
+
+
 def test_its_text_says_what_it_is_trained_on_what_and_how_many_weights():
     model = tiny_model((20, 30), condition=POSITIONS, record={"data": "discs", "version": "7"})
     count = sum(parameter.numel() for parameter in model.autoencoder.parameters())

@@ -178,11 +178,35 @@ def test_a_brain_that_does_not_fit_is_skipped_or_cropped_with_a_warning(scans, t
 def test_earlier_results_are_kept_unless_told_otherwise(scans, tmp_path):
     extract(scans, tmp_path, **QUICK)
     before = (tmp_path / "datalist.json").read_bytes()
-    with pytest.raises(OutputExistsError, match="overwrite"):
+    told = r"datalist\.json, contact_sheet\.png, (images/\S+,? ){3}and 9 more; .*overwrite"
+    with pytest.raises(OutputExistsError, match=told):
         extract(scans, tmp_path, **{**QUICK, "positions": [50.0]})
     assert (tmp_path / "datalist.json").read_bytes() == before
     extract(scans, tmp_path, **{**QUICK, "positions": [50.0]}, overwrite=True)
     assert len(list((tmp_path / "images").iterdir())) == 4
+
+
+def test_overwriting_takes_the_slices_of_any_plane_away_but_no_other_file_nor_a_link_to_them(scans, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "images").symlink_to(tmp_path / "disk")
+    extract(scans, tmp_path / "s", **QUICK)
+    users = {"notes.txt", "mask_axial.nii.gz", "sub-01_coronal_mm.nii.gz"}
+    for name in users:
+        (tmp_path / "disk" / name).write_text("mine")
+    path = tmp_path / "s" / "datalist.json"
+    content = json.loads(path.read_text())
+    content["test"] += [{"image": "images/notes.txt"}, {"image": "../disk/notes.txt"}]
+    del content["seal"]
+    path.write_text(json.dumps(content))
+    extract(scans, tmp_path / "s", plane="coronal", positions=[50.0], overwrite=True)
+    assert (tmp_path / "s" / "images").is_symlink()
+    left = {item.name for item in (tmp_path / "disk").iterdir()} - users
+    assert len(left) == 4
+    assert all("_coronal_" in name for name in left)
+    extract(scans, tmp_path / "s", plane="axial", positions=[50.0], overwrite=True)
+    assert users < {item.name for item in (tmp_path / "disk").iterdir()}
+    assert not list((tmp_path / "disk").glob("*_coronal_0*"))
 
 
 def test_folders_and_options_that_cannot_work(scans, tmp_path):
