@@ -113,8 +113,9 @@ def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = ""
         >>> records_digest([{"image": "/data/a.png", "age": 40}], "/data")
         '1 records, sha256 e533a8ccde16'
     """
+    home = Path(folder).resolve()  # as `load_datalist` has it
     told = [
-        {**record, "image": os.path.relpath(record["image"], folder)} if "image" in record and folder else record
+        {**record, "image": os.path.relpath(record["image"], home)} if "image" in record and folder else record
         for record in records
     ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -142,7 +143,9 @@ def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]
         if twice := sorted(
             name for name, count in Counter(name for part in named for name in part).items() if count > 1
         ):
-            raise DatalistError(f"{path}: {key} {twice[0]} is in more than one split; extract again, or correct the list")
+            raise DatalistError(
+                f"{path}: {key} {twice[0]} is in more than one split; extract again, or correct the list"
+            )
     for item in parts[split]:
         if folder not in Path(item["image"]).parents:  # as written: links inside may lead elsewhere
             raise DatalistError(f"{path} lists {item['image']}, which is outside the folder; move it inside")
