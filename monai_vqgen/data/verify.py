@@ -75,12 +75,10 @@ def verify_folder(
     """Look at everything in a folder; nothing is written to it.
 
     Args:
-        folder: of scans (NIfTI, BIDS, DICOM), slices (`datalist.json`, `samples.json`, or folders by split), codes or
-            weights (`model*.pt` in it or in `models`).
+        folder: of scans (NIfTI, BIDS, DICOM), slices (with a list, or folders by split), codes or weights.
         scans: which scans are taken, and how subjects are named.
         slices: which slices would be extracted.
-        load_weights: loads a `model.pt` with all beside it, or a zip, and raises for what is wrong, as
-            `TrainedModel.from_bundle`.
+        load_weights: loads a `model.pt` and what is beside it, or a zip, or raises; `TrainedModel.from_bundle` does.
 
     Raises:
         DatalistError: there is no such folder, or nothing of the above in it.
@@ -104,27 +102,23 @@ def verify_folder(
 
 
 def _weights(folder: Path, load_weights: Callable[[Path], object]) -> Verification:
-    """Every file by its checksum; those of a model, which they are made for, together."""
-    findings = []
+    """Every file by its checksum, then those of a model, which belong together."""
+    faults: dict[str, str] = {}  # the file by what is wrong, which both readers may say
     for home in (folder, folder / "models", folder / "models" / "generative"):
-        faults = []
-        for file in sorted(home.glob("*.pt")):
-            try:
-                read_state(file)
-            except VQGenError as error:
-                faults.append(Finding("reading", str(file.relative_to(folder)), str(error)))
-        if not faults and (home / "model.pt").is_file():
-            try:
-                load_weights(home)
-            except VQGenError as error:
-                faults.append(Finding("reading", str((home / "model.pt").relative_to(folder)), str(error)))
-        findings += faults
-    return Verification(f"{folder}: weights", findings)
+        for file in sorted(home.glob("*.pt"), key=lambda file: (file.name == "model.pt", file.name)):
+            for read in (read_state, load_weights) if file.name == "model.pt" else (read_state,):
+                try:
+                    read(file)
+                except VQGenError as error:
+                    faults.setdefault(str(error), str(file.relative_to(folder)))
+    return Verification(f"{folder}: weights", [Finding("reading", file, fault) for fault, file in faults.items()])
 
 
 def _scans(folder: Path, scans: ScanOptions, options: SliceOptions) -> Verification:
     records, skipped = find_scans(folder, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
-    findings = [Finding("skipped", entry["file"], entry["reason"]) for entry in skipped]
+    findings = [
+        Finding("skipped", entry["file"], entry["reason"].removeprefix(f"{entry['file']}: ")) for entry in skipped
+    ]
     means, looks = dict[str, float](), np.zeros((len(records), BLOCKS**3), np.float32)
     for record in tqdm(records, desc="scans", unit="scan"):
         name = str(record.path.relative_to(folder)) if record.path != folder else folder.name
@@ -192,13 +186,13 @@ def _block_means(prepared: PreparedVolume) -> NDArray:
 
 def _slices(folder: Path) -> Verification:
     findings, records, home = [], dict[str, list[dict[str, Any]]](), folder.resolve()
-    path = next((path for name in LISTS if (path := folder / name).is_file()), None)
+    name = next((name for name in LISTS if (folder / name).is_file()), "")
     try:
-        listed = read_json(path) if path else {}
-        if path and path.name == "samples.json":
+        listed = read_json(folder / name) if name else {}
+        if name == LISTS[1]:
             records["samples"] = [{"image": str(home / entry["image"])} for entry in listed["samples"]]
     except (ValueError, KeyError, TypeError) as error:
-        return Verification(f"{folder}: slices", [Finding("reading", path.name if path else "", f"no list: {error}")])
+        return Verification(f"{folder}: slices", [Finding("reading", name, f"is no list of slices ({error})")])
     for split in () if records else SPLITS:
         try:
             records[split] = load_datalist(folder, split, disjoint=False)

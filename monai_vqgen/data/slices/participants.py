@@ -95,8 +95,8 @@ def _rows(path: Path) -> list[list[str]]:
             raise ValueError("it holds zero bytes")
         first, lines = text.lstrip("\r\n").partition("\n")[0], io.StringIO(text, newline="")
         separator = "\t" if "\t" in first else max("\t;,", key=first.count)
-        quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL  # BIDS' tables do not quote
-        rows = [row for row in csv.reader(lines, delimiter=separator, quoting=quoting, strict=True) if any(row)]
+        quote = None if separator == "\t" else '"'  # BIDS' tables do not quote
+        rows = [row for row in csv.reader(lines, delimiter=separator, quotechar=quote, strict=True) if any(row)]
         return [[cell[1:-1] if QUOTED.fullmatch(cell) else cell for cell in row] for row in rows]
     except (ValueError, csv.Error) as error:  # a field of more than 128 KiB, a quotation without end
         raise DatalistError(f"{path} cannot be read as a table ({error}); save it as UTF-8, tab-separated") from error

@@ -202,7 +202,9 @@ def test_weights_are_loaded_and_damage_is_found(tmp_path, capsys):
     assert "model_prior_level1.pt cannot be read" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["model.pt", "training_state.pt", "models/generative/model.pt"])
+@pytest.mark.parametrize(
+    "name", ["model.pt", "model_prior_level1.pt", "training_state.pt", "models/generative/model.pt"]
+)
 def test_damage_of_any_file_of_weights_is_found(tmp_path, name):
     tiny_model().save(tmp_path)
     tiny_model().save(tmp_path / "models/generative")
