@@ -26,7 +26,7 @@ from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, find_scans,
 from monai_vqgen.errors import DatalistError, ScanError, VQGenError
 from monai_vqgen.files import read_json
 from monai_vqgen.transforms import LoadSlice
-from monai_vqgen.transforms.volume_slicing import PreparedVolume, prepare_volume
+from monai_vqgen.transforms.volume_slicing import prepare_volume
 from monai_vqgen.weights import read_state
 
 __all__ = ["Finding", "Verification", "verify_folder"]
@@ -116,9 +116,7 @@ def _weights(folder: Path, load_weights: Callable[[Path], object]) -> Verificati
 
 def _scans(folder: Path, scans: ScanOptions, options: SliceOptions) -> Verification:
     records, skipped = find_scans(folder, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
-    findings = [
-        Finding("skipped", entry["file"], entry["reason"].removeprefix(f"{entry['file']}: ")) for entry in skipped
-    ]
+    findings = [Finding("skipped", entry["file"], entry["reason"].partition(": ")[2]) for entry in skipped]
     means, looks = dict[str, float](), np.zeros((len(records), BLOCKS**3), np.float32)
     for record in tqdm(records, desc="scans", unit="scan"):
         name = str(record.path.relative_to(folder)) if record.path != folder else folder.name
@@ -137,7 +135,7 @@ def _scans(folder: Path, scans: ScanOptions, options: SliceOptions) -> Verificat
 
 
 def _of_scan(record: ScanRecord, options: SliceOptions, look: NDArray) -> Iterator[tuple[str, str]]:
-    """Checks and reasons; what the scan looks like is written into `look`, which stays 0 for one that is unreadable."""
+    """Checks and reasons; means of blocks of its box, in [0, 1], go to `look`: 0 where it is unreadable."""
     with _quietly() as logged, tempfile.TemporaryDirectory() as scratch:
         (images := Path(scratch, "images")).mkdir()
         try:
@@ -148,7 +146,10 @@ def _of_scan(record: ScanRecord, options: SliceOptions, look: NDArray) -> Iterat
             yield "reading", str(error)
             return
         shares = {file.name: float((LoadSlice()(file) > BLANK).float().mean()) for file in sorted(images.iterdir())}
-    look[:] = _block_means(prepared)
+    volume_s = np.ascontiguousarray(prepared.view.volume_s[prepared.box.slices], dtype=np.float32)
+    means = adaptive_avg_pool3d(torch.from_numpy(volume_s)[None], BLOCKS).numpy().ravel()
+    low, high = prepared.window
+    look[:] = np.clip((means - low) / max(high - low, 1e-12), 0, 1)
     lines = dict.fromkeys(record.getMessage() for record in logged)  # once each: the scan is read twice
     yield from (("reading", line) for line in lines if not line.startswith(("skipped: ", "cropped: ")))
     yield from (("skipped", entry["reason"]) for entry in skipped)
@@ -174,14 +175,6 @@ def _quietly() -> Iterator[list[logging.LogRecord]]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = True
-
-
-def _block_means(prepared: PreparedVolume) -> NDArray:
-    """Means of blocks of the foreground's box, oriented, scaled to [0, 1]."""
-    volume_s = np.ascontiguousarray(prepared.view.volume_s[prepared.box.slices], dtype=np.float32)
-    means = adaptive_avg_pool3d(torch.from_numpy(volume_s)[None], BLOCKS).numpy().ravel()
-    low, high = prepared.window
-    return np.clip((means - low) / max(high - low, 1e-12), 0, 1)
 
 
 def _slices(folder: Path) -> Verification:
