@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging.handlers import BufferingHandler
@@ -22,10 +22,12 @@ from monai_vqgen.data.codes.store import CodeStore
 from monai_vqgen.data.io.volume import read_volume
 from monai_vqgen.data.slices.datalists import SPLITS, load_datalist
 from monai_vqgen.data.slices.scan import SliceOptions, slices_of_scan
-from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, discover_volumes, subject_of
+from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, find_scans, subject_of
 from monai_vqgen.errors import DatalistError, ScanError, VQGenError
+from monai_vqgen.files import read_json
 from monai_vqgen.transforms import LoadSlice
-from monai_vqgen.transforms.volume_slicing import PreparedVolume, prepare_volume
+from monai_vqgen.transforms.volume_slicing import prepare_volume
+from monai_vqgen.weights import read_state
 
 __all__ = ["Finding", "Verification", "verify_folder"]
 
@@ -35,6 +37,7 @@ COARSE = 2.0  # times the pixel size asked for: larger voxels within the plane b
 MEAN_SLACK, MEAN_SPREADS = 0.12, 6.0  # of a mean intensity in [0, 1], and of the usual distance from the median
 BLANK, BRAIN_SHARE = 0.05, 0.01  # a slice with a smaller share of pixels above this intensity shows no brain
 BLOCKS, SAME = 8, 1e-3  # scans whose 8 x 8 x 8 block means differ less are one scan, perhaps stored in another type
+LISTS = ("datalist.json", "samples.json")
 SHOWN = 10  # findings of a check that the table lists
 
 
@@ -72,33 +75,49 @@ def verify_folder(
     """Look at everything in a folder; nothing is written to it.
 
     Args:
-        folder: of scans (NIfTI, BIDS, DICOM), slices (`datalist.json`, or folders by split), codes or weights.
+        folder: of scans (NIfTI, BIDS, DICOM), slices (with a list, or folders by split), codes or weights.
         scans: which scans are taken, and how subjects are named.
         slices: which slices would be extracted.
-        load_weights: loads weights and raises for what is wrong with them, as `TrainedModel.from_bundle`.
+        load_weights: loads a `model.pt` and what is beside it, or a zip, or raises; `TrainedModel.from_bundle` does.
 
     Raises:
         DatalistError: there is no such folder, or nothing of the above in it.
     """
     folder = Path(folder)
     try:
-        if folder.suffix in (".pt", ".zip") or any(folder.glob("*.pt")) or any(folder.glob("models/*.pt")):
+        if folder.suffix in (".pt", ".zip"):
             load_weights(folder)
             return Verification(f"{folder}: weights", [])
+        if any(folder.glob("model*.pt")) or any(folder.glob("models/model*.pt")):
+            return _weights(folder, load_weights)
         if (folder / "codes.json").is_file():
             store = CodeStore(folder)
             return _by_split(f"{folder}: codes", {split: store.records(split) for split in store.splits}, [])
     except VQGenError as error:
         return Verification(f"{folder}", [Finding("reading", folder.name, str(error))])
     with contextlib.suppress(DatalistError):
-        if (folder / "datalist.json").is_file() or load_datalist(folder, "training"):
+        if any((folder / name).is_file() for name in LISTS) or load_datalist(folder, "training"):
             return _slices(folder)
     return _scans(folder, scans or ScanOptions(), slices or SliceOptions())
 
 
+def _weights(folder: Path, load_weights: Callable[[Path], object]) -> Verification:
+    """Every file by its checksum, then those of a model, which belong together."""
+    faults: dict[str, str] = {}  # the file by what is wrong, which both readers may say
+    for home in (folder, folder / "models", folder / "models" / "generative"):
+        for file in sorted(home.glob("*.pt"), key=lambda file: (file.name == "model.pt", file.name)):
+            for read in (read_state, load_weights) if file.name == "model.pt" else (read_state,):
+                try:
+                    read(file)
+                except VQGenError as error:
+                    faults.setdefault(str(error), str(file.relative_to(folder)))
+    return Verification(f"{folder}: weights", [Finding("reading", file, fault) for fault, file in faults.items()])
+
+
 def _scans(folder: Path, scans: ScanOptions, options: SliceOptions) -> Verification:
-    records = discover_volumes(folder, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
-    findings, means, looks = [], dict[str, float](), np.zeros((len(records), BLOCKS**3), np.float32)
+    records, skipped = find_scans(folder, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
+    findings = [Finding("skipped", entry["file"], entry["reason"].partition(": ")[2]) for entry in skipped]
+    means, looks = dict[str, float](), np.zeros((len(records), BLOCKS**3), np.float32)
     for record in tqdm(records, desc="scans", unit="scan"):
         name = str(record.path.relative_to(folder)) if record.path != folder else folder.name
         for check, reason in _of_scan(record, options, look := looks[len(means)]):
@@ -116,7 +135,7 @@ def _scans(folder: Path, scans: ScanOptions, options: SliceOptions) -> Verificat
 
 
 def _of_scan(record: ScanRecord, options: SliceOptions, look: NDArray) -> Iterator[tuple[str, str]]:
-    """Checks and reasons; what the scan looks like is written into `look`, which stays 0 for one that is unreadable."""
+    """Checks and reasons; means of blocks of its box, in [0, 1], go to `look`: 0 where it is unreadable."""
     with _quietly() as logged, tempfile.TemporaryDirectory() as scratch:
         (images := Path(scratch, "images")).mkdir()
         try:
@@ -127,7 +146,10 @@ def _of_scan(record: ScanRecord, options: SliceOptions, look: NDArray) -> Iterat
             yield "reading", str(error)
             return
         shares = {file.name: float((LoadSlice()(file) > BLANK).float().mean()) for file in sorted(images.iterdir())}
-    look[:] = _block_means(prepared)
+    volume_s = np.ascontiguousarray(prepared.view.volume_s[prepared.box.slices], dtype=np.float32)
+    means = adaptive_avg_pool3d(torch.from_numpy(volume_s)[None], BLOCKS).numpy().ravel()
+    low, high = prepared.window
+    look[:] = np.clip((means - low) / max(high - low, 1e-12), 0, 1)
     lines = dict.fromkeys(record.getMessage() for record in logged)  # once each: the scan is read twice
     yield from (("reading", line) for line in lines if not line.startswith(("skipped: ", "cropped: ")))
     yield from (("skipped", entry["reason"]) for entry in skipped)
@@ -155,24 +177,23 @@ def _quietly() -> Iterator[list[logging.LogRecord]]:
         logger.propagate = True
 
 
-def _block_means(prepared: PreparedVolume) -> NDArray:
-    """Means of blocks of the foreground's box, oriented, scaled to [0, 1]."""
-    volume_s = np.ascontiguousarray(prepared.view.volume_s[prepared.box.slices], dtype=np.float32)
-    means = adaptive_avg_pool3d(torch.from_numpy(volume_s)[None], BLOCKS).numpy().ravel()
-    low, high = prepared.window
-    return np.clip((means - low) / max(high - low, 1e-12), 0, 1)
-
-
 def _slices(folder: Path) -> Verification:
-    findings, records = [], dict[str, list[dict[str, Any]]]()
-    for split in SPLITS:
+    findings, records, home = [], dict[str, list[dict[str, Any]]](), folder.resolve()
+    name = next((name for name in LISTS if (folder / name).is_file()), "")
+    try:
+        listed = read_json(folder / name) if name else {}
+        if name == LISTS[1]:
+            records["samples"] = [{"image": str(home / entry["image"])} for entry in listed["samples"]]
+    except (ValueError, KeyError, TypeError) as error:
+        return Verification(f"{folder}: slices", [Finding("reading", name, f"is no list of slices ({error})")])
+    for split in () if records else SPLITS:
         try:
             records[split] = load_datalist(folder, split, disjoint=False)
         except DatalistError as error:
             findings.append(Finding("splits", split, str(error)))
     seen, shape = dict[bytes, str](), None
     for record in tqdm([record for some in records.values() for record in some], desc="slices", unit="slice"):
-        name = str(Path(record["image"]).relative_to(folder.resolve()))
+        name = os.path.relpath(record["image"], home)
         record.setdefault("subject", subject_of(Path(name)))
         try:
             pixels = np.asarray(LoadSlice()(record["image"]))
@@ -185,7 +206,6 @@ def _slices(folder: Path) -> Verification:
             findings.append(Finding("no brain", name, "hardly a pixel that is not black"))
         elif (other := seen.setdefault(hashlib.sha256(pixels.tobytes()).digest(), name)) != name:
             findings.append(Finding("duplicates", name, f"is {other} once more: remove one"))
-    listed = json.loads(path.read_text("utf-8")) if (path := folder / "datalist.json").is_file() and records else {}
     findings += [Finding("skipped", entry["file"], entry["reason"]) for entry in listed.get("skipped", [])]
     return _by_split(f"{folder}: slices", records, findings)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import difflib
 import functools
 import inspect
@@ -76,7 +75,8 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     call = _call() if arguments is None else None
     if call is not None and typed is not None:
         _show_errors_plainly(call.workflow.parser.get())
-        atexit.register(_tell_next, call, time.time())
+        finalize, began_s = call.workflow.finalize, time.time()  # which a run that ends early does not reach
+        call.workflow.finalize = lambda: _tell_next(call, began_s, finalize())  # type: ignore[method-assign]
     if call is not None:
         files, given = call.files, call.given
     elif typed is not None:
@@ -144,24 +144,26 @@ _NEXT = {
 """By stage, what usually follows."""
 
 
-def _tell_next(call: _Call, started_s: float) -> None:
-    """At the end of a program that did not fail: what it wrote, and the next command."""
+def _tell_next(call: _Call, started_s: float, result: Any) -> Any:
+    """Of a run that came to its end: what it wrote, and the next command where its configuration is there."""
     parser, stage = call.workflow.parser, Path(call.files[0])
     known = {name: str(parser.get_parsed_content(name)) for name in ("output_dir", "dataset_dir") if name in parser}
     folder = Path(known.get("output_dir", ""))
     if os.environ.get("RANK", "0") != "0" or "output_dir" not in known or not folder.is_dir():
-        return
+        return result
     names = [p.name for p in sorted(folder.iterdir()) if p.stat().st_mtime >= started_s and not p.name.startswith(".")]
     print(f"Written to {folder}: {', '.join(names) or 'nothing new'}", file=sys.stderr)
-    if (following := _NEXT.get(stage.stem)) and "dataset_dir" in known:
+    following = _NEXT.get(stage.stem, "")
+    config = stage.parent / following.partition("{configs}/")[2].partition(" ")[0]
+    if config.is_file() and "dataset_dir" in known:
         quoted = {name: shlex.quote(value) for name, value in {**known, "configs": str(stage.parent)}.items()}
         print(f"Next: python -m monai.bundle run {following.format(**quoted)}", file=sys.stderr)
+    return result
 
 
 def _show_plainly(
     config: Mapping[str, Any], kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    atexit.unregister(_tell_next)
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
     if os.environ.get("MONAI_VQGEN_TRACEBACK"):

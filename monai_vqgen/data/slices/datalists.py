@@ -113,8 +113,9 @@ def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = ""
         >>> records_digest([{"image": "/data/a.png", "age": 40}], "/data")
         '1 records, sha256 e533a8ccde16'
     """
+    home = Path(folder).resolve()  # as `load_datalist` has it
     told = [
-        {**record, "image": os.path.relpath(record["image"], folder)} if "image" in record and folder else record
+        {**record, "image": os.path.relpath(record["image"], home)} if "image" in record and folder else record
         for record in records
     ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

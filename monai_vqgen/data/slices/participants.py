@@ -24,6 +24,7 @@ MISSING = frozenset({"", "n/a", "na", "nan", "-", "--", "?", ".", "null"})  # BI
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,(?!\d{3}$)\d+", re.ASCII)  # 1,234 may be a thousand
 BOUND = re.compile(r"[<>]?=?\s*(\d+(?:\.\d+)?)\s*\+?", re.ASCII)  # 89+, >89: BIDS' way to hide high ages
+QUOTED = re.compile('"[^"]*"')  # a whole cell, as some programs write it
 SEXES = {"m": "m", "male": "m", "man": "m", "f": "f", "female": "f", "woman": "f"}
 
 Columns = dict[str, float | str]
@@ -32,9 +33,10 @@ Columns = dict[str, float | str]
 def read_participants(path: Path) -> dict[str, Columns]:
     """Read a BIDS participants.tsv; no file, no entries.
 
-    Missing values are left out. A column most of whose values are numbers is one of numbers: a decimal comma is one,
-    "89+" is 89, anything else is left out; the latter two are logged. Spellings of one word ("M", "m", "Male" in the
-    column sex) become the most frequent one.
+    Missing values are left out, and, with a warning, what the rows of one subject (its sessions) state differently. A
+    column most of whose values are numbers is one of numbers: a decimal comma is one, "89+" is 89, anything else is
+    left out; the latter two are logged. Spellings of one word ("M", "m", "Male" in the column sex) become the most
+    frequent one.
 
     Raises:
         DatalistError: the file is too large or no table.
@@ -54,12 +56,19 @@ def read_participants(path: Path) -> dict[str, Columns]:
         logger.warning("%s has no column participant_id and is not used", path)
         return {}
     table: dict[str, Columns] = {}
+    differing: dict[str, set[str]] = defaultdict(set)
     for row in rows[1:]:
         entries = {name: text.strip() for name, text in zip(names, row, strict=False)}
         subject = entries.pop("participant_id", "")
         known = {name: text for name, text in entries.items() if name and text.lower() not in MISSING}
-        if subject and table.setdefault(subject, dict(known)) != known:
-            raise DatalistError(f"{path}: two rows of {subject} differ; keep one")
+        if subject:
+            first = table.setdefault(subject, {})
+            differing[subject] |= {name for name, text in known.items() if first.setdefault(name, text) != text}
+    for subject, columns in differing.items():
+        for name in columns:
+            del table[subject][name]
+    if told := [f"{subject} ({', '.join(sorted(columns))})" for subject, columns in differing.items() if columns]:
+        logger.warning("%s: rows of one subject differ, and what differs is not used: %s", path, "; ".join(told[:5]))
     if reserved := sorted(RESERVED & set(names)):
         logger.warning("%s: the columns %s are not used: slices have their own", path, ", ".join(reserved))
     for name in dict.fromkeys(names):
@@ -84,29 +93,30 @@ def _rows(path: Path) -> list[list[str]]:
             text = content.decode("latin-1")
         if "\0" in text:
             raise ValueError("it holds zero bytes")
-        separator = max("\t;,", key=text.partition("\n")[0].count)
-        return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True) if any(row)]
+        first, lines = text.lstrip("\r\n").partition("\n")[0], io.StringIO(text, newline="")
+        separator = "\t" if "\t" in first else max("\t;,", key=first.count)
+        quote = None if separator == "\t" else '"'  # BIDS' tables do not quote
+        rows = [row for row in csv.reader(lines, delimiter=separator, quotechar=quote, strict=True) if any(row)]
+        return [[cell[1:-1] if QUOTED.fullmatch(cell) else cell for cell in row] for row in rows]
     except (ValueError, csv.Error) as error:  # a field of more than 128 KiB, a quotation without end
         raise DatalistError(f"{path} cannot be read as a table ({error}); save it as UTF-8, tab-separated") from error
 
 
 def _uniform(path: Path, name: str, values: Mapping[str, str]) -> Columns:
     """One column by subject: numbers, or words in one spelling; where neither is most frequent, each as it is."""
-    numbers = {subject: _number(text) for subject, text in values.items()}
-    known = [number for number in numbers.values() if number is not None]
-    if 2 * len(known) <= len(values):
-        return {**_words(name, values), **{s: number for s, number in numbers.items() if number is not None}}
-    column: Columns = {}
+    plain = {subject: number for subject, text in values.items() if (number := _number(text)) is not None}
+    bounds = {
+        s: float(bound.group(1)) for s, text in values.items() if s not in plain and (bound := BOUND.fullmatch(text))
+    }
+    bounds = {s: number for s, number in bounds.items() if math.isfinite(number)}
+    if not plain or 2 * (len(plain) + len(bounds)) <= len(values):
+        return {**_words(name, values), **plain}
     for subject, text in values.items():
-        number, bound = numbers[subject], BOUND.fullmatch(text)
-        if number is None and bound and math.isfinite(float(bound.group(1))):
-            number = float(bound.group(1))
-            logger.warning("%s: %s of %s is %r and taken as %g", path, name, subject, text, number)
-        if number is None:
+        if subject in bounds:
+            logger.warning("%s: %s of %s is %r and taken as %g", path, name, subject, text, bounds[subject])
+        elif subject not in plain:
             logger.warning("%s: %s of %s is %r, no number like the others, and left out", path, name, subject, text)
-        else:
-            column[subject] = number
-    return column
+    return {**plain, **bounds}
 
 
 def _number(text: str) -> float | None:

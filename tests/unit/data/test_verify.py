@@ -17,6 +17,8 @@ from monai_vqgen.__main__ import main
 from monai_vqgen.data import SliceOptions, make_phantoms, save_codes
 from monai_vqgen.data.verify import Verification, verify_folder
 from monai_vqgen.errors import DatalistError
+from monai_vqgen.models import TrainedModel
+from monai_vqgen.weights import write_state
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +200,59 @@ def test_weights_are_loaded_and_damage_is_found(tmp_path, capsys):
     file.write_bytes(file.read_bytes()[:-50])
     assert main(["verify", str(tmp_path)]) == 1
     assert "model_prior_level1.pt cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["model.pt", "model_prior_level1.pt", "training_state.pt", "models/generative/model.pt"]
+)
+def test_damage_of_any_file_of_weights_is_found(tmp_path, name):
+    tiny_model().save(tmp_path)
+    tiny_model().save(tmp_path / "models/generative")
+    write_state({"epoch": 3}, tmp_path / "training_state.pt")
+    assert found(tmp_path, load_weights=TrainedModel.from_bundle) == {}
+    file = tmp_path / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert set(found(tmp_path, load_weights=TrainedModel.from_bundle)) == {("reading", name)}
+
+
+def test_weights_that_do_not_fit_their_record_are_found_in_either_release(tmp_path):
+    for home in ("models", "models/generative"):
+        tiny_model().save(tmp_path / home)
+        (tmp_path / home / "model.json").write_text("{")
+    expected = {("reading", f"{home}/model.pt") for home in ("models", "models/generative")}
+    assert set(found(tmp_path, load_weights=TrainedModel.from_bundle)) == expected
+
+
+def test_priors_without_an_autoencoder_are_in_order(tmp_path):
+    tiny_model().save(tmp_path)
+    (tmp_path / "model.pt").unlink()
+    (tmp_path / "model.json").unlink()
+    assert main(["verify", str(tmp_path)]) == 0
+
+
+def test_another_file_beside_scans_does_not_make_them_weights(scans):
+    (scans / "old.pt").write_bytes(b"old")
+    assert "4 scans" in verify_folder(scans, slices=OPTIONS).summary
+
+
+def test_a_scan_that_is_left_out_is_found(scans):
+    (scans / "again").symlink_to(scans)
+    assert found(scans) == {("skipped", "again"): f"is the folder {scans} again (a link); counted once"}
+
+
+def test_samples_are_slices(tmp_path):
+    write_slices(tmp_path)
+    (tmp_path / "datalist.json").unlink()
+    names = ["images/training0.nii.gz", "images/training1.nii.gz"]
+    (tmp_path / "samples.json").write_text(json.dumps({"samples": [{"image": name} for name in names]}))
+    verified = verify_folder(tmp_path)
+    assert verified == (f"{tmp_path}: slices, 2 samples", [])
+    (tmp_path / names[1]).unlink()
+    assert set(found(tmp_path)) == {("reading", names[1])}
+    (tmp_path / "samples.json").write_text("{}")
+    assert set(found(tmp_path)) == {("reading", "samples.json")}
 
 
 # --- the command

@@ -243,10 +243,18 @@ def test_a_full_disk_is_named_and_the_log_file_keeps_the_traceback(tmp_path, cap
 def test_a_stage_ends_with_what_it_wrote_and_the_next_command(config, tmp_path):
     (tmp_path / "earlier").touch()
     os.utime(tmp_path / "earlier", (1, 1))
+    told = program(config, f"--output_dir={tmp_path}").stderr.splitlines()
+    assert told[-1] == f"Written to {tmp_path}: written", "where the next configuration is not there"
+    (tmp_path / "extract_codes.json").touch()
+    os.utime(tmp_path / "extract_codes.json", (1, 1))
     told = program(config, f"--output_dir={tmp_path}").stderr.splitlines()[-2:]
     assert told == [
         f"Written to {tmp_path}: written",
         f"Next: python -m monai.bundle run --config_file {tmp_path}/extract_codes.json --dataset_dir 'my slices' "
         f"--model {tmp_path}/model.pt",
     ]
-    assert "Next:" not in program(config, f"--output_dir={tmp_path}", "--run", "$[1 / 0]").stderr
+    for ending in ("sys.exit(143)", "1 / 0"):
+        ended = program(config, f"--output_dir={tmp_path}", "--run", f"$[{ending} for sys in [__import__('sys')]]")
+        assert ended.returncode == (143 if "exit" in ending else 1)
+        assert "Next:" not in ended.stderr
+        assert "Written to" not in ended.stderr

@@ -162,6 +162,39 @@ def test_ringing_below_a_black_background_changes_nothing():
     assert before.background == (0, before.threshold, False)
 
 
+def test_one_negative_voxel_does_not_move_the_background_of_a_volume_cropped_into_the_brain():
+    volume = np.random.default_rng(0).uniform(300, 1000, (40, 44, 36))
+    before = foreground_window(volume)
+    volume[0, 0, 0] = -1
+    assert find_foreground(volume).background.value == 0
+    np.testing.assert_allclose(foreground_window(volume), before, atol=1)
+    volume[0, 0, 0] = -1000
+    np.testing.assert_allclose(foreground_window(volume), before, atol=1)
+
+
+def test_a_z_scored_volume_cropped_into_the_brain_is_brain_down_to_its_darkest():
+    volume = np.random.default_rng(0).normal(size=(40, 44, 36))
+    assert np.mean(find_foreground(volume).background.foreground(volume)) > 0.97
+
+
+def test_noise_in_air_of_negative_values_is_background():
+    noisy = brain() - 1024 + np.random.default_rng(1).normal(0, 5, brain().shape)
+    assert find_foreground(noisy).box == find_foreground(brain()).box
+
+
+@pytest.mark.parametrize("padding", [-3024, -2048])
+@pytest.mark.parametrize("noise", [0, 5])
+def test_padding_around_the_air_of_a_ct_changes_nothing(padding, noise):
+    air = brain() - 1000 + np.random.default_rng(1).normal(0, noise, brain().shape)
+    x, y = np.meshgrid(*(np.linspace(-1.05, 1.05, n) for n in air.shape[:2]), indexing="ij")
+    padded = np.where((x**2 + y**2 < 1.1)[..., None], air, padding)
+    padded[..., [0, -1]] = padding
+    assert find_foreground(padded).box == find_foreground(air).box
+    np.testing.assert_allclose(foreground_window(padded), foreground_window(air), atol=10)
+    stripped = np.where(brain() > 0, air, padding)
+    assert find_foreground(stripped).box == find_foreground(brain()).box
+
+
 def test_a_slice_is_centered_on_its_brain_whatever_the_background():
     clean = np.zeros((1, 40, 40), dtype=np.float32)
     clean[0, 4:20, 6:30] = np.random.default_rng(0).uniform(200, 1000, (16, 24))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_vqgen.data import load_datalist, read_slice_geometry
+from monai_vqgen.data import load_datalist, read_slice_geometry, records_digest
 from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.errors import DatalistError, InputError
 
@@ -125,3 +125,19 @@ def test_volumes_beside_a_folder_named_like_a_split_are_refused(tmp_path):
         load_datalist(tmp_path, "test")
     (tmp_path / "scan.nii.gz").unlink()
     assert len(load_datalist(tmp_path, "test")) == 1
+
+
+def test_a_digest_is_the_same_through_a_link_and_after_a_move(tmp_path, monkeypatch):
+    (tmp_path / "slices/train").mkdir(parents=True)
+    (tmp_path / "slices/train/a.png").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/link").symlink_to(tmp_path / "slices")
+    monkeypatch.chdir(tmp_path)
+
+    def digest(folder):
+        return records_digest(load_datalist(folder, "training"), folder)
+
+    assert digest("slices") == digest(tmp_path / "slices") == digest("elsewhere/link")
+    before = digest("slices")
+    (tmp_path / "slices").rename(tmp_path / "moved")
+    assert digest("moved") == before

@@ -51,8 +51,7 @@ def test_every_encoding_and_separator(tmp_path, encoding, separator):
     ("text", "fault"),
     [
         ("participant_id\tnote\nsub-1\t" + "x" * 200_000, "field larger"),
-        ('participant_id\tnote\nsub-1\t"open\nsub-2\tb\n', "cannot be read as a table"),
-        ("participant_id\tage\nsub-1\t2\nsub-1\t3\n", "two rows of sub-1 differ"),
+        ('participant_id,note\nsub-1,"open\nsub-2,b\n', "cannot be read as a table"),
         ("participant_id\tage\tage\nsub-1\t2\t3\n", "two columns 'age'"),
         ("participant_id,age\nsub-1,21,5\n", r"a row \('sub-1'\) of more than 2 fields"),
         (b"\xff\xfeabc", "cannot be read as a table"),
@@ -80,6 +79,32 @@ def test_ids_without_sub_and_zeros_are_found_where_only_one_can_be_meant(caplog)
     assert {name: row["age"] for name, row in found.items()} == {"sub-01": 0, "sub-02": 1, "sub-03": 2, "sub-05": 5}
     assert "no row of 3 of 7 subjects: sub-004, sub-06, x" in caplog.text
     assert rows_of_subjects({"1": {}}, ["sub-1", "sub-01"]) == {}, "whose row it is cannot be told"
+
+
+def test_of_rows_by_session_what_agrees_is_used_and_the_rest_said(tmp_path, caplog):
+    rows = "sub-1\t1\t33\tF\nsub-2\t1\t50\tM\nsub-1\t2\t35\tF\nsub-1\t3\t33\tn/a\n"
+    table = read(tmp_path, f"participant_id\tvisit\tage\tsex\n{rows}")
+    assert table == {"sub-1": {"sex": "F"}, "sub-2": {"visit": 1, "age": 50, "sex": "M"}}
+    assert "what differs is not used: sub-1 (age, visit)" in caplog.text
+
+
+def test_quotation_marks_between_tabs_are_text_but_those_around_a_cell(tmp_path):
+    rows = ['sub-1\t33\t"so" he said', 'sub-2\t34\t"open', '"sub-3"\t"35"\t"whole"']
+    table = read(tmp_path, "\n".join(['"participant_id"\t"age"\tnote', *rows]))
+    assert [row["age"] for row in table.values()] == [33, 34, 35]
+    assert [row["note"] for row in table.values()] == ['"so" he said', '"open', "whole"]
+    assert "sub-3" in table
+
+
+def test_a_tab_separates_whatever_else_the_header_has(tmp_path):
+    text = "participant_id\tage (years, months; rounded, or, not)\nsub-1\t33\n"
+    assert list(read(tmp_path, text)["sub-1"].values()) == [33]
+    assert read(tmp_path, "participant_id;a,b;age\nsub-1;x;21,5\n") == {"sub-1": {"a,b": "x", "age": 21.5}}
+
+
+def test_bounds_count_as_numbers(tmp_path):
+    assert column(tmp_path, "age", "33", ">89") == [33, 89]
+    assert column(tmp_path, "score", "1+", "2+") == ["1+", "2+"]
 
 
 def test_columns_that_slices_have_of_their_own_are_said(tmp_path, caplog):
