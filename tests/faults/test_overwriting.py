@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import resource
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,20 @@ from monai_vqgen.bundles import run_stage
 from monai_vqgen.data import make_phantoms
 
 FAILED = 7
+PROCESSES = multiprocessing.get_context("forkserver")  # threads that have worked here would not survive a plain fork
+PROCESSES.set_forkserver_preload(["monai.bundle", "monai_vqgen.models", "monai_vqgen.evaluation", "tiny_training"])
 STAGES = ("extract_slices", "extract_codes", "sample", "inference", "evaluate", "export")
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """Scans, slices, codes and a complete model; made apart, because threads that have worked do not survive a fork."""
+    """Scans, slices, codes and a complete model."""
     folder = tmp_path_factory.mktemp("inputs")
-
-    def make() -> None:
-        make_phantoms(folder / "scans", 3, voxel_mm=8.0, progress=False)
-        write_slices(folder / "slices")
-        tiny_model((16, 16), autoencoder=tiny_autoencoder(), record={"plane": "coronal"}).save(folder / "model")
-        where = {"dataset_dir": str(folder / "slices"), "model": str(folder / "model" / "model.pt")}
-        run_stage("extract_codes", options={**where, "output_dir": str(folder / "codes")})
-
-    assert in_fork(make) == 0
+    make_phantoms(folder / "scans", 3, voxel_mm=8.0, progress=False)
+    write_slices(folder / "slices")
+    tiny_model((16, 16), autoencoder=tiny_autoencoder(), record={"plane": "coronal"}).save(folder / "model")
+    where = {"dataset_dir": str(folder / "slices"), "model": str(folder / "model" / "model.pt")}
+    run_stage("extract_codes", options={**where, "output_dir": str(folder / "codes")})
     return folder
 
 
@@ -50,22 +50,26 @@ def options_of(stage: str, inputs: Path) -> dict[str, Any]:
     }[stage]
 
 
-def in_fork(action: Callable[[], None]) -> int:
+def in_process(action: Callable[[], None]) -> int:
     """The status of a process of its own, in which locks are its own; negative where a signal ended it."""
-    child = os.fork()
-    if child == 0:
-        status = FAILED
-        try:
-            signal.alarm(100)
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
-            action()
-            status = 0
-        finally:
-            atexit._run_exitfuncs()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    process = PROCESSES.Process(target=_act, args=(action,))
+    process.start()
+    process.join()
+    return process.exitcode or 0
+
+
+def _act(action: Callable[[], None]) -> None:
+    status = FAILED
+    try:
+        signal.alarm(200)
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        action()
+        status = 0
+    finally:
+        atexit._run_exitfuncs()
+        os._exit(status)
 
 
 def on_a_full_disk(action: Callable[[], None]) -> None:
@@ -101,22 +105,22 @@ def hidden(folder: Path) -> set[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_results_outlive_a_typo_a_full_disk_and_a_kill_and_are_then_replaced(stage, inputs, tmp_path):
     options = {**options_of(stage, inputs), "output_dir": str(tmp_path)}
-    assert in_fork(lambda: run_stage(stage, options=options)) == 0
+    assert in_process(partial(run_stage, stage, options=options)) == 0
     before = visible(tmp_path)
     again = {**options, "overwrite": True, "num_samples": 2} if "num_samples" in options else options
     again = {**again, "overwrite": True}
     wrong = "model" if "model" in options else "dataset_dir"
     typo = {**again, wrong: str(inputs / "typo.pt")}
-    assert in_fork(lambda: run_stage(stage, options=typo)) == FAILED
+    assert in_process(partial(run_stage, stage, options=typo)) == FAILED
     assert (visible(tmp_path), hidden(tmp_path)) == (before, set())
-    assert in_fork(lambda: on_a_full_disk(lambda: run_stage(stage, options=again))) == FAILED
+    assert in_process(partial(on_a_full_disk, partial(run_stage, stage, options=again))) == FAILED
     assert (visible(tmp_path), hidden(tmp_path)) == (before, set())
     for count in (1, 2):  # the first is that of the first file
-        assert in_fork(lambda count=count: killed_at(count, lambda: run_stage(stage, options=again))) == -signal.SIGKILL
+        assert in_process(partial(killed_at, count, partial(run_stage, stage, options=again))) == -signal.SIGKILL
         assert visible(tmp_path) == before
         assert len(hidden(tmp_path)) >= 1
     (tmp_path / "notes.txt").write_text("mine")
-    assert in_fork(lambda: run_stage(stage, options=again)) == 0
+    assert in_process(partial(run_stage, stage, options=again)) == 0
     assert hidden(tmp_path) == set()
     fewer = stage == "sample"  # the third of three samples went with the others
     after = set(before) - ({"images/sample_0002.nii.gz", "images/sample_0002.png"} if fewer else set())
@@ -128,21 +132,21 @@ def test_results_outlive_a_typo_a_full_disk_and_a_kill_and_are_then_replaced(sta
 def test_a_training_that_replaces_another_keeps_it_until_the_end(name, inputs, tmp_path):
     data = inputs / ("slices" if name == "train" else "codes")
     options: dict[str, Any] = {"dataset_dir": data, "output_dir": tmp_path, "val_interval": 1}
-    assert in_fork(lambda: run(name, **options)) == 0
+    assert in_process(partial(run, name, **options)) == 0
     before = visible(tmp_path)
     model = next(file for file in before if file.startswith("model") and file.endswith(".pt"))
     again = {**options, "seed": 1, "overwrite": True}
-    assert in_fork(lambda: on_a_full_disk(lambda: run(name, **again))) == FAILED
+    assert in_process(partial(on_a_full_disk, partial(run, name, **again))) == FAILED
     assert (visible(tmp_path), hidden(tmp_path)) == (before, set())
     places = len(before)  # so many renames set the earlier files aside, and one names their folder
     for count in (2, places + 1):
-        assert in_fork(lambda count=count: killed_at(count, lambda: run(name, **again))) == -signal.SIGKILL
-        assert in_fork(lambda: run(name, **options)) == FAILED  # without overwrite: refused, and all is there again
+        assert in_process(partial(killed_at, count, partial(run, name, **again))) == -signal.SIGKILL
+        assert in_process(partial(run, name, **options)) == FAILED  # without overwrite: refused, and all is there again
         assert (visible(tmp_path), hidden(tmp_path)) == (before, set())
-    assert in_fork(lambda: killed_at(places + 5, lambda: run(name, **again))) == -signal.SIGKILL
+    assert in_process(partial(killed_at, places + 5, partial(run, name, **again))) == -signal.SIGKILL
     kept = tmp_path / f".{model}.earlier"
     assert visible(kept) == before
-    assert in_fork(lambda: run(name, **{**options, "seed": 1, "resume": True})) == 0
+    assert in_process(partial(run, name, **{**options, "seed": 1, "resume": True})) == 0
     assert hidden(tmp_path) == set()
     assert set(visible(tmp_path)) >= {model, model.replace(".pt", ".json")}
     assert visible(tmp_path)[model] != before[model]
