@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
 from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.transform import MapTransform
 from monai.utils.misc import ensure_tuple_rep
@@ -44,12 +46,15 @@ class ExtractSlicesd(MapTransform):
 
     Args:
         keys: entries to extract from, volumes on one grid.
+        plane: see `ExtractSlices`.
+        positions: see `ExtractSlices`.
+        unit: see `ExtractSlices`.
+        reference: see `ExtractSlices`.
+        pixel_mm: see `ExtractSlices`.
         mode: "linear" or "nearest", one for all keys or one per key.
         box_key: whose foreground gives the box; default the first key.
         mask_key: an entry with a brain mask to use instead of the foreground.
         allow_missing_keys: skip missing keys.
-
-    All others are those of `ExtractSlices`.
     """
 
     backend = ExtractSlices.backend
@@ -81,22 +86,32 @@ class ExtractSlicesd(MapTransform):
         """Extract every key at every position."""
         guide = data[self.box_key]
         prepared = self.placer.prepare(guide, data[self.mask_key] if self.mask_key is not None else None)
-        planes = self.placer.locate(prepared)
-        results: list[dict[Hashable, Any]] = [
-            {**data, "plane": self.placer.plane, "position_mm": plane.position_mm} for plane in planes
-        ]
-        for key in self.key_iterator(dict(data)):
-            if tuple(data[key].shape[1:]) != tuple(guide.shape[1:]):
-                raise ScanError(f"{key}: shape {tuple(data[key].shape)} is not on the grid of {self.box_key}")
-            for item, image in zip(results, self.cutters[key].cut(data[key], prepared, planes), strict=True):
-                item[key] = image
+        results = []
+        for plane in self.placer.locate(prepared):
+            item = dict(data)
+            for key in self.key_iterator(item):
+                if tuple(data[key].shape[1:]) != tuple(guide.shape[1:]):
+                    raise ScanError(f"{key}: shape {tuple(data[key].shape)} is not on the grid of {self.box_key}")
+                item[key] = self.cutters[key].cut(data[key], prepared, plane)
+            item.update(plane=self.placer.plane, position_mm=plane.position_mm)
+            results.append(item)
         return results
 
 
 class ExtractSliced(MapTransform):
     """Dictionary version of `ExtractSlice`: one dictionary in, one out; the middle of the brain without a position.
 
-    Arguments are those of `ExtractSlicesd`, with one `position` or None.
+    Args:
+        keys: entries to extract from, volumes on one grid.
+        plane: see `ExtractSlice`.
+        position: see `ExtractSlice`.
+        unit: see `ExtractSlice`.
+        reference: see `ExtractSlice`.
+        pixel_mm: see `ExtractSlice`.
+        mode: "linear" or "nearest", one for all keys or one per key.
+        box_key: whose foreground gives the box; default the first key.
+        mask_key: an entry with a brain mask to use instead of the foreground.
+        allow_missing_keys: skip missing keys.
     """
 
     backend = ExtractSlice.backend
@@ -135,21 +150,16 @@ class ExtractSliced(MapTransform):
         return self.slices(data)[0]
 
 
-class _OfEachKey(MapTransform):
-    """Applies one array transform, `each`, to every key."""
+class ScaleForegroundd(MapTransform):
+    """Dictionary version of `ScaleForeground`.
 
-    each: Callable[[Any], Any]
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Change every key."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self.each(item[key])
-        return item
-
-
-class ScaleForegroundd(_OfEachKey):
-    """Dictionary version of `ScaleForeground`, with its arguments after `keys`."""
+    Args:
+        keys: entries to scale.
+        lower: see `ScaleForeground`.
+        upper: see `ScaleForeground`.
+        window: see `ScaleForeground`.
+        allow_missing_keys: skip missing keys.
+    """
 
     backend = ScaleForeground.backend
 
@@ -163,11 +173,26 @@ class ScaleForegroundd(_OfEachKey):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.each = ScaleForeground(lower, upper, window=window)
+        self.scaler = ScaleForeground(lower, upper, window=window)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale every key."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.scaler(item[key])
+        return item
 
 
-class FitToSized(_OfEachKey, InvertibleTransform):
-    """Dictionary version of `FitToSize`, with its arguments after `keys`, and its inverse."""
+class FitToSized(MapTransform, InvertibleTransform):
+    """Dictionary version of `FitToSize`, with its inverse.
+
+    Args:
+        keys: entries to fit.
+        size: see `FitToSize`.
+        on_trim: see `FitToSize`.
+        fill: see `FitToSize`.
+        allow_missing_keys: skip missing keys.
+    """
 
     backend = FitToSize.backend
 
@@ -181,18 +206,32 @@ class FitToSized(_OfEachKey, InvertibleTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.each: FitToSize = FitToSize(size, on_trim=on_trim, fill=fill)
+        self.fitter = FitToSize(size, on_trim=on_trim, fill=fill)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Fit every key."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.fitter(item[key])
+        return item
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Undo the fit of every key."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = self.each.inverse(item[key])
+            item[key] = self.fitter.inverse(item[key])
         return item
 
 
-class LoadSliced(_OfEachKey):
-    """Dictionary version of `LoadSlice`; `subject`, `plane` and `position_mm` of the item also go into the meta."""
+class LoadSliced(MapTransform):
+    """Dictionary version of `LoadSlice`; `subject`, `plane` and `position_mm` of the item also go into the meta.
+
+    Args:
+        keys: entries that hold paths.
+        value_range: see `LoadSlice`.
+        color: see `LoadSlice`.
+        allow_missing_keys: skip missing keys.
+    """
 
     backend = LoadSlice.backend
 
@@ -205,13 +244,16 @@ class LoadSliced(_OfEachKey):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.each = LoadSlice(value_range=value_range, color=color)
+        self.loader = LoadSlice(value_range=value_range, color=color)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load every key."""
-        item = super().__call__(data)
+        item = dict(data)
         for key in self.key_iterator(item):
-            item[key].meta.update({name: item[name] for name in ("subject", "plane", "position_mm") if name in item})
+            path: str | Path = item[key]
+            image: MetaTensor = self.loader(path)
+            image.meta.update({name: item[name] for name in ("subject", "plane", "position_mm") if name in item})
+            item[key] = image
         return item
 
 

@@ -18,7 +18,7 @@ class Call(NamedTuple):
     required: set[str]
 
 
-class _Called(BaseException):  # not an Exception, which the command line would catch
+class _Called(Exception):  # noqa: N818 (not an error)
     """Raised in place of the work; holds the arguments by name."""
 
 
