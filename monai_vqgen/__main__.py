@@ -1,9 +1,10 @@
-"""The command line: `python -m monai_vqgen demo`, `... phantoms`, `... download`."""
+"""The command line: `python -m monai_vqgen demo`, `... phantoms`, `... download`, `... verify`, `... run`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,14 @@ from typing import Any
 import shtab
 
 import monai_vqgen
-from monai_vqgen.errors import VQGenError
+from monai_vqgen.errors import VQGenError, in_one_line, root_cause
 
 __all__ = ["build_parser", "main"]
 
 PROGRAM = "monai-vqgen"
 """As it is installed; shells complete this name. `python -m monai_vqgen` is the same program."""
 ERROR_STATUS = 2  # as argparse's own errors
+INTERRUPTED_STATUS = 128 + signal.SIGINT
 TERMINATED_STATUS = 128 + signal.SIGTERM  # as shells have it
 CHATTY = ("ignite", "monai.bundle.workflows", "monai.engines")  # starts and ends of every engine; ours say enough
 DESCRIPTION = """\
@@ -49,8 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"monai_vqgen {monai_vqgen.__version__}")
     shtab.add_argument_to(parser, "--print-completion", help="print what makes a shell complete this command")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for add in (_add_demo, _add_phantoms, _add_download):
+    for add in (_add_demo, _add_phantoms, _add_download, _add_verify):
         add(verbs)
+    add_verb(verbs, "run", "a stage of the bundle: takes what `python -m monai.bundle run` takes", _verify)
     return parser
 
 
@@ -77,6 +80,15 @@ def _add_download(verbs: Verbs) -> None:
     verb.add_argument("--suffix", default="T1w", help="which contrast (default: %(default)s)")
     verb.add_argument("--overwrite", action="store_true", help="replace files that differ from the server's")
     verb.add_argument("--mirror", metavar="URL", help="another S3 bucket than OpenNeuro's")
+
+
+def _add_verify(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "verify", "check scans, slices, codes or weights before they are used", _verify)
+    folder: Any = verb.add_argument("folder", help="of scans, or a folder that a stage has written")
+    folder.complete = shtab.DIRECTORY
+    verb.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="of slices cut")
+    verb.add_argument("--suffix", default="T1w", help="which contrast of a BIDS tree (default: %(default)s)")
+    verb.add_argument("--subject_pattern", help="regular expression for the subject in a file's name or path")
 
 
 def add_verb(
@@ -137,22 +149,46 @@ def _download(options: argparse.Namespace) -> None:
     )
 
 
+def _verify(options: argparse.Namespace) -> int:
+    from monai_vqgen.data import ScanOptions, SliceOptions
+    from monai_vqgen.data.verify import verify_folder
+    from monai_vqgen.models import TrainedModel
+
+    scans = ScanOptions(options.suffix, options.subject_pattern)
+    found = verify_folder(
+        options.folder, scans=scans, slices=SliceOptions(options.plane), load_weights=TrainedModel.from_bundle
+    )
+    print(found.table())
+    return int(bool(found.findings))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    return run_verb(build_parser().parse_args(arguments))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["run"] and words[1:] not in (["-h"], ["--help"]):  # its options are MONAI's, not argparse's
+        from monai_vqgen.engines.command_line import run_bundle
+
+        run_bundle(words[1:])
+        return 0
+    return run_verb(build_parser().parse_args(words))
 
 
 def run_verb(options: argparse.Namespace) -> int:
-    """Run the verb that was parsed, with our own errors as one line; returns the exit status."""
+    """Run the verb that was parsed, any error told in one line; returns the exit status.
+
+    The environment variable MONAI_VQGEN_TRACEBACK=1 shows the whole traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        options.run(options)
-    except VQGenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ERROR_STATUS
-    return 0
+        return options.run(options) or 0
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("MONAI_VQGEN_TRACEBACK"):
+            raise
+        own = root_cause(error)
+        print(f"error: {own if isinstance(own, VQGenError) else in_one_line(error)}", file=sys.stderr)
+        return INTERRUPTED_STATUS if isinstance(error, KeyboardInterrupt) else ERROR_STATUS
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from monai_vqgen.errors import InputError, StageError, VQGenError, root_cause
 
 __all__ = ["bundle_root", "run_stage", "run_stage_apart", "stage_command", "stop_stages"]
 
+PARENT_VARIABLE = "MONAI_VQGEN_PARENT"
+"""The environment variable that tells a stage the process that has started it, and with which it ends."""
+
 _running: set[subprocess.Popen[bytes]] = set()
 
 
@@ -108,7 +111,7 @@ def run_stage_apart(
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, PARENT_VARIABLE: str(os.getpid()), **(environment or {})},
         )
         _running.add(process)
         try:

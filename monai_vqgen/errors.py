@@ -1,10 +1,15 @@
-"""The few errors this project raises on purpose.
+"""The few errors this project raises on purpose, and what a person needs of any error, in one line.
 
-Every message names what was given, what is allowed, and how to mend it. Each class also derives from the built-in
-error that a caller who does not know this project would catch.
+Every message says what was given, what is expected, and what to do. Each class also derives from the built-in error
+that a caller who does not know this project would catch.
 """
 
 from __future__ import annotations
+
+import errno
+import re
+import shutil
+from pathlib import Path
 
 __all__ = [
     "CheckpointError",
@@ -16,6 +21,7 @@ __all__ = [
     "ScanError",
     "StageError",
     "VQGenError",
+    "in_one_line",
     "root_cause",
 ]
 
@@ -68,3 +74,40 @@ def root_cause(error: BaseException) -> BaseException:
     while not isinstance(error, VQGenError) and (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return error
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_WRAPPERS = re.compile(r"Failed to (evaluate|instantiate)|applying transform|Caught \w+ in DataLoader worker")
+"""How the errors begin that MONAI and torch put around the one that tells what happened."""
+
+
+def in_one_line(error: BaseException, folder: str | Path = ".") -> str:
+    """The kind of any error and what it says, without MONAI's wrapping and without line breaks.
+
+    Args:
+        error: any.
+        folder: where the program writes, to tell which disk is full.
+
+    Examples:
+        >>> wrapped = RuntimeError("Failed to evaluate ConfigExpression")
+        >>> wrapped.__cause__ = TypeError("unsupported\\noperand")
+        >>> in_one_line(wrapped), in_one_line(KeyboardInterrupt())
+        ('TypeError: unsupported operand', 'Interrupted')
+    """
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    if any(isinstance(each, KeyboardInterrupt) for each in chain):
+        return "Interrupted"
+    if full := next((each for each in chain if isinstance(each, OSError) and each.errno in _FULL), None):
+        path = Path(full.filename or folder).absolute()
+        place = next(known for known in (path, *path.parents) if known.exists())
+        left_mb = shutil.disk_usage(place).free / 1e6
+        return f"OSError: the disk of {place} is full ({left_mb:.1f} MB left): make room"
+    own = root_cause(error)
+    if not isinstance(own, VQGenError):
+        own = next((each for each in chain if not _WRAPPERS.match(str(each))), own)
+    lines = [line.strip() for line in str(own).splitlines() if line.strip()]
+    if lines and _WRAPPERS.match(lines[0]):  # the traceback of a loader's worker, as text
+        return re.sub(r"^[\w.]*\.(\w+: )", r"\1", lines[-1])
+    return f"{type(own).__name__}: {' '.join(lines)}".removesuffix(": ")

@@ -118,7 +118,10 @@ def read_state(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}: train first, or give the path of a .pt file")
+        raise CheckpointError(
+            f"there is no checkpoint at {path}: give --bundle_root, the folder with models/ in it, or --model, the "
+            "path of a .pt file; or train first"
+        )
     try:
         written = path.read_bytes()
         if not _is_intact(written):

@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options; each verb names the function that it runs as `run`."""
     parser = argparse.ArgumentParser(prog="python -m tools", description="Tools for maintainers, run from a clone")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for add in (_add_reproduce, _add_compare, _add_package_bundle):
+    for add in (_add_reproduce, _add_compare, _add_package_bundle, _add_imagenet_features):
         add(verbs)
     return parser
 
@@ -54,18 +54,18 @@ def _add_package_bundle(verbs: Verbs) -> None:
     add_path(verb, "--output", default="dist", help="folder of the zip")
 
 
+def _add_imagenet_features(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs, "imagenet_features", "a feature network of ImageNet for reports on samples", _imagenet_features
+    )
+    add_file(verb, "--output", default="out/efficientnet_lite0.ts", help="a TorchScript file (default: %(default)s)")
+
+
 def _reproduce(options: argparse.Namespace) -> None:
     from tools.reproduce import reproduce
 
-    reproduce(
-        options.data,
-        options.output,
-        size=options.size,
-        seed=options.seed,
-        results=options.results,
-        pictures=options.pictures,
-        models=options.models,
-    )
+    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
+    reproduce(**given)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -79,6 +79,12 @@ def _package_bundle(options: argparse.Namespace) -> None:
     from tools.package_bundle import package_bundle
 
     package_bundle(options.output)
+
+
+def _imagenet_features(options: argparse.Namespace) -> None:
+    from tools.imagenet_features import write_imagenet_features
+
+    print(write_imagenet_features(options.output))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,9 +19,9 @@ from monai_vqgen.demo.stages import run_stages, slices_stage
 from monai_vqgen.engines.seeding import check_seed
 from monai_vqgen.errors import InputError, StageError
 from monai_vqgen.files import claim_run, write_json
-from tools.design_costs import design_costs
 from tools.designs import Design, design_stages, read_designs
 from tools.results import check_section, markdown_table, replace_section, rounded
+from tools.step_costs import design_costs
 
 __all__ = ["Comparison", "DesignFigures", "compare", "comparison_section"]
 

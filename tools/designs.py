@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,23 +15,13 @@ from monai_vqgen.bundles import bundle_root, run_stage_apart
 from monai_vqgen.demo.sizes import Size
 from monai_vqgen.demo.stages import Stage, bundle_stage
 from monai_vqgen.errors import InputError
-from tools.step_costs import training_step
 
-__all__ = ["Design", "design_stages", "design_step", "read_designs"]
+__all__ = ["Design", "design_options", "design_overlays", "design_stages", "read_designs"]
 
 MOST_EPOCHS = 10_000  # the budget ends the training long before
 SECONDS_A_MINUTE = 60
 COMMON = frozenset(
-    [
-        "dataset_dir",
-        "output_dir",
-        "max_epochs",
-        "max_minutes",
-        "budget_clock",
-        "val_interval",
-        "overwrite",
-        "resume",
-    ]
+    ["dataset_dir", "output_dir", "max_epochs", "max_minutes", "budget_clock", "val_interval", "overwrite", "resume"]
 )
 """Options of `train.json` that are the same for all designs, or the comparison would be none."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -90,12 +80,6 @@ def _check(design: Design, path: str | Path) -> None:
         raise InputError(f"{path}: the overlay {design.overlay} of {design.name!r} is not in {bundle_root().parent}")
 
 
-def design_step(design: Design, size: Size, *, folder: Path) -> Callable[[], None]:
-    """One training step of a design on the slices of the folder."""
-    options = {"dataset_dir": str(folder / "slices"), **_options(design, size), "max_minutes": None}
-    return training_step(options, overlays=_overlays(design))
-
-
 def design_stages(
     design: Design, size: Size, *, folder: Path, steps: int, cost: float, split: str, seed: int
 ) -> list[Stage]:
@@ -122,8 +106,8 @@ def design_stages(
             "train",
             result="model.pt",
             state="training_state.pt",
-            options={**shared, "output_dir": str(place), **_options(design, size), **budget, "val_interval": 1},
-            overlays=_overlays(design),
+            options={**shared, "output_dir": str(place), **design_options(design, size), **budget, "val_interval": 1},
+            overlays=design_overlays(design),
             runner=runner,
         ),
         bundle_stage(
@@ -136,11 +120,12 @@ def design_stages(
     ]
 
 
-def _overlays(design: Design) -> list[str]:
+def design_overlays(design: Design) -> list[str]:
+    """The config files that change `train.json` for a design."""
     return [] if design.overlay is None else [str(bundle_root().parent / design.overlay)]
 
 
-def _options(design: Design, size: Size) -> dict[str, Any]:
+def design_options(design: Design, size: Size) -> dict[str, Any]:
     """The options of the training, its network's included; later stages read the network in the model's record."""
     of_its_own = design.overlay is not None  # an overlay brings a whole network
     shared = {k: v for k, v in size.autoencoder.items() if not (of_its_own and k.startswith("network_def::"))}

@@ -1,20 +1,30 @@
-"""What a training step of a design costs, as a ratio: measured side by side, so that a busy machine does not decide."""
+"""What a training step of each design costs, as a ratio of times taken in turns: a busy machine decides little."""
 
 from __future__ import annotations
 
+import json
+import logging
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
 
 from monai_vqgen.bundles import bundle_root
-from monai_vqgen.inferers.threads import finished_time, one_thread
+from monai_vqgen.demo.sizes import Size
+from monai_vqgen.errors import root_cause
+from monai_vqgen.files import write_json
+from monai_vqgen.inferers.draws import finished_time, one_thread
+from tools.designs import Design, design_options, design_overlays
 
-__all__ = ["relative_cost", "training_step"]
+__all__ = ["DesignCosts", "design_costs", "relative_cost", "training_step"]
 
+logger = logging.getLogger(__name__)
+
+COSTS = "step_costs.json"
 SLICES = 64  # enough for batches that differ; all are read before the clock runs
 WARM_UP, STEPS, ROUNDS = 3, 3, 7  # the first step of a codebook runs k-means
 
@@ -80,3 +90,37 @@ def relative_cost(
         seconds(reference, WARM_UP)
         ratios = [seconds(step, STEPS) / seconds(reference, STEPS) for _ in range(ROUNDS)]
     return statistics.median(ratios)
+
+
+class DesignCosts(NamedTuple):
+    """Costs of a step by the design's folder, in steps of the first design; what was wrong with designs left out."""
+
+    costs: dict[str, float]
+    failures: list[str]
+
+
+def design_costs(designs: Sequence[Design], size: Size, *, folder: Path) -> DesignCosts:
+    """Costs of all designs: 1 for the first, measured in turns with it for those not in `step_costs.json` yet."""
+    noted = json.loads((folder / COSTS).read_text()) if (folder / COSTS).is_file() else {}
+    costs = {design.folder: noted[design.folder] for design in designs[1:] if design.folder in noted}
+    costs[designs[0].folder] = 1.0
+    missing = [design for design in designs if design.folder not in costs]
+    failures: list[str] = []
+    if not missing:
+        return DesignCosts(costs, failures)
+
+    def step(design: Design) -> Callable[[], None]:
+        options = {"dataset_dir": str(folder / "slices"), **design_options(design, size), "max_minutes": None}
+        return training_step(options, overlays=design_overlays(design))
+
+    reference = step(designs[0])
+    for design in missing:
+        try:
+            costs[design.folder] = relative_cost(step(design), reference)
+        except Exception as error:  # whatever it is, the other designs go on
+            failures.append(f"{design.name}: {root_cause(error)}")
+            logger.error("%s", failures[-1])
+            continue
+        logger.info("A step of %s costs %.2f of the first design's", design.name, costs[design.folder])
+        write_json(folder / COSTS, {**noted, **costs})
+    return DesignCosts(costs, failures)

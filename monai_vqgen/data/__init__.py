@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
-    from monai_vqgen.data.codes.dataset import CodesDataset as CodesDataset
-    from monai_vqgen.data.codes.store import CodeStore as CodeStore, save_codes as save_codes
+    from monai_vqgen.data.codes.store import (
+        CodesDataset as CodesDataset,
+        CodeStore as CodeStore,
+        save_codes as save_codes,
+    )
     from monai_vqgen.data.download import (
         OpenNeuroDownload as OpenNeuroDownload,
         download_openneuro as download_openneuro,

@@ -14,9 +14,12 @@ import hashlib
 import io
 import itertools
 import logging
+import math
 import os
+import queue
 import re
 import shutil
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 import zlib
@@ -45,8 +48,10 @@ RETRIES = 5  # further attempts after a lost connection, for each file
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # before the second attempt, then twice as long before each further one
 LOST = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})  # the statuses after which the same request may succeed
+GRACE_S, LEAST_RATE = 1800.0, 1 << 14  # of a whole download: it may take this long, and a second each so many bytes
 CHUNK = 1 << 14  # bytes; at most this much is lost when a connection is cut
 LONGEST_PAGE = 16 << 20  # bytes; S3 lists at most 1000 keys a page, of at most 1024 bytes, three times as long quoted
+DEEPEST = 16  # elements within elements of a listing; S3's are three deep
 MOST_PAGES = 10_000  # ten million files; a server that continues is broken
 MULTIPART_ETAG = re.compile(r"[0-9a-f]{32}-([1-9][0-9]{0,4})")  # S3: the MD5 of the parts' MD5s, and how many parts
 # In MiB, the part sizes of upload tools: S3's least 5, AWS' 8, s3cmd's 15, MinIO's 16 and 64, OpenNeuro's 1024
@@ -125,10 +130,11 @@ def download_openneuro(
     to_fetch = {path: remote for path, remote in files.items() if not is_in_place(remote, path, overwrite=overwrite)}
     check_space(folder, to_fetch)
     total = sum(remote.size for remote in to_fetch.values())
+    deadline = time.monotonic() + GRACE_S + total / LEAST_RATE
     with tqdm(total=total, desc=accession, unit="B", unit_scale=True, disable=not progress) as bar:
         for path, remote in to_fetch.items():
             bar.set_postfix_str(path.name, refresh=False)
-            fetch_file(remote, path)
+            fetch_file(remote, path, deadline=deadline)
             bar.update(remote.size)
     logger.info("%s: %d files in %s, %d of them fetched now", accession, len(files), folder, len(to_fetch))
     return OpenNeuroDownload(folder, tuple(files), len(to_fetch))
@@ -159,14 +165,15 @@ def _check_arguments(
 
 def _choose_files(base_url: str, accession: str, subjects: list[str] | None, suffix: str) -> dict[str, RemoteFile]:
     """The scans and their description by name in the tree; only BIDS names, which lead nowhere else."""
-    files = list_objects(base_url, f"{accession}/", below=False)
+    deadline = time.monotonic() + GRACE_S
+    files = list_objects(base_url, f"{accession}/", below=False, deadline=deadline)
     if not files:
         raise DownloadError(
             f"{base_url} has no data set {accession}; check the number, and on "
             f"https://openneuro.org/datasets/{accession} that the data set is public"
         )
     for prefix in ["sub-"] if subjects is None else [f"sub-{subject}/" for subject in subjects]:
-        files |= list_objects(base_url, f"{accession}/{prefix}")  # derivatives are not even listed
+        files |= list_objects(base_url, f"{accession}/{prefix}", deadline=deadline)  # derivatives are not even listed
     named = {key.removeprefix(f"{accession}/"): file for key, file in sorted(files.items())}
     scan = re.compile(
         rf"sub-([A-Za-z0-9]+)/(?:ses-[A-Za-z0-9]+/)?anat/sub-\1_(?:[A-Za-z0-9+-]+_)*{suffix}\.nii(?:\.gz)?"
@@ -254,20 +261,25 @@ def check_space(folder: Path, to_fetch: Mapping[Path, RemoteFile]) -> None:
         )
 
 
-def fetch_file(remote: RemoteFile, path: Path) -> None:
+def fetch_file(remote: RemoteFile, path: Path, *, deadline: float = math.inf) -> None:
     """Fetch a file; what is at ``path`` afterwards is complete and checked, and replaces an earlier file.
 
     The part file of an earlier attempt is resumed, and kept for the next where this one fails. Parts of other versions
     are removed once the file is complete.
 
+    Args:
+        remote: the file on the server.
+        path: the final name.
+        deadline: on the monotonic clock, in seconds.
+
     Raises:
-        DownloadError: server unreachable, file gone, wrong checksum, no space; the message says what to do.
+        DownloadError: server unreachable or too slow, file gone, wrong checksum, no space; the message says what to do.
     """
     part = remote.part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
-        _try_again(partial(_resume, remote, part), remote.url)
+        _try_again(partial(_resume, remote, part), remote.url, deadline)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         fault = find_fault(part, remote)
@@ -332,11 +344,38 @@ def _stay_on_https(response: requests.Response, **_: Any) -> None:
             raise DownloadError(f"{response.url} redirects to {target}, which is not https; choose another server")
 
 
-def _try_again(action: Callable[[], T], url: str) -> T:
+def _within(action: Callable[[], T], url: str, deadline: float) -> T:
+    """Call ``action``; DownloadError at the deadline, whatever it waits for then: each read may take its timeout."""
+    answer: queue.Queue[Callable[[], T]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            result = action()
+        except BaseException as error:
+            answer.put(partial(_raise, error))
+        else:
+            answer.put(lambda: result)
+
+    threading.Thread(target=work, name="download", daemon=True).start()
+    left = deadline - time.monotonic()
+    try:
+        return answer.get(timeout=None if left == math.inf else max(left, 0.0))()
+    except queue.Empty:
+        raise DownloadError(
+            f"{url} sends less than {LEAST_RATE >> 10} KiB a second: the time for this download is over. Run the same "
+            "command again: it resumes where it stopped"
+        ) from None
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+def _try_again(action: Callable[[], T], url: str, deadline: float) -> T:
     """Call ``action`` until the connection holds, with growing pauses; DownloadError where it never does."""
     for attempt in itertools.count():
         try:
-            return action()
+            return _within(action, url, deadline)
         except requests.RequestException as error:
             status = getattr(error.response, "status_code", None)
             reason = getattr(next(iter(error.args), None), "reason", error)  # of urllib3's MaxRetryError
@@ -357,7 +396,9 @@ def _try_again(action: Callable[[], T], url: str) -> T:
     raise AssertionError("unreachable")
 
 
-def list_objects(base_url: str, prefix: str, *, below: bool = True) -> dict[str, RemoteFile]:
+def list_objects(
+    base_url: str, prefix: str, *, below: bool = True, deadline: float = math.inf
+) -> dict[str, RemoteFile]:
     """By key, the files of an S3 bucket whose keys begin with ``prefix`` (ListObjectsV2); the answer is not trusted.
 
     Without ``below`` those that have no slash after the prefix.
@@ -370,7 +411,7 @@ def list_objects(base_url: str, prefix: str, *, below: bool = True) -> dict[str,
     tokens: set[str] = set()
     while len(tokens) < MOST_PAGES:
         url = f"{base_url}/?{urlencode(query)}"
-        content = _try_again(partial(_get, url), url)
+        content = _try_again(partial(_get, url), url, deadline)
         try:
             page = _parse(content)
             for entry in page.iterfind("{*}Contents"):
@@ -401,7 +442,19 @@ def _get(url: str) -> bytes:
 
 
 class _PlainXML(ElementTree.TreeBuilder):
-    """Refuses document types, and with them entities, before any of them is read."""
+    """Refuses document types, and with them entities, and deep nesting, before any of it is kept."""
+
+    depth = 0
+
+    def start(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise DownloadError(f"its listing nests more than {DEEPEST} elements, as no S3 bucket does")
+        return super().start(tag, attributes)
+
+    def end(self, tag: str) -> ElementTree.Element:
+        self.depth -= 1
+        return super().end(tag)
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise DownloadError("its listing declares a document type, as no S3 bucket does")

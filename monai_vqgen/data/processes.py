@@ -7,9 +7,16 @@ single process, and nothing waits or sends.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +31,7 @@ from monai_vqgen.files import replace_path
 
 __all__ = [
     "check_joined",
+    "end_with_parent",
     "gather",
     "own_part",
     "parts_of_all",
@@ -38,6 +46,46 @@ Item = TypeVar("Item")
 # One process may be hours ahead of another when a large data set is extracted or encoded. A process that dies is still
 # noticed at once: its connections close, and torchrun ends the others.
 _PATIENCE = timedelta(days=7)
+
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_SECONDS_BETWEEN_LOOKS = 1.0  # at whether the parent still lives, where the kernel does not tell
+
+
+def end_with_parent(parent: int | None = None, *, by_kernel: bool = True) -> None:
+    """End this process as soon as its parent has ended, however that ended: nothing goes on to write unseen.
+
+    Args:
+        parent: its number, where known: it may have ended before this call.
+        by_kernel: let Linux end this process at once. Its signal also comes when only the parent's *thread* ends that
+            started this process; without, and on other systems, a thread looks once a second.
+    """
+    started_by = os.getppid() if parent is None else parent
+    if by_kernel and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != started_by:
+            os._exit(1)
+        return
+
+    def watch() -> None:
+        while os.getppid() == started_by:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def end_worker_with_parent(worker: int = 0) -> None:
+    """`end_with_parent` as a `DataLoader` wants it of its `worker_init_fn`."""
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() == parent.pid:
+        return end_with_parent(None if parent is None else parent.pid)
+
+    def watch() -> None:  # started by a fork server, or its parent has just ended
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def process_rank() -> int:

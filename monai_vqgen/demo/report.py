@@ -85,32 +85,20 @@ def _curves(history: Mapping[str, Any], metric: str) -> list[Curve]:
 def _save_learning_curves(folder: Path, levels: int) -> None:
     """`learning.png`: reconstruction error, codebook perplexity, bits per code of each prior."""
     history = _json(folder / "history.json")
-    panels, labels = {}, {}
-    for title, label, curves in (
-        ("Autoencoder: squared error", "mean squared error", _curves(history, "mse")),
-        (
-            "Codebooks: perplexity (validation)",
-            "codes in even use",
-            [
-                curve._replace(label=f"level {level}")
-                for level in range(levels)
-                for curve in _curves(history, f"perplexity_level{level}")
-                if curve.label == "validation"
-            ],
-        ),
-        *(
-            (
-                f"Prior of level {level}",
-                "bits per code",
-                _curves(_json(folder / f"history_prior_level{level}.json"), "bits_per_code"),
-            )
-            for level in range(levels)
-        ),
-    ):
-        if curves:
-            panels[title], labels[title] = curves, label
-    if panels:
-        save_curves(panels, folder / "learning.png", y=labels)
+    perplexities = [
+        curve._replace(label=f"level {level}")
+        for level in range(levels)
+        for curve in _curves(history, f"perplexity_level{level}")
+        if curve.label == "validation"
+    ]
+    panels = {"Autoencoder: squared error": _curves(history, "mse"), "Codebooks: perplexity (validation)": perplexities}
+    labels = dict(zip(panels, ("mean squared error", "codes in even use"), strict=True))
+    for level in range(levels):
+        title, prior = f"Prior of level {level}", _json(folder / f"history_prior_level{level}.json")
+        panels[title], labels[title] = _curves(prior, "bits_per_code"), "bits per code"
+    shown = {title: curves for title, curves in panels.items() if curves}
+    if shown:
+        save_curves(shown, folder / "learning.png", y={title: labels[title] for title in shown})
 
 
 def _processor() -> str:

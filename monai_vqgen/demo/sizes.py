@@ -61,7 +61,8 @@ class Size(NamedTuple):
         """The same without bfloat16 where that is slow."""
         if fast_bfloat16():
             return self
-        return self._replace(autoencoder=_in_float32(self.autoencoder), priors=tuple(map(_in_float32, self.priors)))
+        autoencoder, *priors = ({**o, "amp": False} if o.get("amp") else o for o in (self.autoencoder, *self.priors))
+        return self._replace(autoencoder=autoencoder, priors=tuple(priors))
 
 
 def read_size(size: str | Path) -> Size:
@@ -140,23 +141,16 @@ def _options(path: Path, section: str, content: object) -> dict[str, Any]:
     """A section as options by name; what is nested in it gets MONAI's `::`."""
     if not isinstance(content or {}, Mapping):
         raise InputError(f"{path}: {section!r} must give values by name, not {content!r}")
-    options = _flat(content or {})  # type: ignore[arg-type]
+    options, folder = _flat(content or {}), bundle_root() / "configs"  # type: ignore[arg-type]
+    options_of_configs = [json.loads((folder / f"{name}.json").read_text()) for name in CONFIGS.get(section, ())]
     for name in options:
         top = name.partition("::")[0]
         if top in OF_THE_RUN:
             raise InputError(f"{path}: {section} sets {top!r}, which every run sets itself: remove it")
-        for known in _known_options(section):
+        for known in options_of_configs or [PHANTOM_OPTIONS]:
             if top not in known:
                 raise InputError(f"{path}: {section} has no option {top!r}; its options are {', '.join(sorted(known))}")
     return options
-
-
-def _known_options(section: str) -> list[frozenset[str]]:
-    """Of each config that gets the section."""
-    if section == "phantoms":
-        return [PHANTOM_OPTIONS]
-    folder = bundle_root() / "configs"
-    return [frozenset(json.loads((folder / f"{name}.json").read_text())) for name in CONFIGS[section]]
 
 
 def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -168,7 +162,3 @@ def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         else:
             flat[f"{above}{name}"] = value
     return flat
-
-
-def _in_float32(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**options, "amp": False} if options.get("amp") else options

@@ -231,12 +231,7 @@ def bundle_stages(
             "train",
             result="model.pt",
             state="training_state.pt",
-            options={
-                "dataset_dir": slices,
-                "output_dir": str(output),
-                "seed": seed,
-                **size.autoencoder,
-            },
+            options={"dataset_dir": slices, "output_dir": str(output), "seed": seed, **size.autoencoder},
         ),
         bundle_stage(
             "codes",
@@ -264,31 +259,17 @@ def bundle_stages(
 
 
 def _prior_stages(size: Size, *, codes: str, output: Path, seed: int, threads: int | None) -> list[Stage]:
-    if threads is None:
-        return [_prior_stage(size, level, codes=codes, output=output, seed=seed) for level in range(len(size.priors))]
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     stages = []
-    for level in range(len(size.priors)):
-        runner = partial(run_stage_apart, log=output / f"prior_level{level}.log", environment=environment)
-        stages.append(_prior_stage(size, level, codes=codes, output=output, seed=seed, runner=runner))
-    return [stages_at_once(f"priors of {len(stages)} levels, at once", stages)]
-
-
-def _prior_stage(
-    size: Size, level: int, *, codes: str, output: Path, seed: int, runner: Callable[..., None] | None = None
-) -> Stage:
-    options = {
-        "level": level,
-        "dataset_dir": codes,
-        "output_dir": str(output),
-        "seed": seed,
-        **size.priors[level],
-    }
-    return bundle_stage(
-        f"prior of level {level}",
-        "train_prior",
-        result=f"model_prior_level{level}.pt",
-        state=f"training_state_prior_level{level}.pt",
-        options=options,
-        runner=runner,
-    )
+    for level, options in enumerate(size.priors):
+        apart = partial(run_stage_apart, log=output / f"prior_level{level}.log", environment=environment)
+        stage = bundle_stage(
+            f"prior of level {level}",
+            "train_prior",
+            result=f"model_prior_level{level}.pt",
+            state=f"training_state_prior_level{level}.pt",
+            options={"level": level, "dataset_dir": codes, "output_dir": str(output), "seed": seed, **options},
+            runner=None if threads is None else apart,
+        )
+        stages.append(stage)
+    return stages if threads is None else [stages_at_once(f"priors of {len(stages)} levels, at once", stages)]

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from monai_vqgen.engines.batches import (
         PrepareCodes as PrepareCodes,
         PrepareImages as PrepareImages,
+        augmentation as augmentation,
         channels_last as channels_last,
         check_one_size as check_one_size,
         place as place,
         sharded_loader as sharded_loader,
+        slice_loading as slice_loading,
         warmup_cosine as warmup_cosine,
     )
     from monai_vqgen.engines.command_line import check_command_line as check_command_line
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         encode_records as encode_records,
         fitted_conditions as fitted_conditions,
         record_encoding as record_encoding,
+        start_prior as start_prior,
     )
     from monai_vqgen.engines.distributed import (
         distribute as distribute,
@@ -42,12 +45,10 @@ if TYPE_CHECKING:
         PriorObjective as PriorObjective,
         objective_loss as objective_loss,
     )
-    from monai_vqgen.engines.preprocessing import augmentation as augmentation, slice_loading as slice_loading
     from monai_vqgen.engines.seeding import (
         EpochSeeding as EpochSeeding,
         check_seed as check_seed,
         seed_everything as seed_everything,
     )
-    from monai_vqgen.engines.starting import start_prior as start_prior
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from monai_vqgen.engines.distributed import process_count
 from monai_vqgen.errors import InputError, VQGenError
-from monai_vqgen.networks.quantizers.ema import all_reduce_sum
+from monai_vqgen.networks.quantizers.codebooks import all_reduce_sum
 from monai_vqgen.weights import plain_state
 
 __all__ = ["AdversarialUpdate"]
@@ -243,5 +243,7 @@ class AdversarialUpdate:
         self.mean_loss = value if self.mean_loss is None else _LOSS_KEPT * self.mean_loss + (1 - _LOSS_KEPT) * value
         if self.mean_loss < _WON and self._warned != epoch:
             self._warned = epoch
-            mend = "the autoencoder learns little from it. Raise --r1_weight, or give it fewer channels"
-            logger.warning("The discriminator has won: its loss is %.3f (1.39 is chance), so %s", self.mean_loss, mend)
+            advice = "the autoencoder learns little from it. Raise --r1_weight, or give it fewer channels"
+            logger.warning(
+                "The discriminator has won: its loss is %.3f (1.39 is chance), so %s", self.mean_loss, advice
+            )

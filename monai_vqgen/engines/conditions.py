@@ -1,6 +1,7 @@
-"""Condition vectors of slices that exist: training records, and held-out ones that may lie outside the ranges.
+"""What the training of a prior takes from the codes' records and codebooks: condition vectors, and where it starts.
 
-Shape suffixes: n slices, f condition features.
+Condition vectors are also those of held-out slices, which may lie outside the ranges of training.
+Shape suffixes: n slices, f condition features, k codebook size, d code dimension.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from monai_vqgen.networks import ConditionEncoder
+from monai_vqgen.data import CodeStore
+from monai_vqgen.networks import ConditionEncoder, Prior
 
-__all__ = ["encode_records", "fitted_conditions", "record_encoding"]
+__all__ = ["encode_records", "fitted_conditions", "record_encoding", "start_prior"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ def fitted_conditions(encoder: ConditionEncoder, records: Sequence[Mapping[str, 
                 moved += 1
         fitted.append(known)
     if moved:
-        logger.warning("%d condition values of %d slices lie outside the training ranges.", moved, len(records))
+        logger.warning("%d condition values of %d slices lie outside the training ranges", moved, len(records))
     return fitted
 
 
@@ -65,3 +68,28 @@ def encode_records(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any
 def record_encoding(encoder: ConditionEncoder) -> Callable[[Sequence[Mapping[str, Any]]], Tensor] | None:
     """`encode_records` with this encoder, as `CodesDataset` takes it; None where it knows no condition."""
     return partial(encode_records, encoder) if encoder.dim else None
+
+
+def start_prior(prior: Prior, store: CodeStore, *, level: int, from_codebooks: bool = True) -> Prior:
+    """Set an untrained prior's embeddings and logits by the autoencoder's codebooks and the codes' frequencies.
+
+    Args:
+        prior: of ``level``; changed in place.
+        store: the codes it is to learn.
+        level: 0 = coarsest.
+        from_codebooks: False leaves the prior at its random start.
+
+    Returns:
+        The prior.
+
+    Raises:
+        CodesMismatchError: the prior's codebook sizes are not the store's.
+    """
+    store.check_prior(prior, level)
+    codebooks_kd = [store.codebook(known) for known in range(level + 1)]
+    if not from_codebooks or any(codebook_kd is None for codebook_kd in codebooks_kd):
+        logger.info("The prior of level %d starts at random", level)
+        return prior
+    counts_k = torch.bincount(store.codes("training", level).flatten(), minlength=prior.num_codes)
+    prior.start_from_codebooks([c for c in codebooks_kd if c is not None], counts_k=counts_k)
+    return prior

@@ -15,7 +15,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from monai_vqgen.data.processes import check_joined, own_part, process_count, process_rank, wait_for_all
+from monai_vqgen.data.processes import (
+    check_joined,
+    end_with_parent,
+    own_part,
+    process_count,
+    process_rank,
+    wait_for_all,
+)
 from monai_vqgen.errors import InputError
 
 __all__ = [
@@ -53,6 +60,8 @@ def start_distributed(device: torch.device | str) -> None:
             "The multi-GPU configuration needs torchrun, and WORLD_SIZE is not set. Start it with "
             "`torchrun --standalone --nproc_per_node=N -m monai.bundle run ...`, or leave the multi_gpu file out"
         )
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's own; a shell that starts processes may end before them
+        end_with_parent()
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

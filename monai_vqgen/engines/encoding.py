@@ -135,7 +135,7 @@ def _listed(dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
             if split != "test" or not _is_empty(dataset_dir, split):  # priors need none, but half of one is a fault
                 raise
             if process_rank() == 0:
-                logger.warning("%s has no test split: its codes are left out.", dataset_dir)
+                logger.warning("%s has no test split, so codes are written without one", dataset_dir)
     return splits
 
 

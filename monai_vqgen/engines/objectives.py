@@ -112,6 +112,11 @@ class AutoencoderObjective(nn.Module):
                 # Sizes that do not divide are padded at the end of an axis, so the image is at its start.
                 window = (..., *(slice(size) for size in images_bcs.shape[2:]))
                 reconstruction_bcs = self.autoencoder.decode(codes)[window]
+        if reconstruction_bcs.shape != images_bcs.shape:  # a channel would be compared with all
+            raise InputError(
+                f"images of shape {tuple(images_bcs.shape)} are reconstructed as {tuple(reconstruction_bcs.shape)}; "
+                "set network_def::in_channels and network_def::out_channels to the images' channels"
+            )
         difference_bn = (reconstruction_bcs.float() - images_bcs.float()).flatten(1)
         mse_b, mae_b = difference_bn.square().mean(1), difference_bn.abs().mean(1)
         result = {"reconstruction": reconstruction_bcs, "mse": mse_b, "mae": mae_b}

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ignite.engine import Engine
 from monai.inferers import Inferer, SimpleInferer
@@ -14,50 +14,31 @@ from monai.inferers import Inferer, SimpleInferer
 from monai_vqgen.data import load_datalist
 from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.evaluation.pictures import save_reconstruction_pictures, save_sample_pictures
-from monai_vqgen.evaluation.rate_distortion import rated_system
+from monai_vqgen.evaluation.rate_distortion import codec_figures, rated_system, save_rate_distortion
 from monai_vqgen.evaluation.sample_scores import check_sample_report
-from monai_vqgen.evaluation.scores import (
+from monai_vqgen.evaluation.sections import (
     SHOWN,
+    EvaluationData,
     ReconstructionPass,
+    autoencoder_sections,
+    batches,
     data_figures,
     encode_slices,
-    reconstruct_slices,
-)
-from monai_vqgen.evaluation.sections import (
-    EvaluationData,
-    autoencoder_sections,
-    codec_section,
     prior_sections,
+    reconstruct_slices,
     sample_section,
 )
 from monai_vqgen.files import write_json
 from monai_vqgen.handlers import claim_output
-from monai_vqgen.metrics import CodebookCounter, FeatureSpace
+from monai_vqgen.metrics import CodebookCounter, FeatureSpace, codec_curves
 from monai_vqgen.models import Samples, TrainedModel, draw_conditions
-
-__all__ = [
-    "ModelEvaluation",
-    "ReportOptions",
-    "SamplingOptions",
-    "claim_evaluation",
-    "flat_numbers",
-    "pick_split",
-    "split_records",
-]
 
 logger = logging.getLogger(__name__)
 
 RESULTS = ("metrics.json", "reconstructions.png", "samples.png")
-PICTURES = (
-    "overview.png",
-    "usage.png",
-    "real_and_sampled.*",
-    "rate_distortion.png",
-    "closest_pairs.png",
-    "positions.png",
-)
-MIXED = 32
-"""Real slices, and as many samples, in the unlabeled grid of the report of samples."""
+PICTURES = ("overview.png", "usage.png", "real_and_sampled.*")
+ON_DEMAND = ("rate_distortion.png", "closest_pairs.png", "positions.png")
+MIXED = 32  # real slices, and as many samples, in the unlabeled grid of the report of samples
 
 
 def split_records(dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
@@ -94,14 +75,7 @@ def claim_evaluation(output_dir: str | Path, overwrite: bool = False) -> Path:
     Raises:
         OutputExistsError: earlier results are there and `overwrite` is off.
     """
-    return claim_output(output_dir, RESULTS, overwrite, by_products=PICTURES)
-
-
-class Attachable(Protocol):
-    """A handler of Ignite's, such as MONAI's for MLflow."""
-
-    def attach(self, engine: Engine) -> None:
-        """Listen to an engine's events."""
+    return claim_output(output_dir, RESULTS, overwrite, by_products=(*PICTURES, *ON_DEMAND))
 
 
 class SamplingOptions(NamedTuple):
@@ -153,8 +127,8 @@ class ModelEvaluation:
         report: what is reported besides.
         batch_size: slices or samples at once.
         inferer: reconstructs a batch; by default one pass of the network.
-        val_handlers: are attached to the one step of an engine that the evaluation is; at its end `state.metrics` holds
-            every number of `metrics.json` (see `flat_numbers`). `--tracking` adds its own.
+        val_handlers: of Ignite's; attached to the one step of an engine that the evaluation is, at whose end
+            `state.metrics` holds every number of `metrics.json` (see `flat_numbers`). `--tracking` adds its own.
 
     Raises:
         InputError: the priors are of slices of another size, a report of samples without priors, or, at `run`, an
@@ -171,14 +145,18 @@ class ModelEvaluation:
         report: ReportOptions | None = None,
         batch_size: int = 16,
         inferer: Inferer | None = None,
-        val_handlers: Sequence[Attachable] = (),
+        val_handlers: Sequence[Any] = (),
     ) -> None:
         self.model, self.data, self.folder = model, data, Path(output_dir)
         self.model.batch_size = batch_size
         self.sampling, self.report = sampling or SamplingOptions(), report or ReportOptions()
         self.inferer, self.val_handlers = inferer or SimpleInferer(), val_handlers
-        if model.priors:
-            _check_size(model, data.image_size)
+        known, size = model.record.image_size, data.image_size
+        if model.priors and (size != (known or size) or tuple(model.autoencoder.grids(size)) != model.grids):
+            raise InputError(
+                f"the slices are of {size} pixels, the priors of {known or 'another size'}: evaluate on slices of the "
+                "size that the priors were trained on, or give --image_size"
+            )
         if self.report.feature_space is not None and not self.report.samples:
             raise InputError("a feature network serves the report of samples: ask for it with sample_report true")
         if self.report.samples and not model.priors:
@@ -211,12 +189,15 @@ class ModelEvaluation:
         if samples is not None:
             metrics.update(self._priors_and_samples(result, samples))
         if report.codecs:
-            metrics["codecs"] = codec_section(model, data, rated_system("ours", metrics), self.folder)
+            curves = codec_curves(batches(data.test, model.batch_size, description="codecs"))
+            ours = rated_system("ours", metrics)
+            save_rate_distortion(curves, ours, self.folder / "rate_distortion.png")
+            metrics["codecs"] = codec_figures(curves, ours)
         write_json(self.folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
         save_reconstruction_pictures(self.folder, result.shown, [c.total_counts().numpy() for c in counters])
         if samples is not None:
             mixed = MIXED if report.samples else SHOWN
-            save_sample_pictures(self.folder, result, samples, data.test, split=data.split, mixed=mixed)
+            save_sample_pictures(self.folder, result.shown, samples, data.test, split=data.split, mixed=mixed)
         _log(metrics)
         engine.state.metrics = flat_numbers(metrics)
         return metrics
@@ -237,16 +218,6 @@ class ModelEvaluation:
                 model, data, result, codes, samples, folder=self.folder, feature_space=space
             )
         return sections
-
-
-def _check_size(model: TrainedModel, image_size: tuple[int, ...]) -> None:
-    """Refuse slices of another size than the priors were trained on."""
-    known = model.record.image_size
-    if image_size != (known or image_size) or tuple(model.autoencoder.grids(image_size)) != model.grids:
-        raise InputError(
-            f"the slices are of {image_size} pixels, the priors of {known or 'another size'}: evaluate on slices of "
-            "the size that the priors were trained on, or give --image_size"
-        )
 
 
 def _json_numbers(content: Any) -> Any:
@@ -281,18 +252,8 @@ def flat_numbers(content: Any, name: str = "") -> dict[str, float]:
 
 def _log(metrics: Mapping[str, Any]) -> None:
     scores, mean = metrics["reconstruction"], metrics["reconstruction"]["baselines"]["mean_image"]
-    logger.info(
-        "Brain SSIM %.3f (mean training image %.3f), PSNR %.2f dB (%.2f)",
-        scores["ssim_brain"],
-        mean["ssim_brain"],
-        scores["psnr"],
-        mean["psnr"],
-    )
+    values = (scores["ssim_brain"], mean["ssim_brain"], scores["psnr"], mean["psnr"])
+    logger.info("Brain SSIM %.3f (mean training image %.3f), PSNR %.2f dB (%.2f)", *values)
     for row in metrics.get("prior", []):
-        logger.info(
-            "Prior of level %d: %.3f bits a code (histogram %.3f, uniform %.3f)",
-            row["level"],
-            row["bits_per_code"],
-            row["histogram_bits_per_code"],
-            row["uniform_bits_per_code"],
-        )
+        bits = [row[f"{kind}bits_per_code"] for kind in ("", "histogram_", "uniform_")]
+        logger.info("Prior of level %d: %.3f bits a code (histogram %.3f, uniform %.3f)", row["level"], *bits)

@@ -9,35 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from monai.data import Dataset
 from torch import Tensor
 
 from monai_vqgen.data.slices.datalists import evenly_spaced
-from monai_vqgen.evaluation.scores import SHOWN, ReconstructionPass, SliceSet
 from monai_vqgen.files import write_json
-from monai_vqgen.metrics import AlignedNeighbors
+from monai_vqgen.metrics.memorization import AlignedNeighbors, Alignment
 from monai_vqgen.models import Samples
-from monai_vqgen.plots.pictures import (
-    PictureRow,
-    grid_picture,
-    save_numbered_grid,
-    save_png,
-    save_rows,
-    save_usage,
-)
+from monai_vqgen.models.samples import asked_for, drawn_with
+from monai_vqgen.plots.pictures import PictureRow, save_grid, save_rows, save_usage
 
-__all__ = ["save_closest_pairs", "save_positions", "save_reconstruction_pictures", "save_sample_pictures"]
-
-MOST_DRAWN = 64
-"""Samples in their grid picture."""
+MOST_DRAWN = 64  # samples in their grid picture
 
 
 def save_reconstruction_pictures(folder: Path, shown: Mapping[str, np.ndarray], counts: Sequence[np.ndarray]) -> None:
     """`reconstructions.png` and `usage.png`.
 
-    Args:
-        folder: where they go.
-        shown: slices `(n, H, W)` by what they are: `original`, `reconstruction`, `top_only`.
-        counts: how often each code was used, `(k,)`, one a level.
+    `shown` has slices `(n, H, W)` by what they are, `counts` how often each code of a level was used, `(k,)`.
     """
     original, reconstruction = shown["original"], shown["reconstruction"]
     save_rows(
@@ -53,93 +42,65 @@ def save_reconstruction_pictures(folder: Path, shown: Mapping[str, np.ndarray], 
 
 
 def save_sample_pictures(
-    folder: Path,
-    result: ReconstructionPass,
-    samples: Samples,
-    test: SliceSet,
-    *,
-    split: str = "test",
-    mixed: int = SHOWN,
+    folder: Path, shown: Mapping[str, np.ndarray], samples: Samples, test: Dataset, *, split: str, mixed: int
 ) -> None:
     """`samples.png`, `overview.png`, and `real_and_sampled.png` with its key in JSON.
 
-    Args:
-        folder: where they go.
-        result: the reconstructed test slices.
-        samples: the sampled ones.
-        test: the real ones.
-        split: which split they are of.
-        mixed: how many real slices, and as many samples, stand in random order in the unlabeled grid.
+    The last is the unlabeled grid, in which `mixed` real slices of `test`, and as many samples, stand in random order.
     """
     drawn = samples.images[:, 0].numpy()
-    rows = [(f"{split} slices", result.shown["original"]), ("reconstructed", result.shown["reconstruction"])]
-    rows.append(("samples", drawn))
-    width = min(len(images) for _, images in rows)
-    save_rows([PictureRow(name, images[:width]) for name, images in rows], folder / "overview.png")
-    save_png(grid_picture(drawn[:MOST_DRAWN]), folder / "samples.png")
+    title, marks = drawn_with(samples.seed, samples.settings), [asked_for(row) for row in samples.conditions]
+    width = min(len(shown["original"]), len(shown["reconstruction"]), len(drawn))
+    rows = [
+        PictureRow(f"{split} slices", shown["original"][:width]),
+        PictureRow("reconstructed", shown["reconstruction"][:width]),
+        PictureRow("synthetic\nsamples", drawn[:width], marks=marks),
+    ]
+    save_rows(rows, folder / "overview.png", title=title)
+    save_grid(drawn[:MOST_DRAWN], folder / "samples.png", marks=marks, title=title)
     real = np.stack([np.asarray(test[i]["image"])[0] for i in evenly_spaced(mixed, len(test))])
-    _save_mixed(folder, real, drawn[:mixed], samples.seed)
-
-
-def _save_mixed(folder: Path, real_nhw: np.ndarray, drawn_nhw: np.ndarray, seed: int) -> None:
-    """Real and sampled slices in random order, numbered, and a file that says which were sampled."""
-    order = np.random.default_rng(seed).permutation(len(real_nhw) + len(drawn_nhw))
-    save_numbered_grid(np.concatenate([real_nhw, drawn_nhw])[order], folder / "real_and_sampled.png")
-    sampled = [place + 1 for place, index in enumerate(order.tolist()) if index >= len(real_nhw)]
+    order = np.random.default_rng(samples.seed).permutation(len(real) + len(drawn[:mixed]))
+    numbers = [str(place) for place in range(1, len(order) + 1)]
+    mixture = np.concatenate([real, drawn[:mixed]])[order]
+    save_grid(mixture, folder / "real_and_sampled.png", marks=numbers, title="Real and synthetic slices", columns=8)
+    sampled = [place for place, index in enumerate(order.tolist(), start=1) if index >= len(real)]
     write_json(folder / "real_and_sampled.json", {"sampled": sampled})
 
 
 def save_closest_pairs(
-    samples_mchw: Tensor, training_nchw: Tensor, nearest: AlignedNeighbors, path: str | Path, *, count: int = 8
+    samples: Samples, training_nchw: Tensor, nearest: AlignedNeighbors, path: str | Path, *, count: int = 8
 ) -> None:
     """Write the samples that lie nearest to a training slice, mirrored and moved to meet it, each above that slice.
 
-    Args:
-        samples_mchw: all samples.
-        training_nchw: all training slices.
-        nearest: of the samples.
-        path: the PNG.
-        count: how many pairs.
+    `nearest` is of all samples to all training slices; `count` pairs are shown.
     """
     order = nearest.distances_m.argsort(stable=True)[:count].tolist()
-    aligned = [
-        _aligned(samples_mchw[i, 0].numpy(), nearest.shifts_m2[i].tolist(), mirrored=bool(nearest.mirrored_m[i]))
-        for i in order
-    ]
+    ways = [Alignment(bool(nearest.mirrored_m[i]), *nearest.shifts_m2[i].tolist()) for i in order]
+    aligned_nhw = torch.cat([way.apply(samples.images[i]) for i, way in zip(order, ways, strict=True)])
+    marks = [asked_for(samples.conditions[i]) for i in order]
     save_rows(
         [
-            PictureRow("sample,\naligned", np.stack(aligned)),
+            PictureRow("synthetic\nsample,\naligned", aligned_nhw.numpy(), marks=marks),
             PictureRow("nearest\ntraining slice", training_nchw[nearest.indices_m[order], 0].numpy()),
         ],
         path,
+        title=drawn_with(samples.seed, samples.settings),
     )
 
 
-def _aligned(image_hw: np.ndarray, shift: Sequence[int], *, mirrored: bool) -> np.ndarray:
-    """The image mirrored left to right, then moved down and right; black where it no longer covers the plane."""
-    (height, width), (down, right) = image_hw.shape, shift
-    margins = ((max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0)))
-    padded_hw = np.pad(image_hw[:, ::-1] if mirrored else image_hw, margins)
-    return padded_hw[max(-down, 0) :, max(-right, 0) :][:height, :width]
-
-
-def save_positions(
-    samples_mhw: np.ndarray, positions_mm: Sequence[float], path: str | Path, *, columns: int = 8, rows: int = 4
-) -> None:
+def save_positions(samples: Samples, path: str | Path, *, columns: int = 8, rows: int = 4) -> None:
     """Write samples by the position they were asked for: one column a position, of the samples nearest to it.
 
-    Args:
-        samples_mhw: images in [0, 1].
-        positions_mm: of each.
-        path: the PNG.
-        columns: how many positions, evenly over their range.
-        rows: samples a position, at most.
+    The columns are spread evenly over the range of positions; there are fewer rows where samples are few.
     """
-    asked = np.asarray(positions_mm, dtype=float)
-    centers = np.linspace(asked.min(), asked.max(), columns + 1)
-    centers = (centers[1:] + centers[:-1]) / 2
+    asked = np.asarray([values["position_mm"] for values in samples.conditions], dtype=float)
+    edges = np.linspace(asked.min(), asked.max(), columns + 1)
     rows = min(rows, max(len(asked) // columns, 1))
+    centers = (edges[1:] + edges[:-1]) / 2
     chosen = np.stack([np.argsort(np.abs(asked - center), kind="stable")[:rows] for center in centers])
-    labels = ["samples\nby position"] + [""] * (rows - 1)
-    pictures = [PictureRow(label, samples_mhw[chosen[:, row]]) for row, label in enumerate(labels)]
-    save_rows(pictures, path, titles=[f"{center:.0f} mm" for center in centers])
+    pictures = [
+        PictureRow("" if row else "samples\nby position", samples.images[which, 0].numpy(), marks=marks)
+        for row, which in enumerate(chosen.T)
+        for marks in [[asked_for(samples.conditions[i]) for i in which]]
+    ]
+    save_rows(pictures, path, title=drawn_with(samples.seed, samples.settings))

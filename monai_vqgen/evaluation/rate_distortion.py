@@ -1,4 +1,4 @@
-"""Rate and distortion as a picture and as figures: systems of codes beside JPEG, JPEG 2000 and WebP.
+"""Rate and distortion as a picture and as figures: a system of codes beside JPEG, JPEG 2000 and WebP.
 
 A system of codes has one quality and two rates: that of its raw codes, log2 of the codebook's size each, and that
 after its priors, what an arithmetic coder driven by them would need. The codecs have a curve each. Their dotted
@@ -19,14 +19,11 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics import CodecCurves, at_rate
-from monai_vqgen.plots.pictures import ACCENT, FAINT, INK, _save_figure, _style
-
-__all__ = ["RatedSystem", "codec_figures", "rated_system", "save_rate_distortion"]
+from monai_vqgen.plots.pictures import ACCENT, FAINT, save_figure, style
 
 PANELS = {"psnr": "PSNR, dB", "ssim_brain": "SSIM over the brain"}
-MARKERS = "osD^vP"  # the first is ours
 TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8)  # bits a pixel
-ROOM = 2.5  # factor left on both sides of the systems' rates: where the codecs are worth comparing
+ROOM = 2.5  # factor left on both sides of the system's rates: where the codecs are worth comparing
 
 
 class RatedSystem(NamedTuple):
@@ -61,13 +58,10 @@ def rated_system(label: str, metrics: Mapping[str, Any]) -> RatedSystem:
     """
     try:
         scores, rate = metrics["reconstruction"], metrics["rate"]
-        system = RatedSystem(label, scores["psnr"], scores["ssim_brain"], rate["raw_bits_per_pixel"])
-        coded = rate.get("coded_bits_per_pixel")
+        brain = float("nan") if scores["ssim_brain"] is None else scores["ssim_brain"]
+        return RatedSystem(label, scores["psnr"], brain, rate["raw_bits_per_pixel"], rate.get("coded_bits_per_pixel"))
     except KeyError as error:
         raise InputError(f"the metrics of {label!r} have no {error}: evaluate it with evaluate.json") from error
-    return system._replace(
-        ssim_brain=float("nan") if system.ssim_brain is None else system.ssim_brain, coded_bits_per_pixel=coded
-    )
 
 
 def codec_figures(curves: CodecCurves, system: RatedSystem) -> dict[str, Any]:
@@ -87,33 +81,22 @@ def codec_figures(curves: CodecCurves, system: RatedSystem) -> dict[str, Any]:
     }
 
 
-def save_rate_distortion(curves: CodecCurves, systems: Sequence[RatedSystem], path: str | Path) -> None:
+def save_rate_distortion(curves: CodecCurves, system: RatedSystem, path: str | Path) -> None:
     """Write the rate-distortion picture: PSNR on the left, SSIM over the brain on the right, rate logarithmic.
 
-    A system's raw rate is a hollow mark, its rate after the priors a filled one, joined by a line: the priors move it
+    The system's raw rate is a hollow mark, its rate after the priors a filled one, joined by a line: the priors move it
     to the left and change no pixel.
-
-    Args:
-        curves: of the codecs, on the slices that the systems were measured on.
-        systems: ours first.
-        path: the PNG.
-
-    Raises:
-        InputError: there is nothing to draw.
     """
-    if not systems and not curves.points:
-        raise InputError("no codec and no system was given: nothing to draw")
     figure = Figure(figsize=(10.6, 4.6), layout="constrained")
     panels: Sequence[Axes] = figure.subplots(1, len(PANELS))
     for axes, (score, title) in zip(panels, PANELS.items(), strict=True):
         _draw_codecs(axes, curves, score)
-        for index, system in enumerate(systems):
-            _draw_system(axes, system, score, index)
-        _frame(axes, systems)
-        _style(axes, x="bits a pixel", y=title)
+        _draw_system(axes, system, score)
+        _frame(axes, list(system.rates.values()))
+        style(axes, x="bits a pixel", y=title)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_codecs(axes: Axes, curves: CodecCurves, score: str) -> None:
@@ -129,26 +112,19 @@ def _draw_codecs(axes: Axes, curves: CodecCurves, score: str) -> None:
         axes.plot([], [], ls="none", label=f"no {name}: {reason}")
 
 
-def _draw_system(axes: Axes, system: RatedSystem, score: str, index: int) -> None:
-    color, value, rates = ACCENT[0] if index == 0 else INK, getattr(system, score), system.rates
-    look: dict[str, Any] = {
-        "marker": MARKERS[index % len(MARKERS)],
-        "ms": 8 if index == 0 else 6,
-        "color": color,
-        "zorder": 3,
-    }
+def _draw_system(axes: Axes, system: RatedSystem, score: str) -> None:
+    value, rates = getattr(system, score), system.rates
+    look: dict[str, Any] = {"marker": "o", "ms": 8, "color": ACCENT[0], "ls": "none", "zorder": 3}
     if "coded" in rates:
-        axes.plot(list(rates.values()), [value] * 2, color=color, lw=1, alpha=0.6)
-        axes.plot(rates["coded"], value, ls="none", label=f"{system.label}, after the priors", **look)
-    axes.plot(rates["raw"], value, ls="none", mfc="white", label=f"{system.label}, raw codes", **look)
+        axes.plot(list(rates.values()), [value] * 2, color=ACCENT[0], lw=1, alpha=0.6)
+        axes.plot(rates["coded"], value, label=f"{system.label}, after the priors", **look)
+    axes.plot(rates["raw"], value, mfc="white", label=f"{system.label}, raw codes", **look)
 
 
-def _frame(axes: Axes, systems: Sequence[RatedSystem]) -> None:
-    """Show the rates around the systems', and what is reached there."""
+def _frame(axes: Axes, rates: Sequence[float]) -> None:
+    """Show the rates around the system's, and what is reached there."""
     axes.set_xscale("log")
-    rates = [rate for system in systems for rate in system.rates.values()]
-    if rates:
-        axes.set_xlim(min(rates) / ROOM, max(rates) * ROOM)
+    axes.set_xlim(min(rates) / ROOM, max(rates) * ROOM)
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in TICKS if low <= tick <= high])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics import (
     AlignedNeighbors,
@@ -34,14 +35,10 @@ from monai_vqgen.metrics import (
     split_two_samples,
 )
 
-__all__ = ["ImageKinds", "ImageSet", "check_sample_report", "independent_codes", "sample_metrics"]
-
 logger = logging.getLogger(__name__)
 
-FEWEST_SAMPLES = 32
-"""Below this many images of a kind no figure here means anything."""
-SMALLEST_SIDE = 32
-"""Pixels: the coarsest of the three scales of `FilterBankFeatures` wants eight of its own, of four pixels each."""
+FEWEST_SAMPLES = 32  # below this many images of a kind no figure here means anything
+SMALLEST_SIDE = 32  # pixels: the coarsest scale of `FilterBankFeatures` wants eight of its own, of four pixels each
 
 
 class ImageSet(NamedTuple):
@@ -62,30 +59,22 @@ class ImageSet(NamedTuple):
 
 
 def check_sample_report(
-    num_samples: int,
-    splits: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    image_size: Sequence[int] | None = None,
+    num_samples: int, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, image_size: Sequence[int] | None = None
 ) -> None:
-    """Refuse a report of samples that could not be made, before any work.
+    """Raise InputError for a report of samples that could not be made, before any work.
 
-    Args:
-        num_samples: how many will be drawn.
-        splits: the records of the training and the test slices.
-        image_size: of the slices, in pixels; None where it is not known yet.
-
-    Raises:
-        InputError: too few samples, slices, subjects or pixels, or some slices of a split without a subject.
+    Too few samples, slices, subjects or pixels, or some slices of a split without a subject. `splits` are the records
+    of the training and the test slices; the size may not be known yet.
     """
     if image_size is not None and min(image_size) < SMALLEST_SIDE:
         raise InputError(
-            f"slices of {tuple(image_size)} pixels: the report of samples wants at least {SMALLEST_SIDE} a side; "
+            f"slices of {tuple(image_size)} pixels: the report of samples needs at least {SMALLEST_SIDE} a side; "
             "extract larger slices"
         )
     for name, count in {"samples": num_samples, **{name: len(records) for name, records in splits.items()}}.items():
         if count < FEWEST_SAMPLES:
-            mend = "raise num_samples" if name == "samples" else "extract more slices"
-            raise InputError(f"{count} {name}: the report of samples wants at least {FEWEST_SAMPLES}; {mend}")
+            advice = "raise num_samples" if name == "samples" else "extract more slices"
+            raise InputError(f"{count} {name}: the report of samples needs at least {FEWEST_SAMPLES}; {advice}")
     for name, records in splits.items():
         subjects = {record.get("subject") for record in records}
         if None in subjects and len(subjects) > 1:
@@ -102,13 +91,7 @@ def check_sample_report(
 
 
 def independent_codes(codes: Sequence[Tensor], *, num_samples: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Grids whose every position is drawn from training slices on its own: right histograms, no context.
-
-    Args:
-        codes: grids `(n, *s)` a level, of training slices.
-        num_samples: how many to draw.
-        seed: of the draw.
-    """
+    """Grids whose every position is drawn from training slices `(n, *s)` on its own: right histograms, no context."""
     rng = np.random.default_rng(seed)
     drawn = []
     for grid in codes:
@@ -187,15 +170,10 @@ def sample_metrics(
             "authenticity": authenticity(features[name], training_nf, training_subjects=training.subjects()).rate,
         }
     result["position"] = _position(samples, features["samples"], training, training_nf, test, features["real"])
-    near = {
-        name: aligned_neighbors(judged[name].images, training.images, mirror=mirror) for name in ("samples", "real")
-    }
-    far = {name: feature_neighbors(features[name], training_nf) for name in ("samples", "real")}
-    result["memorization"] = {
-        "pixels": _audit(near["samples"], near["real"], "pixels"),
-        "features": _audit(far["samples"], far["real"], "features"),
-    }
-    return result, near["samples"]
+    near, real = (aligned_neighbors(images.images, training.images, mirror=mirror) for images in (samples, test))
+    far = [feature_neighbors(features[name], training_nf) for name in ("samples", "real")]
+    result["memorization"] = {"pixels": _audit(near, real, "pixels"), "features": _audit(far[0], far[1], "features")}
+    return result, near
 
 
 def _against_training(
@@ -206,9 +184,9 @@ def _against_training(
     count: int,
 ) -> dict[str, Any]:
     """Figures of as many of the images as there are of every kind, spread evenly from the first to the last."""
-    chosen = torch.linspace(0, len(features_mf) - 1, count, dtype=torch.float64).round().long()
+    chosen = evenly_spaced(count, len(features_mf))
     features_mf = features_mf[chosen]
-    whose = None if subjects is None else [subjects[i] for i in chosen.tolist()]
+    whose = None if subjects is None else [subjects[i] for i in chosen]
     near = precision_recall(training_nf, features_mf, real_subjects=training_subjects, generated_subjects=whose)
     spread = density_coverage(training_nf, features_mf, real_subjects=training_subjects)
     return {

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from monai_vqgen.data.processes import process_rank, wait_for_all
+from monai_vqgen.data.processes import process_count, process_rank, wait_for_all
 from monai_vqgen.errors import CheckpointError, InputError
-from monai_vqgen.files import previous_path, write_json
+from monai_vqgen.files import forget_earlier, previous_path, write_json
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
 __all__ = ["BestCheckpoint", "TrainingState"]
 
 _PLACE_IN_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
+_HOW_NOT_WHAT = ("foreach", "fused", "capturable", "differentiable")
+"""Options of torch's optimizers that choose an implementation."""
+_SAID_OF_WEIGHTS = ("format_version", "version", "license", "data", "sampling")
+"""Entries of a record that decide nothing in training."""
+_PLAIN = (bool, int, float, str, list, tuple, dict)
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +94,7 @@ class BestCheckpoint:
         if self.description is not None:
             figures = {f"validation_{self.metric}": value} if self.metric else {}
             known = {"fingerprint": fingerprint(self.module), **figures}
-            write_json(self.path.with_suffix(".json"), {**self.description, **known})
+            write_json(self.path.with_suffix(".json"), {**self.description, **known}, sealed=True)
         name = self.metric or "minus the epoch"
         logger.info("Epoch %d: %s %.6g is the best so far, saved %s", engine.state.epoch, name, value, self.path)
 
@@ -111,9 +119,12 @@ class TrainingState:
         path: for example ``RUN/training_state.pt``.
         parts: what to save by name: objective, optimizer, scheduler, and any handler with a state.
         resume: whether to go on from ``path`` when the run starts; a missing file starts from the beginning.
-        must_match: options and data that decide what a run learns, as JSON takes them, saved with the state: a run that
-            differs in one is not the same run, and is refused.
-        may_differ: options that a later process may change; what has changed is said in the log.
+        must_match: what decides what a run learns, beyond the parts: the options of modules and optimizers among them,
+            the batch size of all processes and the record of the weights are saved with the state as it is, and a run
+            that differs in one of these is not the same run, and is refused. Values, optimizers, functions with some
+            arguments set, and objects with options as attributes.
+
+    What a later process may change, limits and machine, is said in the log where it has changed.
 
     Raises:
         CheckpointError: at the start, both states are damaged or of another kind of run, or something that must match
@@ -129,17 +140,22 @@ class TrainingState:
         *,
         resume: bool = False,
         must_match: Mapping[str, Any] | None = None,
-        may_differ: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.parts, self.resume = Path(path), dict(parts), resume
-        self.options = {"must_match": _leaves(must_match or {}), "may_differ": _leaves(may_differ or {})}
+        self.must_match = dict(must_match or {})
+        self.options: dict[str, dict[str, Any]] = {"must_match": {}, "may_differ": {}}
         self.previous = previous_path(self.path)
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
+        engine.add_event_handler(Events.STARTED, self._gather)
         engine.add_event_handler(Events.STARTED, self.restore if self.resume else self._begin)
         if process_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            engine.add_event_handler(Events.COMPLETED, lambda: forget_earlier(self.path.parent))
+
+    def _gather(self, engine: Engine) -> None:
+        self.options = _gather_options(engine, self.parts, self.must_match)
 
     def save(self, engine: Engine) -> None:
         """Write the state of all parts and the trainer's place."""
@@ -148,7 +164,8 @@ class TrainingState:
             name: plain_state(part) if isinstance(part, nn.Module) else part.state_dict()
             for name, part in self.parts.items()
         }
-        write_state({"place": place, "options": self.options, "parts": states}, self.path, keep_previous=True)
+        content = {"place": place, "run": self.options, "parts": states}
+        write_state(content, self.path, keep_previous=True)
 
     def _begin(self, engine: Engine) -> None:
         """Write the state of the start, and forget those of an earlier run."""
@@ -186,22 +203,23 @@ class TrainingState:
                 "another output_dir"
             )
         for change in _differences(saved["may_differ"], self.options["may_differ"]):
-            logger.info("Resuming with a change: %s.", change)
+            logger.info("Resuming with a change: %s", change)
 
     def restore(self, engine: Engine) -> None:
         """Take the saved state back, where there is one."""
         saved = self._read()
         wait_for_all()  # before the first process writes a state that another would then take for an earlier run's
         if saved is None:
-            logger.info("Nothing to resume at %s: starting from the beginning.", self.path)
+            logger.info("Nothing to resume at %s: starting from the beginning", self.path)
             return self._begin(engine)
         missing = sorted(set(self.parts) ^ set(saved.get("parts", {})))
         if missing:
             raise CheckpointError(f"{self.path} is of another kind of run: it differs in {missing}")
-        self._compare(saved.get("options"))
+        self._compare(saved.get("run"))
         done, wanted = saved["place"]["epoch"], engine.state.max_epochs
         if wanted is not None and done > wanted:
             raise InputError(f"max_epochs={wanted}, and {done} epochs are done in {self.path}: give as many or more")
+        engine.state.epoch, engine.state.iteration = done, saved["place"]["iteration"]
         for name, part in self.parts.items():
             target = part.module if isinstance(part, nn.parallel.DistributedDataParallel) else part
             state = saved["parts"][name]
@@ -214,27 +232,62 @@ class TrainingState:
                 raise CheckpointError(
                     f"{self.path} does not fit this run's {name}: resume with the options it was started with"
                 ) from error
-        engine.state.epoch, engine.state.iteration = saved["place"]["epoch"], saved["place"]["iteration"]
-        logger.info("Resumed from %s after epoch %d.", self.path, engine.state.epoch)
+        logger.info("Resumed from %s after epoch %d", self.path, engine.state.epoch)
 
 
-def _leaves(options: Any, name: str = "") -> dict[str, Any]:
-    """Nested options by the keys that lead to them, with values as JSON has them."""
-    if isinstance(options, Mapping) and (options or not name):
-        pairs: Any = options.items()
-    elif isinstance(options, list | tuple) and any(isinstance(value, Mapping) for value in options):
-        pairs = enumerate(options)
-    else:
-        return {name: json.loads(json.dumps(options))}
-    leaves = [_leaves(value, f"{name}.{key}" if name else str(key)) for key, value in pairs]
-    return {key: value for leaf in leaves for key, value in leaf.items()}
+def _gather_options(engine: Engine, parts: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of a trainer that starts: what "must_match", and what "may_differ", by the keys that lead to each value.
+
+    Args:
+        engine: the trainer, MONAI's or one of ignite.
+        parts: modules and optimizers among them are described, and so is the record of the weights to keep
+            (``best_checkpoint``); the limits of ``time_budget`` and ``patience`` may differ.
+        given: what else must match: values, optimizers, objects with options as attributes, functions with arguments.
+    """
+    record = getattr(parts.get("best_checkpoint"), "description", None) or {}
+    must_match = {name: value for name, value in record.items() if name not in _SAID_OF_WEIGHTS}
+    must_match |= {name: part for name, part in parts.items() if isinstance(part, nn.Module | Optimizer)}
+    if batch_size := getattr(getattr(engine, "data_loader", None), "batch_size", None):
+        must_match["global_batch_size"] = batch_size * process_count()
+    patience = parts.get("patience")
+    may_differ = {
+        "max_epochs": engine.state.max_epochs,
+        "max_minutes": getattr(parts.get("time_budget"), "minutes", None),
+        "patience": getattr(patience, "patience", None),
+        "val_interval": getattr(patience, "interval", None),
+        "processes": process_count(),
+        "accumulation_steps": getattr(engine._process_function, "steps", 1),
+        "device": str(getattr(engine.state, "device", "cpu")),
+    }
+    return {"must_match": _leaves({**must_match, **given}), "may_differ": _leaves(may_differ)}
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, in words; an option that one side does not know stands as "none"."""
+    """What differs, as "name value there and value here"; an option that one side does not know stands as "none"."""
     names = [*now, *(name for name in saved if name not in now)]
     return [
         f"{name} {saved.get(name, 'none')!r} there and {now.get(name, 'none')!r} here"
         for name in names
         if saved.get(name, "none") != now.get(name, "none")
     ]
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Options by the keys that lead to them, with values as JSON has them."""
+    if isinstance(value, Optimizer):
+        kept = {key: option for key, option in value.defaults.items() if key not in _HOW_NOT_WHAT}
+        kept["learning_rate"] = kept.pop("lr", None)
+        return {name: type(value).__name__, **_leaves(kept, name)}
+    if isinstance(value, partial):
+        value = {key: parameter.default for key, parameter in inspect.signature(value).parameters.items()}
+    elif value is not None and not isinstance(value, _PLAIN):
+        options = {key: option for key, option in vars(value).items() if key[0] != "_" and key != "training"}
+        value = {key: option for key, option in options.items() if isinstance(option, (*_PLAIN, Optimizer))}
+    if isinstance(value, Mapping) and (value or not name):
+        pairs: Any = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
+        pairs = enumerate(value)
+    else:
+        return {name: json.loads(json.dumps(value, default=str))}
+    leaves = [_leaves(entry, f"{name}.{key}" if name else str(key)) for key, entry in pairs]
+    return {key: entry for leaf in leaves for key, entry in leaf.items()}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.networks.utils import eval_mode
 from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 from PIL import Image
@@ -44,11 +45,10 @@ def image_rows(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
 
 
 class _Pictures(ABC):
-    """Draw a picture every so many epochs, to ``folder/<name>_epoch0010.png`` and to TensorBoard."""
+    """Draw a picture every so many epochs, to ``folder/<name>_epoch0010.png``."""
 
-    def __init__(self, name: str, output_dir: str | os.PathLike[str], interval: int, summary_writer: Any) -> None:
+    def __init__(self, name: str, output_dir: str | os.PathLike[str], interval: int) -> None:
         self.name, self.folder, self.interval = name, Path(output_dir), interval
-        self.summary_writer = summary_writer
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer; of several processes the first one draws, and an interval of 0 draws nothing."""
@@ -62,8 +62,6 @@ class _Pictures(ABC):
         self.folder.mkdir(parents=True, exist_ok=True)
         with replace_file(self.folder / f"{self.name}_epoch{epoch:04d}.png") as file:
             Image.fromarray(picture).save(file, format="PNG")
-        if self.summary_writer is not None:
-            self.summary_writer.add_image(self.name, picture, epoch, dataformats="HW")
 
     @abstractmethod
     def draw(self) -> NDArray[np.uint8]:
@@ -81,7 +79,6 @@ class ReconstructionImages(_Pictures):
         output_dir: folder for the PNG files.
         interval: epochs between pictures, 0 for none.
         num_images: slices a picture.
-        summary_writer: TensorBoard's `SummaryWriter`, or None.
     """
 
     def __init__(
@@ -92,9 +89,8 @@ class ReconstructionImages(_Pictures):
         output_dir: str | os.PathLike[str],
         interval: int = 10,
         num_images: int = 8,
-        summary_writer: Any = None,
     ) -> None:
-        super().__init__("reconstructions", output_dir, interval, summary_writer)
+        super().__init__("reconstructions", output_dir, interval)
         self.autoencoder: Any = autoencoder
         self.dataset, self.num_images = dataset, num_images
 
@@ -105,17 +101,13 @@ class ReconstructionImages(_Pictures):
         device = next(self.autoencoder.parameters()).device
         images = [convert_to_tensor(self.dataset[pick]["image"], track_meta=False).float() for pick in picks]
         images_bcs = torch.stack(images).to(device)
-        training = self.autoencoder.training
-        self.autoencoder.eval()
-        try:
+        with eval_mode(self.autoencoder):
             window = (..., *(slice(size) for size in images_bcs.shape[2:]))
             codes = self.autoencoder.encode(images_bcs)
             full_bcs = self.autoencoder.decode(codes)[window]
             rows = [images_bcs, full_bcs, (full_bcs - images_bcs).abs()]
             if len(codes) > 1:
                 rows.append(self.autoencoder.decode(codes[:1])[window])
-        finally:
-            self.autoencoder.train(training)
         return image_rows(rows)
 
 
@@ -133,7 +125,6 @@ class SampleImages(_Pictures):
         interval: epochs between pictures, 0 for none.
         num_images: samples a picture.
         autoencoder: decodes the codes, or None.
-        summary_writer: TensorBoard's `SummaryWriter`, or None.
         seed: of the draws, the same for every picture, and those of `AncestralSampler` at temperature 1.
     """
 
@@ -147,10 +138,9 @@ class SampleImages(_Pictures):
         interval: int = 10,
         num_images: int = 8,
         autoencoder: nn.Module | None = None,
-        summary_writer: Any = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(f"samples_level{level}", output_dir, interval, summary_writer)
+        super().__init__(f"samples_level{level}", output_dir, interval)
         self.prior: Any = prior
         self.autoencoder: Any = autoencoder
         self.dataset, self.level, self.num_images, self.seed = dataset, level, num_images, seed
@@ -164,12 +154,8 @@ class SampleImages(_Pictures):
         coarser = [torch.stack([item[f"codes_{level}"] for item in items]).to(device) for level in range(self.level)]
         condition = torch.stack([item["condition"] for item in items]).to(device) if "condition" in items[0] else None
         grid = tuple(items[0][f"codes_{self.level}"].shape)
-        training = self.prior.training
-        self.prior.eval()
-        try:
+        with eval_mode(self.prior):
             codes_bs = self._sample(grid, len(items), coarser, condition)
-        finally:
-            self.prior.train(training)
         if self.autoencoder is None:
             return image_rows([self._shades(codes_bs)])
         decoder_device = next(self.autoencoder.parameters()).device

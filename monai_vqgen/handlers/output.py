@@ -7,11 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_vqgen.engines.distributed import process_rank
+from monai_vqgen.data.processes import gather, process_rank, wait_for_all
 from monai_vqgen.errors import InputError
-from monai_vqgen.files import claim_folder, hold_alone, previous_path
+from monai_vqgen.files import claim_folder, clean, hold_alone, keep_earlier, previous_path, publish
 
-__all__ = ["claim_output", "claim_training", "log_to_file"]
+__all__ = ["claim_output", "claim_training", "log_to_file", "publish_output"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +25,11 @@ def claim_output(
     *,
     by_products: Sequence[str] = (),
     resume_from: str | None = None,
+    set_aside: bool = False,
 ) -> Path:
     """Make the output folder, and refuse one that already holds a result of the same name.
 
-    `monai_vqgen.files.claim_folder` for a stage: only the first process removes earlier results, and none removes them
-    from a run that is resumed.
+    `monai_vqgen.files.claim_folder` for a stage: the first process claims, and all are told the place.
 
     Args:
         output_dir: folder to write to; made where missing.
@@ -38,6 +38,10 @@ def claim_output(
         overwrite: replace them.
         by_products: like names, but they stop no run: logs, pictures, what a resumed run would go on from.
         resume_from: name of the file that a run to be continued has left; earlier results are welcome then.
+        set_aside: as for `claim_folder`, for trainings.
+
+    Returns:
+        Where to write, for `publish_output` at the end; as of `claim_folder`.
 
     Raises:
         OutputExistsError: One of ``names`` exists and ``overwrite`` is off, or another process is writing them.
@@ -50,13 +54,23 @@ def claim_output(
         raise InputError(f"output_dir={str(folder)!r} cannot be made: {error}. Give another folder") from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"output_dir={str(folder)!r} is not writable. Give another folder")
-    resuming = resume_from is not None and (folder / resume_from).is_file()
-    if process_rank() > 0:  # would race with the first one's writing
-        return folder
-    if resuming:
-        hold_alone(folder, names[0])
-        return folder
-    return claim_folder(folder, names, overwrite=overwrite, by_products=by_products)
+    place = None
+    if process_rank() == 0:  # another one would race with the first one's writing
+        if resume_from is not None and (folder / resume_from).is_file():
+            clean(folder, [*names, *by_products], locked=hold_alone(folder, names[0]))
+            keep_earlier(folder, names, by_products)
+            place = folder
+        else:
+            place = claim_folder(folder, names, overwrite=overwrite, by_products=by_products, set_aside=set_aside)
+    return next(path for path in gather(place) if path is not None)
+
+
+def publish_output(place: str | os.PathLike[str]) -> None:
+    """Let what all processes have written to the place of `claim_output` replace the earlier results there."""
+    wait_for_all()
+    if process_rank() == 0:
+        publish(Path(place))
+    wait_for_all()
 
 
 def claim_training(
@@ -83,7 +97,8 @@ def claim_training(
     states = [state, previous_path(state)]
     left = next((path.name for path in states if path.is_file()), None)
     by_products = [*(path.name for path in states), *logs]
-    return claim_output(output_dir, names, overwrite, by_products=by_products, resume_from=left if resume else None)
+    resume_from = left if resume else None
+    return claim_output(output_dir, names, overwrite, by_products=by_products, resume_from=resume_from, set_aside=True)
 
 
 class _RunLog(logging.FileHandler):

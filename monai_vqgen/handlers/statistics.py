@@ -16,7 +16,7 @@ from ignite.metrics import Metric
 from monai.handlers import StatsHandler
 from monai.utils import is_scalar
 
-from monai_vqgen.metrics.codebook import CodebookCounter
+from monai_vqgen.metrics.codes import CodebookCounter
 
 __all__ = ["CodebookHealth", "EpochLog", "ObjectiveMean", "objective_means"]
 
@@ -80,6 +80,10 @@ class EpochLog(StatsHandler):
         metrics = sorted(engine.state.metrics.items())
         figures = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics if is_scalar(value))
         self._epoch_logger.info("epoch %d: %s", engine.state.epoch, figures)
+
+    def exception_raised(self, _engine: Engine, e: BaseException) -> None:
+        """Raise the error again; MONAI's handler also prints its traceback, which whoever catches the error may do."""
+        raise e
 
 
 class CodebookHealth:

@@ -8,6 +8,5 @@ if TYPE_CHECKING:
     from monai_vqgen.inferers.ancestral import AncestralSampler as AncestralSampler
     from monai_vqgen.inferers.draws import GumbelNoise as GumbelNoise, Truncation as Truncation
     from monai_vqgen.inferers.reconstruction import VolumeReconstructionInferer as VolumeReconstructionInferer
-    from monai_vqgen.inferers.threads import finished_time as finished_time, one_thread as one_thread
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

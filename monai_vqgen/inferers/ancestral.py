@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +22,12 @@ from monai_vqgen.inferers.draws import (
     check_priors,
     checked_condition,
     device_of,
+    in_memory,
 )
+from monai_vqgen.networks.blocks import one_a_level
 from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
 
-__all__ = ["AncestralSampler"]
-
-Progress = Callable[[int, int], None]
-"""Called with (positions done, positions in all), over all levels and samples."""
+Progress = Callable[[int, int], None]  # takes (positions done, positions in all), over all levels and samples
 
 
 class AncestralSampler:
@@ -77,7 +75,7 @@ class AncestralSampler:
             raise InputError(f"batch_size is {batch_size}; give at least 1")
         self.priors = list(priors)
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        columns = {name: _one_a_level(name, value, len(self.priors)) for name, value in settings.items()}
+        columns = {name: one_a_level(name, value, len(self.priors)) for name, value in settings.items()}
         rows = zip(*columns.values(), strict=True)
         self.truncations = [Truncation(temperature=t, top_k=k, top_p=p) for t, k, p in rows]
         self.cached, self.batch_size = cached, batch_size
@@ -181,15 +179,22 @@ class AncestralSampler:
         count = codes[0].shape[0]
         condition_bf = checked_condition(condition, self.priors, count=count)
         maps = [torch.zeros(codes_bs.shape, dtype=torch.float32, device=device) for codes_bs in codes]
+
+        def score(part: slice) -> None:
+            for level, prior in enumerate(self.priors):
+                given = _given(prior, condition_bf, part)
+                logits_bks = prior(codes[level][part], [c[part] for c in codes[:level]], given)
+                chosen_b1s = logits_bks.float().log_softmax(1).gather(1, codes[level][part][:, None])
+                maps[level][part] = chosen_b1s[:, 0]
+
         with _evaluating(self.priors), torch.inference_mode():
-            for start in range(0, count, self.batch_size):
-                part = slice(start, start + self.batch_size)
-                for level, prior in enumerate(self.priors):
-                    given = _given(prior, condition_bf, part)
-                    logits_bks = prior(codes[level][part], [c[part] for c in codes[:level]], given)
-                    chosen_b1s = logits_bks.float().log_softmax(1).gather(1, codes[level][part][:, None])
-                    maps[level][part] = chosen_b1s[:, 0]
+            for part in self._batches(count):
+                in_memory(score, part)
         return tuple(maps)
+
+    def _batches(self, count: int) -> Iterator[slice]:
+        for start in range(0, count, self.batch_size):
+            yield slice(start, min(start + self.batch_size, count))
 
     def _fill(
         self,
@@ -207,30 +212,28 @@ class AncestralSampler:
         count = codes[0].shape[0]
         condition_bf = checked_condition(condition, self.priors, count=count)
         noises = [GumbelNoise(seed, level=level, num_codes=prior.num_codes) for level, prior in enumerate(self.priors)]
-        total, done = sum(mask.numel() for mask in masks), 0
-        with _evaluating(self.priors), torch.inference_mode():
-            for start in range(0, count, self.batch_size):
-                part = slice(start, min(start + self.batch_size, count))
-                samples = range(first_sample + part.start, first_sample + part.stop)
-                for level, prior in enumerate(self.priors):
-                    given = _given(prior, condition_bf, part)
-                    level_codes = codes[level][part]
-                    steps = self._steps(prior, level_codes, coarser=[c[part] for c in codes[:level]], condition=given)
-                    level_mask = masks[level][part].flatten(1)
-                    for positions in self._draw(
-                        level, steps, level_codes, mask_bn=level_mask, noise=noises[level], samples=samples
-                    ):
-                        done += positions * len(samples)
-                        if progress is not None:
-                            progress(done, total)
+        total = sum(mask.numel() for mask in masks)
 
-    def _steps(
-        self, prior: Prior, codes_bs: Tensor, *, coarser: Sequence[Tensor], condition: Tensor | None
-    ) -> IncrementalPass:
-        incremental = prior.incremental if self.cached else partial(PlainIncremental, prior)
-        return incremental(
-            tuple(codes_bs.shape[1:]), batch_size=codes_bs.shape[0], coarser=coarser, condition=condition
-        )
+        def fill(part: slice) -> None:
+            samples = range(first_sample + part.start, first_sample + part.stop)
+            done = part.start * total // count
+            for level, prior in enumerate(self.priors):
+                given = _given(prior, condition_bf, part)
+                level_codes = codes[level][part]
+                start_pass = prior.incremental if self.cached else partial(PlainIncremental, prior)
+                grid, coarser = level_codes.shape[1:], [c[part] for c in codes[:level]]
+                steps = start_pass(grid, batch_size=len(samples), coarser=coarser, condition=given)
+                level_mask = masks[level][part].flatten(1)
+                for positions in self._draw(
+                    level, steps, level_codes, mask_bn=level_mask, noise=noises[level], samples=samples
+                ):
+                    done += positions * len(samples)
+                    if progress is not None:
+                        progress(done, total)
+
+        with _evaluating(self.priors), torch.inference_mode():
+            for part in self._batches(count):
+                in_memory(fill, part)
 
     def _draw(
         self,
@@ -262,13 +265,6 @@ class AncestralSampler:
                             columns[i].copy_(torch.where(mask_bn[:, i], noisy_bk.argmax(1), columns[i]))
                     steps.push(columns[i])
             yield row
-
-
-def _one_a_level(name: str, value: Any, levels: int) -> list[Any]:
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * levels
-    if len(values) != levels:
-        raise InputError(f"{name} has {len(values)} values for {levels} priors: give one number, or one a level")
-    return values
 
 
 def _given(prior: Prior, condition_bf: Tensor | None, part: slice) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What a draw takes: priors and codes that fit one another, truncated logits, and noise of a fixed place.
+"""What a draw takes: priors and codes that fit one another, truncated logits, noise of a fixed place, and a thread.
 
     code = argmax over k of (truncated, tempered logits + Gumbel noise of (seed, sample, level, position))
 
@@ -7,9 +7,14 @@ Legend of suffixes: b batch, f condition features, k number of codes, n raster p
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,25 +23,13 @@ from torch import Tensor
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.priors.base import Prior
 
-__all__ = [
-    "GumbelNoise",
-    "Truncation",
-    "check_codes",
-    "check_grids",
-    "check_masks",
-    "check_priors",
-    "checked_condition",
-    "device_of",
-]
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
-WORD_BITS = 64
-"""Bits of a word that Philox gives and of each half of its key (Salmon et al. 2011, Philox4x64)."""
-WORDS_PER_COUNT = 4
-"""Words that one step of Philox4x64's counter gives."""
-LEVEL_BITS = 16
-"""Bits of the key's second half kept for the level; the rest number the sample."""
-FRACTION_BITS = 53
-"""Bits of a double's fraction: the resolution of the uniform numbers."""
+WORD_BITS = 64  # of a word that Philox gives and of each half of its key (Salmon et al. 2011, Philox4x64)
+WORDS_PER_COUNT = 4  # words that one step of Philox4x64's counter gives
+LEVEL_BITS = 16  # of the key's second half, kept for the level; the rest number the sample
+FRACTION_BITS = 53  # of a double: the resolution of the uniform numbers
 
 
 class GumbelNoise:
@@ -125,8 +118,9 @@ class Truncation:
             raise InputError(f"top_k is {top_k}; give a whole number of at least 1, or leave it out to keep all codes")
         if top_p is not None and not 0 < top_p <= 1:
             raise InputError(f"top_p is {top_p}; give a number above 0 and at most 1, or leave it out")
-        self.temperature, self.top_p = temperature, top_p
-        self.top_k = None if top_k is None else int(top_k)  # 3.0 is a whole number too, but no index
+        self.temperature: float = temperature
+        self.top_p: float | None = top_p
+        self.top_k: int | None = None if top_k is None else int(top_k)  # 3.0 is a whole number too, but no index
 
     def apply(self, logits_bk: Tensor) -> Tensor:
         """Truncated, tempered logits `(b, k)`; the input itself where nothing is to be done."""
@@ -157,11 +151,7 @@ def device_of(prior: Prior) -> torch.device:
 
 
 def check_priors(priors: Sequence[Prior]) -> None:
-    """Refuse priors that are not one a level of the same codes, coarsest first.
-
-    Raises:
-        InputError: there are none, or one was made for other coarser codebooks.
-    """
+    """Raise InputError unless the priors are one a level of the same codes, coarsest first."""
     if not priors:
         raise InputError("no priors given; give one a level, coarsest first")
     sizes: list[int] = []
@@ -176,18 +166,13 @@ def check_priors(priors: Sequence[Prior]) -> None:
 
 
 def check_grids(grids: Sequence[Sequence[int]], priors: Sequence[Prior]) -> None:
-    """Refuse grids that are not one a prior, of its number of axes, and no smaller than the coarser ones.
-
-    Raises:
-        InputError: names the level.
-    """
+    """Raise InputError unless the grids are one a prior, of its number of axes, none smaller than a coarser one."""
     if len(grids) != len(priors):
         raise InputError(f"{len(grids)} grids given for {len(priors)} priors; give one grid a level")
     for level, (grid, prior) in enumerate(zip(grids, priors, strict=True)):
         if len(grid) != prior.spatial_dims or any(size < 1 for size in grid):
-            raise InputError(
-                f"the grid of level {level} is {tuple(grid)}; give {prior.spatial_dims} sizes of at least 1"
-            )
+            wanted = f"give {prior.spatial_dims} sizes of at least 1"
+            raise InputError(f"the grid of level {level} is {tuple(grid)}; {wanted}")
         coarser = grids[level - 1] if level else grid
         if any(m > n for m, n in zip(coarser, grid, strict=True)):
             raise InputError(
@@ -197,11 +182,7 @@ def check_grids(grids: Sequence[Sequence[int]], priors: Sequence[Prior]) -> None
 
 
 def check_codes(codes: Sequence[Tensor], priors: Sequence[Prior]) -> None:
-    """Refuse codes `(b, *grid)` that do not fit the priors, or one another.
-
-    Raises:
-        InputError: a wrong number of levels or samples, grids as in `check_grids`, or codes that a prior does not know.
-    """
+    """Raise InputError unless codes `(b, *grid)`, one a prior, fit the priors and one another."""
     if len(codes) != len(priors):
         raise InputError(f"{len(codes)} levels of codes given for {len(priors)} priors; give one a level")
     check_grids([tuple(codes_bs.shape[1:]) for codes_bs in codes], priors)
@@ -218,11 +199,7 @@ def check_codes(codes: Sequence[Tensor], priors: Sequence[Prior]) -> None:
 
 
 def check_masks(masks: Sequence[Tensor], codes: Sequence[Tensor]) -> None:
-    """Refuse masks that are not booleans of the codes' shapes, with or without the batch.
-
-    Raises:
-        InputError: names the level.
-    """
+    """Raise InputError unless the masks are booleans of the codes' shapes, with or without the batch."""
     if len(masks) != len(codes):
         raise InputError(f"{len(masks)} masks and {len(codes)} levels of codes given; give one mask a level")
     for level, (codes_bs, mask) in enumerate(zip(codes, masks, strict=True)):
@@ -234,11 +211,7 @@ def check_masks(masks: Sequence[Tensor], codes: Sequence[Tensor]) -> None:
 
 
 def checked_condition(condition: Tensor | None, priors: Sequence[Prior], *, count: int) -> Tensor | None:
-    """The condition `(count, f)` on the priors' device; None where no prior takes one.
-
-    Raises:
-        InputError: it is missing, of another shape than `(count, f)` or `(1, f)`, or no prior was trained with one.
-    """
+    """The condition `(count, f)` on the priors' device, None where no prior takes one; InputError for another shape."""
     dims = sorted({prior.condition_dim for prior in priors} - {0})
     if not dims:
         if condition is not None and condition.shape[-1]:
@@ -247,7 +220,70 @@ def checked_condition(condition: Tensor | None, priors: Sequence[Prior], *, coun
     if condition is None:
         raise InputError(f"the priors need a condition of {dims} features; make it with their ConditionEncoder")
     if condition.ndim != 2 or condition.shape[0] not in (1, count) or dims != [condition.shape[1]]:
-        raise InputError(
-            f"the condition has shape {tuple(condition.shape)}; give ({count}, {dims[0]}) or (1, {dims[0]})"
-        )
+        given = tuple(condition.shape)
+        raise InputError(f"the condition has shape {given}; give ({count}, {dims[0]}) or (1, {dims[0]})")
     return condition.to(device_of(priors[0])).expand(count, -1)
+
+
+def in_memory(work: Callable[[slice], T], part: slice) -> list[T]:
+    """Do work on a batch, the part of a whole; where memory runs out, once more on the batch's two halves.
+
+    Args:
+        work: called with the part; what it did before it failed is done again.
+        part: with its start and stop.
+
+    Returns:
+        One result, or one of each half.
+
+    Raises:
+        InputError: memory ran out again; what the batch took is free by then.
+
+    Examples:
+        >>> in_memory(lambda part: list(range(10))[part], slice(2, 5))
+        [[2, 3, 4]]
+    """
+    count, middle = part.stop - part.start, (part.start + part.stop + 1) // 2
+    told = ""
+    for parts in ([part], [slice(part.start, middle), slice(middle, part.stop)] if count > 1 else [part]):
+        try:
+            return [work(each) for each in parts]
+        except (MemoryError, RuntimeError) as error:
+            told = str(error).split("\n")[0]  # the error itself holds the frames, and with them the memory
+            scarce = ("out of memory", "can't allocate memory", "not enough memory")
+            if not (isinstance(error, MemoryError) or any(words in told.lower() for words in scarce)):
+                raise
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("Memory ran out with a batch of %d", parts[0].stop - parts[0].start)
+    raise InputError(
+        f"memory ran out with a batch of {count}, and with {'its halves' if count > 1 else 'it again'} ({told}): "
+        "give a smaller batch_size, smaller images, or a device with more memory"
+    )
+
+
+def finished_time(device: torch.device | str) -> float:
+    """Seconds of a monotonic clock, read once the device has done all that was asked of it.
+
+    A GPU returns before it has computed: a clock read at once would measure how long it took to ask.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work on one CPU thread inside, and on as many as before afterwards.
+
+    A position of cached sampling is some hundred products of a few microseconds. Threads that share such a product
+    wait for each other longer than they compute: on two idle cores one thread took two thirds of the time of two, and
+    beside other work two threads took many times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms.foreground import Window, find_foreground, foreground_window
+from monai_vqgen.inferers.draws import in_memory
+from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.geometry import PLANES, view_plane
-from monai_vqgen.transforms.resampling import resample_plane
-
-__all__ = ["VolumeReconstructionInferer"]
+from monai_vqgen.transforms.resampling import resample_plane, restore_plane
 
 Intensity = Literal["input", "unit"]
 BACKGROUND_LEVEL = 0.02  # share of the window below which a voxel is background, as in the metrics
@@ -34,6 +33,7 @@ class _Normalized(NamedTuple):
     volume_s: NDArray  # in [0, 1]
     window: Window
     background: float  # what lies outside the foreground, in the input's units
+    hidden_s: NDArray | bool = False  # background of a value within the brain's range, which stays
 
 
 class VolumeReconstructionInferer(Inferer):
@@ -117,13 +117,13 @@ class VolumeReconstructionInferer(Inferer):
             return self._run_network(images_nhw, lambda x: network(x, *args, **kwargs), device)
 
         values = inputs.detach().cpu().float().numpy()
-        affines = np.broadcast_to(_affine(inputs), (len(values), 4, 4))
+        affine = inputs.affine.cpu().double().numpy() if isinstance(inputs, MetaTensor) else np.eye(4)  # one, or each's
+        affines = np.broadcast_to(affine, (len(values), 4, 4))
         if inputs.ndim == 4:  # pictures know no plane and no millimeters: each is one slice of a volume
             values, affines = values[..., None], np.broadcast_to(_AS_AXIAL_SLICE, affines.shape)
         results = [self._volume(value[0], affine, reconstruct) for value, affine in zip(values, affines, strict=True)]
-        result = torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape)
         output = inputs.detach().clone().float()
-        output.copy_(result)
+        output.copy_(torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape))
         return output
 
     def check(self, image: torch.Tensor) -> None:
@@ -146,13 +146,14 @@ class VolumeReconstructionInferer(Inferer):
         if self.intensity == "unit":
             return result_s
         filled_s = apply_orientation(np.broadcast_to(filled_n, view.volume_s.shape), back)
-        return np.where(filled_s, _in_units(result_s, normalized), volume_s).astype(np.float32)
+        changed_s = filled_s & ~np.asarray(normalized.hidden_s)
+        return np.where(changed_s, _in_units(result_s, normalized), volume_s).astype(np.float32)
 
     def _slices(self, images_nhw: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
         """Resample, pad, reconstruct, crop and resample back slices of one volume."""
         size = images_nhw.shape[1:]
         if self.pixel_mm is not None:
-            images_nhw, _, scale = resample_plane(images_nhw, affine, self.pixel_mm)
+            images_nhw = resample_plane(images_nhw, affine, self.pixel_mm).pixels
         missing = [max(0, want - have) for want, have in zip(self.image_size, images_nhw.shape[1:], strict=True)]
         before = [width // 2 for width in missing]
         padded = np.pad(images_nhw, [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))])
@@ -161,29 +162,25 @@ class VolumeReconstructionInferer(Inferer):
         result_nhw = result_nhw[:, rows, columns]
         if self.pixel_mm is None:
             return result_nhw
-        for axis, (old, ratio) in enumerate(zip(size, scale, strict=True)):
-            matrix = _interpolation(result_nhw.shape[axis + 1], old, ratio)
-            result_nhw = matrix @ result_nhw if axis == 0 else result_nhw @ matrix.T
-        return result_nhw
+        return restore_plane(result_nhw, size, affine, self.pixel_mm).clip(0, 1)
 
     def _run_network(
         self, images_nhw: NDArray, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device
     ) -> NDArray:
-        starts = range(0, len(images_nhw), self.batch_size)
-        parts = []
+        def run(part: slice) -> NDArray:
+            batch = np.ascontiguousarray(images_nhw[part, None], dtype=np.float32)
+            shown: NDArray = network(torch.from_numpy(batch).to(device))[:, 0].clamp(0, 1).float().cpu().numpy()
+            return shown
+
+        count, parts = len(images_nhw), []
         with torch.no_grad():
+            starts = range(0, count, self.batch_size)
             for start in tqdm(starts, desc="slices", disable=not self.progress, leave=False):
-                batch = np.ascontiguousarray(images_nhw[start : start + self.batch_size, None], dtype=np.float32)
-                parts.append(network(torch.from_numpy(batch).to(device))[:, 0].clamp(0, 1).float().cpu().numpy())
+                parts += in_memory(run, slice(start, min(start + self.batch_size, count)))
         return np.concatenate(parts)
 
 
 _AS_AXIAL_SLICE = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]], dtype=np.float64)
-
-
-def _affine(inputs: torch.Tensor) -> NDArray:
-    """The 4x4 of each volume (or of all) of a batch; a plain tensor is RAS+ at 1 mm."""
-    return inputs.affine.cpu().double().numpy() if isinstance(inputs, MetaTensor) else np.eye(4)
 
 
 def _plane_of(shape: Sequence[int], affine: NDArray) -> str | None:
@@ -199,8 +196,8 @@ def _is_normalized(volume_s: NDArray) -> bool:
     return 1 in volume_s.shape and bool(volume_s.min() >= 0 and volume_s.max() <= 1)
 
 
-def _contrast(volume_s: NDArray, lower: float, upper: float) -> tuple[float, Window]:
-    """Threshold of the foreground and its window, or ScanError where that is empty."""
+def _contrast(volume_s: NDArray, lower: float, upper: float) -> tuple[Background, Window]:
+    """Background of a volume and the window of its foreground, or ScanError where that is empty."""
     foreground = find_foreground(volume_s)
     window = foreground_window(volume_s, foreground=foreground, lower=lower, upper=upper)
     if window.high <= window.low:
@@ -208,7 +205,7 @@ def _contrast(volume_s: NDArray, lower: float, upper: float) -> tuple[float, Win
             f"a volume of shape {volume_s.shape} has no contrast (its foreground runs from {window.low:g} to "
             f"{window.high:g}); remove it or export it again"
         )
-    return foreground.threshold, window
+    return foreground.background, window
 
 
 def _normalize(volume_s: NDArray, lower: float, upper: float) -> _Normalized:
@@ -217,11 +214,12 @@ def _normalize(volume_s: NDArray, lower: float, upper: float) -> _Normalized:
         volume_s = np.nan_to_num(volume_s, nan=0.0, posinf=0.0, neginf=0.0)
     if _is_normalized(volume_s):
         return _Normalized(volume_s, Window(0.0, 1.0), 0.0)
-    threshold, window = _contrast(volume_s, lower, upper)
-    below = volume_s[volume_s <= threshold]
+    found, window = _contrast(volume_s, lower, upper)
+    shown_s = found.hide(volume_s)
+    below = shown_s[shown_s <= found.threshold]
     background = min(float(np.median(below)), window.low) if below.size else window.low
-    scaled = np.clip((volume_s - window.low) / (window.high - window.low), 0, 1)
-    return _Normalized(scaled.astype(np.float32), window, background)
+    scaled = np.clip((shown_s - window.low) / (window.high - window.low), 0, 1)
+    return _Normalized(scaled.astype(np.float32), window, background, shown_s != volume_s)
 
 
 def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:
@@ -231,16 +229,3 @@ def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:
         return low + images * (high - low)
     knee = low + BACKGROUND_LEVEL * (high - low)
     return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [normalized.background, knee, high])
-
-
-def _interpolation(new: int, old: int, ratio: float) -> NDArray:
-    """The (old, new) matrix that brings a resampled axis back: linear, grids sharing their middle.
-
-    Args:
-        new: pixels of the resampled axis.
-        old: pixels of the axis as stored.
-        ratio: resampled pixels per stored pixel.
-    """
-    centers = np.clip((new - 1) / 2 + (np.arange(old) - (old - 1) / 2) * ratio, 0, new - 1)
-    distance = np.abs(centers[:, None] - np.arange(new)[None, :])
-    return np.clip(1 - distance, 0, None).astype(np.float32)

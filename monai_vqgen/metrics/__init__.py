@@ -5,22 +5,12 @@ from typing import TYPE_CHECKING
 from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
-    from monai_vqgen.metrics.baselines import (
-        BaselineScores as BaselineScores,
-        baseline_scores as baseline_scores,
-        mean_image as mean_image,
-    )
     from monai_vqgen.metrics.classifier import (
         TwoSampleScore as TwoSampleScore,
         TwoSampleSplit as TwoSampleSplit,
         cnn_two_sample as cnn_two_sample,
         linear_two_sample as linear_two_sample,
         split_two_samples as split_two_samples,
-    )
-    from monai_vqgen.metrics.codebook import (
-        CodebookCounter as CodebookCounter,
-        CodebookUse as CodebookUse,
-        codebook_use as codebook_use,
     )
     from monai_vqgen.metrics.codecs import (
         CODECS as CODECS,
@@ -29,6 +19,14 @@ if TYPE_CHECKING:
         CodecPoint as CodecPoint,
         at_rate as at_rate,
         codec_curves as codec_curves,
+    )
+    from monai_vqgen.metrics.codes import (
+        CodebookCounter as CodebookCounter,
+        CodebookUse as CodebookUse,
+        PositionHistogram as PositionHistogram,
+        bits_per_code as bits_per_code,
+        codebook_use as codebook_use,
+        uniform_bits_per_code as uniform_bits_per_code,
     )
     from monai_vqgen.metrics.features import (
         FeatureSpace as FeatureSpace,
@@ -42,40 +40,32 @@ if TYPE_CHECKING:
         PrecisionRecall as PrecisionRecall,
         density_coverage as density_coverage,
         frechet_score as frechet_score,
-        gaussian_frechet_score as gaussian_frechet_score,
         pairwise_ms_ssim as pairwise_ms_ssim,
         precision_recall as precision_recall,
     )
     from monai_vqgen.metrics.filter_bank import FilterBankFeatures as FilterBankFeatures
-    from monai_vqgen.metrics.likelihood import (
-        PositionHistogram as PositionHistogram,
-        bits_per_code as bits_per_code,
-        uniform_bits_per_code as uniform_bits_per_code,
-    )
     from monai_vqgen.metrics.memorization import (
+        AlignedNeighbors as AlignedNeighbors,
         Authenticity as Authenticity,
         ClosestPair as ClosestPair,
-        MemorizationAudit as MemorizationAudit,
-        authenticity as authenticity,
-        memorization_audit as memorization_audit,
-    )
-    from monai_vqgen.metrics.neighbors import (
-        AlignedNeighbors as AlignedNeighbors,
         FeatureNeighbors as FeatureNeighbors,
+        MemorizationAudit as MemorizationAudit,
         aligned_neighbors as aligned_neighbors,
+        authenticity as authenticity,
         feature_neighbors as feature_neighbors,
+        memorization_audit as memorization_audit,
     )
     from monai_vqgen.metrics.position import (
         PositionConsistency as PositionConsistency,
-        RidgeModel as RidgeModel,
-        fit_ridge as fit_ridge,
         position_consistency as position_consistency,
     )
     from monai_vqgen.metrics.reconstruction import (
+        BaselineScores as BaselineScores,
         ForegroundPSNRMetric as ForegroundPSNRMetric,
         ForegroundSSIMMetric as ForegroundSSIMMetric,
         ReconstructionScores as ReconstructionScores,
-        foreground_mask as foreground_mask,
+        baseline_scores as baseline_scores,
+        mean_image as mean_image,
         mean_scores as mean_scores,
         reconstruction_scores as reconstruction_scores,
         ssim_map as ssim_map,

@@ -20,10 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.metrics.features import check_same_size, checked_features, checked_images
+from monai_vqgen.metrics.features import check_same_size, checked_features, checked_images, in_batches
 from monai_vqgen.metrics.position import fit_ridge
-
-__all__ = ["TwoSampleScore", "TwoSampleSplit", "cnn_two_sample", "linear_two_sample", "split_two_samples"]
 
 # The network's recipe, fixed so that accuracies can be compared.
 CHANNELS = (16, 32, 64)  # of the three convolutions, each of which halves the image
@@ -258,14 +256,9 @@ def cnn_two_sample(
     scores = []
     for number in range(networks):
         network = _trained_network((images_bchw - mean) / std, labels_b.to(images_bchw.device), steps, seed + number)
-        first_b, second_b = (_logits(network, one) for one in held_out)
+        first_b, second_b = (in_batches(network, one, BATCH_SIZE)[:, 0] for one in held_out)
         scores.append(_score(first_b < 0, second_b > 0))
     return _mean_score(scores)
-
-
-def _logits(network: nn.Module, images_bchw: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([network(batch)[:, 0] for batch in images_bchw.split(BATCH_SIZE)])
 
 
 def _check_split(split: TwoSampleSplit, first_count: int, second_count: int) -> None:

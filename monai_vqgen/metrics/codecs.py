@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, features
+from torch import Tensor
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.metrics.reconstruction import ReconstructionScores, mean_scores, reconstruction_scores
-
-__all__ = ["CODECS", "Codec", "CodecCurves", "CodecPoint", "at_rate", "codec_curves"]
+from monai_vqgen.metrics.reconstruction import mean_scores, reconstruction_scores
 
 BITS_PER_BYTE = 8
 LEVELS = 255  # the largest value of an 8-bit image
@@ -108,46 +107,19 @@ class CodecCurves(NamedTuple):
     skipped: dict[str, str]
 
 
-class _Rung:
-    """Collects what one codec does at one setting."""
-
-    def __init__(self, codec: Codec, setting: float) -> None:
-        self.codec, self.setting = codec, setting
-        self.bits: list[float] = []
-        self.header_bits: list[float] = []
-        self.scores: list[ReconstructionScores] = []
-
-    def add(self, bytes_bhw: NDArray[np.uint8], originals_bcs: torch.Tensor) -> None:
-        streams = [self.encode(image_hw) for image_hw in bytes_bhw]
-        pixels = bytes_bhw[0].size
-        header = BITS_PER_BYTE * len(self.encode(np.zeros_like(bytes_bhw[0]))) / pixels
-        self.bits += [BITS_PER_BYTE * len(stream) / pixels for stream in streams]
-        self.header_bits += [header] * len(streams)
-        decoded_bcs = torch.from_numpy(np.stack([_decode(stream) for stream in streams])[:, None])
-        self.scores.append(reconstruction_scores(decoded_bcs, originals_bcs))
-
-    def encode(self, image_hw: NDArray[np.uint8]) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(image_hw).save(buffer, format=self.codec.format, **self.codec.options(self.setting))
-        return buffer.getvalue()
-
-    def point(self) -> CodecPoint:
-        means = mean_scores(self.scores)
-        return CodecPoint(
-            setting=self.setting,
-            bits_per_pixel=float(np.mean(self.bits)),
-            header_bits_per_pixel=float(np.mean(self.header_bits)),
-            **{name: means[name] for name in ("psnr", "psnr_brain", "ssim", "ssim_brain", "ms_ssim", "ms_ssim_brain")},
-        )
+def _encoded(image_hw: NDArray[np.uint8], codec: Codec, setting: float) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image_hw).save(buffer, format=codec.format, **codec.options(setting))
+    return buffer.getvalue()
 
 
-def _decode(stream: bytes) -> NDArray[np.float32]:
+def _decoded(stream: bytes) -> NDArray[np.float32]:
     """Back to [0, 1]; WebP has no gray images, so what it gives is turned back into gray."""
     with Image.open(io.BytesIO(stream)) as image:
         return np.asarray(image.convert("L"), dtype=np.float32) / np.float32(LEVELS)
 
 
-def _as_bytes(originals_bcs: torch.Tensor) -> NDArray[np.uint8]:
+def _as_bytes(originals_bcs: Tensor) -> NDArray[np.uint8]:
     if originals_bcs.ndim != 4 or originals_bcs.shape[1] != 1 or len(originals_bcs) == 0:
         raise InputError(
             f"originals of shape {tuple(originals_bcs.shape)} cannot be written as pictures: give (batch, 1, H, W)"
@@ -155,7 +127,20 @@ def _as_bytes(originals_bcs: torch.Tensor) -> NDArray[np.uint8]:
     return np.floor(originals_bcs[:, 0].clamp(0, 1).double().numpy() * LEVELS + 0.5).astype(np.uint8)
 
 
-def codec_curves(originals: Iterable[torch.Tensor], *, codecs: Sequence[Codec] = CODECS) -> CodecCurves:
+def _point(codec: Codec, setting: float, batches: Sequence[tuple[Tensor, NDArray[np.uint8]]]) -> CodecPoint:
+    bits, header_bits, scores = [], [], []
+    for originals_bcs, bytes_bhw in batches:
+        streams = [_encoded(image_hw, codec, setting) for image_hw in bytes_bhw]
+        header, pixels = _encoded(np.zeros_like(bytes_bhw[0]), codec, setting), bytes_bhw[0].size
+        bits += [BITS_PER_BYTE * len(stream) / pixels for stream in streams]
+        header_bits += [BITS_PER_BYTE * len(header) / pixels] * len(streams)
+        decoded_bcs = torch.from_numpy(np.stack([_decoded(stream) for stream in streams])[:, None])
+        scores.append(reconstruction_scores(decoded_bcs, originals_bcs))
+    means = {name: value for name, value in mean_scores(scores).items() if name in CodecPoint._fields}
+    return CodecPoint(setting, float(np.mean(bits)), float(np.mean(header_bits)), **means)
+
+
+def codec_curves(originals: Iterable[Tensor], *, codecs: Sequence[Codec] = CODECS) -> CodecCurves:
     """Rate and distortion of every codec at every setting of its ladder.
 
     Args:
@@ -173,15 +158,10 @@ def codec_curves(originals: Iterable[torch.Tensor], *, codecs: Sequence[Codec] =
     """
     missing = [codec for codec in codecs if not features.check(codec.feature)]
     present = [codec for codec in codecs if codec not in missing]
-    ladders = {codec.name: [_Rung(codec, setting) for setting in codec.settings] for codec in present}
-    for batch_bcs in originals:
-        originals_bcs = torch.as_tensor(batch_bcs).as_subclass(torch.Tensor).detach().cpu().float()
-        bytes_bhw = _as_bytes(originals_bcs)
-        for ladder in ladders.values():
-            for rung in ladder:
-                rung.add(bytes_bhw, originals_bcs)
+    plain = [torch.as_tensor(batch_bcs).as_subclass(Tensor).detach().cpu().float() for batch_bcs in originals]
+    batches = [(originals_bcs, _as_bytes(originals_bcs)) for originals_bcs in plain]
     return CodecCurves(
-        points={name: [rung.point() for rung in ladder] for name, ladder in ladders.items()},
+        points={codec.name: [_point(codec, setting, batches) for setting in codec.settings] for codec in present},
         skipped={codec.name: f"Pillow was built without {codec.feature}" for codec in missing},
     )
 

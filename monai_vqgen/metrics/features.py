@@ -8,7 +8,7 @@ one without weights; those of a network, such as Inception's or RadImageNet's, e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_vqgen.errors import InputError
-
-__all__ = ["FeatureSpace", "NetworkFeatures", "WhitenedFeatures"]
 
 KEPT_VARIANCE = 1e-6  # share of the largest component's variance below which a component is rounding
 VALUE_SLACK = 1.0  # how far beyond [0, 1] a decoder's output may reach before it is taken for another range
@@ -38,11 +36,8 @@ def checked_images(images_bchw: Tensor, name: str, *, at_least: int = 1) -> Tens
     images_bchw = images_bchw.as_tensor() if hasattr(images_bchw, "as_tensor") else images_bchw
     if images_bchw.ndim != 4 or images_bchw.shape[1] != 1:
         raise InputError(f"{name} have shape {tuple(images_bchw.shape)}: give images as (n, 1, h, w)")
-    if len(images_bchw) < at_least:
-        raise InputError(f"{len(images_bchw)} {name} are too few: give at least {at_least}")
+    _check_values(images_bchw, name, at_least, "their model")
     images_bchw = images_bchw.detach().float()
-    if not bool(images_bchw.isfinite().all()):
-        raise InputError(f"{name} hold values that are not finite: leave those images out, or repair their model")
     low, high = float(images_bchw.min()), float(images_bchw.max())
     if low < -VALUE_SLACK or high > 1 + VALUE_SLACK:
         raise InputError(f"{name} range from {low:.3g} to {high:.3g}: scale images to [0, 1]")
@@ -53,11 +48,21 @@ def checked_features(features_nf: Tensor, name: str, *, at_least: int = 1) -> Te
     """The features in float64, or an InputError that says what is wrong with them."""
     if features_nf.ndim != 2 or features_nf.shape[1] == 0:
         raise InputError(f"{name} have shape {tuple(features_nf.shape)}: give features as (n, f), one row an image")
-    if len(features_nf) < at_least:
-        raise InputError(f"{len(features_nf)} {name} are too few: give at least {at_least}")
-    if not bool(features_nf.isfinite().all()):
-        raise InputError(f"{name} hold values that are not finite: leave those images out, or repair the feature space")
+    _check_values(features_nf, name, at_least, "the feature space")
     return features_nf.detach().double()
+
+
+def _check_values(rows: Tensor, name: str, at_least: int, source: str) -> None:
+    if len(rows) < at_least:
+        raise InputError(f"{len(rows)} {name} are too few: give at least {at_least}")
+    if not bool(rows.isfinite().all()):
+        raise InputError(f"{name} hold values that are not finite: leave those images out, or repair {source}")
+
+
+def subject_numbers(subjects: Iterable[Hashable]) -> list[int]:
+    """A number for the subject of every image, in the order in which subjects first appear."""
+    known: dict[Hashable, int] = {}
+    return [known.setdefault(subject, len(known)) for subject in subjects]
 
 
 def check_same_size(first: Tensor, second: Tensor, names: str) -> None:
@@ -181,8 +186,12 @@ class NetworkFeatures:
         batch_size: int = 32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-            raise InputError(f"{image_size=}: give the rows and columns that {name} wants, two whole numbers above 0")
+        if image_size is not None and not (
+            isinstance(image_size, Sequence)
+            and len(image_size) == 2
+            and all(isinstance(side, int) and side > 0 for side in image_size)
+        ):
+            raise InputError(f"{image_size=}: give rows and columns, two whole numbers above 0")
         if channels < 1:
             raise InputError(f"{channels=}: {name} must take at least one channel")
         for argument, value in {"mean": mean, "std": std}.items():
@@ -209,33 +218,19 @@ class NetworkFeatures:
         Raises:
             InputError: no such file, it is not TorchScript, or an argument is out of its range.
         """
-        if image_size is not None and not (
-            isinstance(image_size, Sequence) and all(isinstance(side, int) for side in image_size)
-        ):
-            raise InputError(f"{image_size=}: give rows and columns, such as [224, 224]")
         try:
             network = torch.jit.load(Path(path), map_location=device)
         except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{path} cannot be read as TorchScript ({error}): give a file that torch.jit.save wrote"
-            ) from error
-        return cls(
-            network,
-            name=Path(path).stem,
-            image_size=image_size,
-            channels=channels,
-            mean=mean,
-            std=std,
-            device=device,
-        )
+            mend = "give a file that torch.jit.save wrote"
+            raise InputError(f"{path} cannot be read as TorchScript ({error}): {mend}") from error
+        name = Path(path).stem
+        return cls(network, name=name, image_size=image_size, channels=channels, mean=mean, std=std, device=device)
 
     @property
     def description(self) -> str:
         """The feature space in a sentence, for a report."""
-        size = (
-            "at the images' own size" if self.image_size is None else f"at {self.image_size[0]} x {self.image_size[1]}"
-        )
-        return f"features of {self.name} {size}"
+        size = "the images' own size" if self.image_size is None else f"{self.image_size[0]} x {self.image_size[1]}"
+        return f"features of {self.name} at {size}"
 
     def __call__(self, images_bchw: Tensor) -> Tensor:
         """Features (n, f) of images (n, 1, h, w)."""

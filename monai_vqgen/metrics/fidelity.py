@@ -20,20 +20,14 @@ from monai.metrics.regression import MultiScaleSSIMMetric
 from torch import Tensor
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.metrics.features import check_same_size, checked_features, checked_images, distance_blocks
+from monai_vqgen.metrics.features import (
+    check_same_size,
+    checked_features,
+    checked_images,
+    distance_blocks,
+    subject_numbers,
+)
 from monai_vqgen.metrics.reconstruction import WINDOW, ms_ssim_weights
-
-__all__ = [
-    "DensityCoverage",
-    "FrechetScore",
-    "PairwiseSimilarity",
-    "PrecisionRecall",
-    "density_coverage",
-    "frechet_score",
-    "gaussian_frechet_score",
-    "pairwise_ms_ssim",
-    "precision_recall",
-]
 
 PAIR_CHUNK = 32  # pairs of images scored at once
 
@@ -101,38 +95,39 @@ def frechet_score(real_nf: Tensor, generated_mf: Tensor) -> FrechetScore:
     real_nf = checked_features(real_nf, "real features", at_least=2)
     generated_mf = checked_features(generated_mf, "generated features", at_least=2)
     check_same_size(real_nf, generated_mf, "real and generated features")
-    moments = [(x.mean(0), x.T.cov().reshape(x.shape[1], -1)) for x in (real_nf, generated_mf)]
-    return gaussian_frechet_score(*moments[0], *moments[1])
-
-
-def gaussian_frechet_score(
-    mean_f: Tensor, covariance_ff: Tensor, mean2_f: Tensor, covariance2_ff: Tensor
-) -> FrechetScore:
-    """Frechet distance of two Gaussians given by mean and covariance (Dowson and Landau 1982).
-
-    The trace of (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is
-    symmetric and has none below zero: no square root of a general matrix, no imaginary parts, singular covariances
-    welcome.
-    """
-    values, vectors = torch.linalg.eigh(covariance_ff.double())
+    mean_part = float((real_nf.mean(0) - generated_mf.mean(0)).square().sum())
+    real_ff, generated_ff = (x.T.cov().reshape(x.shape[1], -1) for x in (real_nf, generated_mf))
+    # The trace of (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is
+    # symmetric and has none below zero: no imaginary parts, singular covariances welcome (Dowson and Landau 1982).
+    values, vectors = torch.linalg.eigh(real_ff)
     root_ff = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product_ff = root_ff @ covariance2_ff.double() @ root_ff
+    product_ff = root_ff @ generated_ff @ root_ff
     trace_of_root = torch.linalg.eigvalsh((product_ff + product_ff.T) / 2).clamp(min=0).sqrt().sum()
-    mean_part = float((mean_f.double() - mean2_f.double()).square().sum())
-    covariance_part = float(covariance_ff.double().trace() + covariance2_ff.double().trace() - 2 * trace_of_root)
+    covariance_part = float(real_ff.trace() + generated_ff.trace() - 2 * trace_of_root)
     covariance_part = max(covariance_part, 0.0)  # below only by rounding
     return FrechetScore(mean_part + covariance_part, mean_part, covariance_part)
 
 
-class _Neighborhoods:
-    """Balls around points, each as large as the distance to the k-th nearest other point of the set."""
+class Neighborhoods:
+    """Balls around points, each as large as the distance to the k-th nearest point of another subject.
+
+    Every point is of a subject of its own where none is named.
+    """
 
     def __init__(self, features_nf: Tensor, subjects: Sequence[Hashable] | None, neighbors: int, name: str) -> None:
         if neighbors < 1:
             raise InputError(f"{neighbors=} must be at least 1")
         self.neighbors = neighbors
         self.centers_nf = checked_features(features_nf, f"{name} for {neighbors} neighbors", at_least=neighbors + 1)
-        self._subject_n = _subject_numbers(subjects, self.centers_nf, neighbors, name)
+        images = len(self.centers_nf)
+        numbers = subject_numbers(range(images) if subjects is None else subjects)
+        counts = Counter(numbers)
+        if len(numbers) != images or images - max(counts.values()) < neighbors:
+            raise InputError(
+                f"{len(numbers)} subjects given, {len(counts)} of them different, for {images} {name}: give one for "
+                f"each image, and so many that every image has {neighbors} of other subjects"
+            )
+        self._subject_n = torch.tensor(numbers, device=self.centers_nf.device)
 
     @cached_property
     def radii_n(self) -> Tensor:
@@ -145,28 +140,12 @@ class _Neighborhoods:
 
     def distances_from(self, points_mf: Tensor) -> Iterator[Tensor]:
         """Distances of points to all centers, a block of points at a time."""
-        for _, distances in distance_blocks(points_mf, self.centers_nf):
-            yield distances
+        return (distances for _, distances in distance_blocks(points_mf, self.centers_nf))
 
     def share_inside(self, points_mf: Tensor) -> float:
         """How many of the points lie in at least one ball, its surface included."""
         inside = [(distances <= self.radii_n).any(1) for distances in self.distances_from(points_mf)]
         return float(torch.cat(inside).double().mean())
-
-
-def _subject_numbers(subjects: Sequence[Hashable] | None, features_nf: Tensor, neighbors: int, name: str) -> Tensor:
-    """A number for each subject, image by image; every image is its own where none is named."""
-    images = len(features_nf)
-    if subjects is None:
-        return torch.arange(images, device=features_nf.device)
-    counts = Counter(subjects)
-    if len(subjects) != images or images - max(counts.values(), default=0) < neighbors:
-        raise InputError(
-            f"{len(subjects)} subjects given, {len(counts)} of them different, for {images} {name}: give one for each "
-            f"image, and so many that every image has {neighbors} of other subjects"
-        )
-    numbers = {subject: number for number, subject in enumerate(counts)}
-    return torch.tensor([numbers[subject] for subject in subjects], device=features_nf.device)
 
 
 def precision_recall(
@@ -200,18 +179,14 @@ def precision_recall(
         >>> precision_recall(features, features)
         PrecisionRecall(precision=1.0, recall=1.0, neighbors=3)
     """
-    real = _Neighborhoods(real_nf, real_subjects, neighbors, "real features")
-    generated = _Neighborhoods(generated_mf, generated_subjects, neighbors, "generated features")
+    real = Neighborhoods(real_nf, real_subjects, neighbors, "real features")
+    generated = Neighborhoods(generated_mf, generated_subjects, neighbors, "generated features")
     check_same_size(real.centers_nf, generated.centers_nf, "real and generated features")
     return PrecisionRecall(real.share_inside(generated.centers_nf), generated.share_inside(real.centers_nf), neighbors)
 
 
 def density_coverage(
-    real_nf: Tensor,
-    generated_mf: Tensor,
-    *,
-    neighbors: int = 5,
-    real_subjects: Sequence[Hashable] | None = None,
+    real_nf: Tensor, generated_mf: Tensor, *, neighbors: int = 5, real_subjects: Sequence[Hashable] | None = None
 ) -> DensityCoverage:
     """Density and coverage of Naeem et al. 2020, with balls around the real points alone.
 
@@ -235,7 +210,7 @@ def density_coverage(
         >>> density_coverage(features, features)
         DensityCoverage(density=1.0, coverage=1.0, neighbors=5)
     """
-    real = _Neighborhoods(real_nf, real_subjects, neighbors, "real features")
+    real = Neighborhoods(real_nf, real_subjects, neighbors, "real features")
     generated_mf = checked_features(
         generated_mf, f"generated features for {neighbors} neighbors", at_least=neighbors + 1
     )

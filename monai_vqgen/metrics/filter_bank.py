@@ -14,8 +14,6 @@ from torch import Tensor
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics.features import checked_images, in_batches
 
-__all__ = ["FilterBankFeatures"]
-
 WAVELENGTH = 4.0  # pixels of the finest scale: the shortest wave that is still sampled well in every direction
 BANDWIDTH_RATIO = 0.56  # envelope's sigma over wavelength, one octave of bandwidth (Lee 1996, IEEE TPAMI 18(10))
 SMOOTHING_SIGMA = 1.0  # pixels; what it removes is the pixel-scale residual

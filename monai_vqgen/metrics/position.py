@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.metrics.features import check_same_size, checked_features
-
-__all__ = ["PositionConsistency", "RidgeModel", "fit_ridge", "position_consistency"]
+from monai_vqgen.metrics.features import check_same_size, checked_features, subject_numbers
 
 PENALTIES = tuple(10.0**exponent for exponent in np.arange(-4.0, 2.5, 0.5))  # per slice, of standardized features
 FOLDS = 5
@@ -71,14 +69,6 @@ def _ridge_path(features_nf: Tensor, targets_n: Tensor) -> list[RidgeModel]:
     return models
 
 
-def fold_of_each(groups: Sequence[Hashable] | None, count: int) -> np.ndarray:
-    """A fold for every row; rows of one group share a fold. Groups are dealt out in order of first appearance."""
-    numbers = {
-        group: index for index, group in enumerate(dict.fromkeys(groups if groups is not None else range(count)))
-    }
-    return np.array([numbers[group] % FOLDS for group in (groups if groups is not None else range(count))])
-
-
 def fit_ridge(features_nf: Tensor, targets_n: Tensor, *, groups: Sequence[Hashable] | None = None) -> RidgeModel:
     """Ridge regression whose penalty has the least squared error in a cross-validation of five folds.
 
@@ -106,7 +96,9 @@ def fit_ridge(features_nf: Tensor, targets_n: Tensor, *, groups: Sequence[Hashab
             f"{len(groups)} subjects given, {len(set(groups))} of them different, for {len(features_nf)} training "
             "slices: give one for each slice, and at least two"
         )
-    folds = torch.as_tensor(fold_of_each(groups, len(features_nf)), device=features_nf.device)
+    # Rows of one group share a fold; groups are dealt out in order of first appearance.
+    numbers = subject_numbers(range(len(features_nf)) if groups is None else groups)
+    folds = torch.tensor(numbers, device=features_nf.device) % FOLDS
     errors = torch.zeros(len(PENALTIES), dtype=torch.float64)
     for fold in folds.unique():
         out = folds == fold
@@ -118,9 +110,8 @@ def fit_ridge(features_nf: Tensor, targets_n: Tensor, *, groups: Sequence[Hashab
 def _checked_targets(targets_n: Tensor, count: int, name: str) -> Tensor:
     targets_n = torch.as_tensor(targets_n).detach().double()
     if targets_n.shape != (count,) or not bool(targets_n.isfinite().all()):
-        raise InputError(
-            f"{name} of shape {tuple(targets_n.shape)} for {count} images: give one finite number an image"
-        )
+        given = f"{name} of shape {tuple(targets_n.shape)} for {count} images"
+        raise InputError(f"{given}: give one finite number an image")
     return targets_n
 
 

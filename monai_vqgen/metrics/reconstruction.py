@@ -3,31 +3,23 @@
 Shape legend: b batch, c channels (always 1 here), s spatial axes (2 or 3), k scales.
 
 One protocol, stated once and used everywhere: images in [0, 1] (data range 1); SSIM with an 11-wide Gaussian window of
-sigma 1.5 and biased (co)variances; the brain is the original's foreground, the pixels above 2 % of the range.
+sigma 1.5 and biased (co)variances; the brain is the original's foreground, the pixels above 2 % of the range. Beside a
+model's scores belong those of an all-black image and of the mean training image: brain slices are half black, and black
+alone reaches an SSIM above 0.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.metrics.regression import RegressionMetric, compute_ms_ssim, compute_ssim_and_cs
+from torch import Tensor
 
 from monai_vqgen.errors import InputError
-
-__all__ = [
-    "ForegroundPSNRMetric",
-    "ForegroundSSIMMetric",
-    "ReconstructionScores",
-    "foreground_mask",
-    "mean_scores",
-    "ms_ssim_weights",
-    "reconstruction_scores",
-    "ssim_map",
-]
 
 DATA_RANGE = 1.0  # of a normalized slice
 WINDOW = 11  # pixels; Wang et al. 2004, section III.C
@@ -43,22 +35,22 @@ class ReconstructionScores(NamedTuple):
     Units: psnr in dB (100 at most), mae in the image's range [0, 1]; SSIM and MS-SSIM at most 1, 1 for an exact copy.
     """
 
-    ssim: torch.Tensor
-    ssim_brain: torch.Tensor
-    ms_ssim: torch.Tensor
-    ms_ssim_brain: torch.Tensor
-    psnr: torch.Tensor
-    psnr_brain: torch.Tensor
-    mae: torch.Tensor
-    mae_brain: torch.Tensor
+    ssim: Tensor
+    ssim_brain: Tensor
+    ms_ssim: Tensor
+    ms_ssim_brain: Tensor
+    psnr: Tensor
+    psnr_brain: Tensor
+    mae: Tensor
+    mae_brain: Tensor
 
 
-def foreground_mask(original_bcs: torch.Tensor) -> torch.Tensor:
+def foreground_mask(original_bcs: Tensor) -> Tensor:
     """True where a normalized original is brain: above 2 % of the data range."""
     return original_bcs > FOREGROUND_LEVEL * DATA_RANGE
 
 
-def _checked(images_bcs: torch.Tensor, original_bcs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _checked(images_bcs: Tensor, original_bcs: Tensor) -> tuple[Tensor, Tensor]:
     if images_bcs.shape != original_bcs.shape or images_bcs.ndim not in (4, 5) or images_bcs.shape[1] != 1:
         raise InputError(
             f"images of shape {tuple(images_bcs.shape)} cannot be compared with originals of shape "
@@ -74,7 +66,7 @@ def _checked(images_bcs: torch.Tensor, original_bcs: torch.Tensor) -> tuple[torc
     return plain[0].detach().float(), plain[1].detach().float()
 
 
-def _pad_symmetric(images_bcs: torch.Tensor, width: int) -> torch.Tensor:
+def _pad_symmetric(images_bcs: Tensor, width: int) -> Tensor:
     """Mirror the border, edge pixel included (scipy's and scikit-image's "reflect", which torch does not have)."""
     for axis in range(2, images_bcs.ndim):
         index = np.pad(np.arange(images_bcs.shape[axis]), width, mode="symmetric")
@@ -82,7 +74,7 @@ def _pad_symmetric(images_bcs: torch.Tensor, width: int) -> torch.Tensor:
     return images_bcs
 
 
-def _ssim_and_contrast_maps(images_bcs: torch.Tensor, original_bcs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _ssim_and_contrast_maps(images_bcs: Tensor, original_bcs: Tensor) -> tuple[Tensor, Tensor]:
     spatial_dims, half = images_bcs.ndim - 2, WINDOW // 2
     return compute_ssim_and_cs(
         _pad_symmetric(images_bcs, half),
@@ -94,7 +86,7 @@ def _ssim_and_contrast_maps(images_bcs: torch.Tensor, original_bcs: torch.Tensor
     )
 
 
-def ssim_map(images_bcs: torch.Tensor, original_bcs: torch.Tensor) -> torch.Tensor:
+def ssim_map(images_bcs: Tensor, original_bcs: Tensor) -> Tensor:
     """The structural similarity at every pixel, same shape as the images (Wang et al. 2004, equation 13).
 
     Equal to scikit-image's `structural_similarity(..., full=True, gaussian_weights=True, sigma=1.5,
@@ -115,21 +107,12 @@ def ssim_map(images_bcs: torch.Tensor, original_bcs: torch.Tensor) -> torch.Tens
     return _ssim_and_contrast_maps(*_checked(images_bcs, original_bcs))[0]
 
 
-def _crop(map_bcs: torch.Tensor, width: int) -> torch.Tensor:
-    window = (slice(None), slice(None), *(slice(width, n - width) for n in map_bcs.shape[2:]))
-    return map_bcs[window]
-
-
-def _image_mean(map_bcs: torch.Tensor) -> torch.Tensor:
-    return map_bcs.flatten(1).mean(1)
-
-
-def _masked_mean(map_bcs: torch.Tensor, weight_bcs: torch.Tensor) -> torch.Tensor:
+def _masked_mean(map_bcs: Tensor, weight_bcs: Tensor) -> Tensor:
     """Weighted mean of each image; NaN where the weights are all zero."""
     return (map_bcs * weight_bcs).flatten(1).sum(1) / weight_bcs.flatten(1).sum(1)
 
 
-def _psnr(mse_b: torch.Tensor) -> torch.Tensor:
+def _psnr(mse_b: Tensor) -> Tensor:
     return (10 * torch.log10(DATA_RANGE**2 / mse_b)).clamp(max=PSNR_CEILING)
 
 
@@ -148,7 +131,7 @@ def ms_ssim_weights(image_size: Sequence[int]) -> tuple[float, ...]:
     return tuple(w / sum(kept) for w in kept)
 
 
-def _ms_ssim_brain(images_bcs: torch.Tensor, original_bcs: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+def _ms_ssim_brain(images_bcs: Tensor, original_bcs: Tensor, weights: Sequence[float]) -> Tensor:
     """MS-SSIM with every scale's map averaged over the brain, which is halved along with the image."""
     pool = F.avg_pool2d if images_bcs.ndim == 4 else F.avg_pool3d
     mask_bcs = foreground_mask(original_bcs).float()
@@ -161,7 +144,7 @@ def _ms_ssim_brain(images_bcs: torch.Tensor, original_bcs: torch.Tensor, weights
     return product_b
 
 
-def reconstruction_scores(images_bcs: torch.Tensor, original_bcs: torch.Tensor) -> ReconstructionScores:
+def reconstruction_scores(images_bcs: Tensor, original_bcs: Tensor) -> ReconstructionScores:
     """All scores of a batch of images against their originals, one value an image.
 
     Args:
@@ -181,14 +164,15 @@ def reconstruction_scores(images_bcs: torch.Tensor, original_bcs: torch.Tensor) 
     error_bcs = images_bcs - original_bcs
     map_bcs = _ssim_and_contrast_maps(images_bcs, original_bcs)[0]
     weights = ms_ssim_weights(images_bcs.shape[2:])
+    border = (-(WINDOW // 2),) * (2 * images_bcs.ndim - 4)
     return ReconstructionScores(
-        ssim=_image_mean(_crop(map_bcs, WINDOW // 2)),
+        ssim=F.pad(map_bcs, border).flatten(1).mean(1),
         ssim_brain=_masked_mean(map_bcs, mask_bcs),
         ms_ssim=compute_ms_ssim(images_bcs, original_bcs, images_bcs.ndim - 2, weights=weights)[:, 0],
         ms_ssim_brain=_ms_ssim_brain(images_bcs, original_bcs, weights),
-        psnr=_psnr(_image_mean(error_bcs**2)),
+        psnr=_psnr((error_bcs**2).flatten(1).mean(1)),
         psnr_brain=_psnr(_masked_mean(error_bcs**2, mask_bcs)),
-        mae=_image_mean(error_bcs.abs()),
+        mae=error_bcs.abs().flatten(1).mean(1),
         mae_brain=_masked_mean(error_bcs.abs(), mask_bcs),
     )
 
@@ -205,13 +189,59 @@ def mean_scores(batches: Sequence[ReconstructionScores]) -> dict[str, float]:
     return {name: float(scores.nanmean()) for name, scores in zip(ReconstructionScores._fields, joined, strict=True)}
 
 
+class BaselineScores(NamedTuple):
+    """Mean scores, by name, of the two images that know nothing of the original."""
+
+    all_black: dict[str, float]
+    mean_image: dict[str, float]
+
+
+def mean_image(batches_bcs: Iterable[Tensor]) -> Tensor:
+    """Mean over all images of all batches, (1, ...), summed in float64 so that the order does not matter.
+
+    Raises:
+        InputError: there is no image.
+    """
+    total, count = None, 0
+    for images_bcs in batches_bcs:
+        batch_sum = torch.as_tensor(images_bcs).double().sum(0)
+        total = batch_sum if total is None else total + batch_sum
+        count += len(images_bcs)
+    if total is None or count == 0:
+        raise InputError("no training images to take the mean of: the training split is empty")
+    return (total / count).float()
+
+
+def baseline_scores(originals: Iterable[Tensor], mean_cs: Tensor) -> BaselineScores:
+    """Scores of the two baselines against batches of originals.
+
+    Args:
+        originals: batches (batch, 1, ...) in [0, 1].
+        mean_cs: the mean *training* image, (1, ...), of the same size.
+
+    Raises:
+        InputError: there is no original, or the sizes differ.
+    """
+    black: list[ReconstructionScores] = []
+    mean: list[ReconstructionScores] = []
+    for original_bcs in originals:
+        if original_bcs.shape[1:] != mean_cs.shape:
+            raise InputError(
+                f"originals of shape {tuple(original_bcs.shape[1:])} cannot be compared with a mean image of shape "
+                f"{tuple(mean_cs.shape)}: extract training and test slices at one size"
+            )
+        black.append(reconstruction_scores(torch.zeros_like(original_bcs), original_bcs))
+        mean.append(reconstruction_scores(mean_cs.to(original_bcs).expand_as(original_bcs), original_bcs))
+    return BaselineScores(mean_scores(black), mean_scores(mean))
+
+
 class ForegroundSSIMMetric(RegressionMetric):
     """SSIM averaged over the original's foreground, as one of MONAI's cumulative metrics.
 
     Call it with (images, originals), both (batch, 1, ...) in [0, 1], then `aggregate()`.
     """
 
-    def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _compute_metric(self, y_pred: Tensor, y: Tensor) -> Tensor:
         images_bcs, original_bcs = _checked(y_pred, y)
         return _masked_mean(ssim_map(images_bcs, original_bcs), foreground_mask(original_bcs).float())[:, None]
 
@@ -219,7 +249,7 @@ class ForegroundSSIMMetric(RegressionMetric):
 class ForegroundPSNRMetric(RegressionMetric):
     """PSNR in dB over the original's foreground, as one of MONAI's cumulative metrics. Used like the SSIM above."""
 
-    def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _compute_metric(self, y_pred: Tensor, y: Tensor) -> Tensor:
         images_bcs, original_bcs = _checked(y_pred, y)
         squared = (images_bcs - original_bcs) ** 2
         return _psnr(_masked_mean(squared, foreground_mask(original_bcs).float()))[:, None]

@@ -5,6 +5,7 @@ Shape suffixes: b batch, c channels, s spatial axes (2 or 3).
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError, StageError
-from monai_vqgen.files import replace_path
+from monai_vqgen.files import write_bytes
 from monai_vqgen.networks import HierarchicalVQVAE
 
 __all__ = ["export_autoencoder", "export_names"]
@@ -53,6 +54,11 @@ class _Part(NamedTuple):
     inputs: tuple[Tensor, ...]
     input_names: list[str]
     output_names: list[str]
+
+
+class _Exported(NamedTuple):
+    content: bytes
+    run: Callable[..., Any]
 
 
 def export_names(formats: Sequence[str]) -> list[str]:
@@ -105,9 +111,9 @@ def export_autoencoder(
         for part in _parts(network, image_size):
             for format in formats:
                 path = folder / (part.name + SUFFIXES[format])
-                with replace_path(path) as unfinished:
-                    run = _EXPORTERS[format](part, Path(unfinished))
-                    _check(part, run, format)
+                exported = _EXPORTERS[format](part)
+                _check(part, exported.run, format)
+                write_bytes(path, exported.content)
                 files.append(path)
                 logger.info("%s gives what the network gives", path)
     return files
@@ -125,15 +131,16 @@ def _parts(network: HierarchicalVQVAE, image_size: Sequence[int]) -> list[_Part]
     ]
 
 
-def _to_torchscript(part: _Part, path: Path) -> Callable[..., Any]:
+def _to_torchscript(part: _Part) -> _Exported:
+    content = io.BytesIO()  # torch's writer of files ends the process when the disk fills up under it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that sizes may become constants: they do not, see the check
-        torch.jit.trace(part.module, part.inputs, check_trace=False).save(str(path))
-    loaded: Callable[..., Any] = torch.jit.load(str(path))
-    return loaded
+        torch.jit.save(torch.jit.trace(part.module, part.inputs, check_trace=False), content)
+    content.seek(0)
+    return _Exported(content.getvalue(), torch.jit.load(content))
 
 
-def _to_onnx(part: _Part, path: Path) -> Callable[..., Any]:
+def _to_onnx(part: _Part) -> _Exported:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter imports it late)
@@ -141,24 +148,23 @@ def _to_onnx(part: _Part, path: Path) -> Callable[..., Any]:
         raise InputError(f"ONNX needs {error.name}: pip install 'monai-vqgen[onnx]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter about torch's own code
-        torch.onnx.export(
+        program: Any = torch.onnx.export(
             part.module,
             part.inputs,
-            str(path),
             input_names=part.input_names,
             output_names=part.output_names,
             dynamic_shapes=_free(part),
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     def run(*inputs: Tensor) -> list[Tensor]:
         given = {name: value.numpy() for name, value in zip(part.input_names, inputs, strict=True)}
         return [torch.from_numpy(output) for output in session.run(part.output_names, given)]
 
-    return run
+    return _Exported(content, run)
 
 
 def _free(part: _Part) -> tuple[Any, ...]:
@@ -169,7 +175,7 @@ def _free(part: _Part) -> tuple[Any, ...]:
     return every if image else (every,)  # the grids of codes are one variadic argument
 
 
-_EXPORTERS: dict[str, Callable[[_Part, Path], Callable[..., Any]]] = {
+_EXPORTERS: dict[str, Callable[[_Part], _Exported]] = {
     "torchscript": _to_torchscript,
     "onnx": _to_onnx,
 }

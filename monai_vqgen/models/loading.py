@@ -53,7 +53,9 @@ def weights_file(path: str | Path | None) -> Iterator[Path]:
     if path in RELEASES and not root.exists():
         root = bundle_root() / RELEASES[str(path)]
     if not root.exists():
-        raise InputError(f"{root} does not exist: give a bundle's folder or zip, a run's output folder or a model.pt")
+        raise InputError(
+            f"{root} does not exist: give --bundle_root, or a bundle's folder or zip, a run's output folder, a model.pt"
+        )
     if root.is_dir():
         for folder in (root, root / "models"):
             if (folder / MODEL).is_file():

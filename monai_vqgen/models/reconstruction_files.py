@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from nibabel.orientations import aff2axcodes
 from monai_vqgen.data import CaptureLabels, write_secondary_captures
 from monai_vqgen.data.io.captures import check_highdicom
 from monai_vqgen.errors import DatalistError, ScanError
+from monai_vqgen.files import place_of
 from monai_vqgen.transforms.geometry import PLANES
+from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 
 __all__ = ["ReconstructionLayout", "SaveSecondaryCapturesd", "capture_folder", "plane_through", "reconstruction_names"]
 
-INPUT_SUFFIXES = (".nii.gz", ".nii", ".png")
+INPUT_SUFFIXES = (".nii.gz", ".nii", *PICTURE_SUFFIXES)
 
 
 def reconstruction_names(
@@ -54,13 +57,13 @@ def capture_folder(path: Path, dataset_dir: Path, postfix: str) -> str:
 
 
 def _name(path: Path, folder: Path, postfix: str) -> str:
-    # not resolved: a link's own name counts
+    path = Path(os.path.normpath(path))  # not resolved: a link's own name counts
     parent = path.parent.relative_to(folder) if folder in path.parents else Path()
     return (parent / f"{_stem(path)}_{postfix}.nii.gz").as_posix()
 
 
 def _stem(path: Path) -> str:
-    """The file name without .nii, .nii.gz, .png; the name of a DICOM folder as it is, with all its dots."""
+    """The file name without .nii, .nii.gz, .png and so on; the name of a DICOM folder as it is, with all its dots."""
     suffix = next((suffix for suffix in INPUT_SUFFIXES if path.name.lower().endswith(suffix)), "")
     return path.name[: len(path.name) - len(suffix)]
 
@@ -79,7 +82,8 @@ class ReconstructionLayout(FolderLayoutBase):
 
     def filename(self, **kwargs: Any) -> Path:
         """The file for an input's path, which MONAI gives as `subject`; its folder is made."""
-        path = self.output_dir / _name(Path(kwargs["subject"]), self.dataset_dir, self.postfix)
+        name = _name(Path(kwargs["subject"]), self.dataset_dir, self.postfix)
+        path = place_of(self.output_dir, name) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -135,9 +139,10 @@ class SaveSecondaryCapturesd(MapTransform):
         if voxels.ndim not in (2, 3):
             raise ScanError(f"{path}: shape {tuple(image.shape)} is neither a volume nor a slice")
         affine = np.asarray(image.affine.cpu(), dtype=np.float64)
+        name = capture_folder(path, self.dataset_dir, self.postfix)
         volume_s = voxels if voxels.ndim == 3 else voxels[..., None]
         write_secondary_captures(
-            self.output_dir / capture_folder(path, self.dataset_dir, self.postfix),
+            place_of(self.output_dir, name) / name,
             volume_s,
             affine=affine,
             plane=plane_through(affine) if volume_s.shape[2] == 1 else self.plane,

@@ -6,13 +6,13 @@ model_prior_level0.pt    model_prior_level0.json    a prior: architecture, grid,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import monai_vqgen
 from monai_vqgen.errors import CheckpointError, InputError
+from monai_vqgen.files import read_json
 from monai_vqgen.networks.architecture import architecture
 from monai_vqgen.networks.conditions import ConditionEncoder
 
@@ -119,7 +119,7 @@ def autoencoder_record(network: Any, dataset_dir: str | Path | None = None, **mo
         more: fields of `ModelRecord` that are known better.
     """
     path = None if dataset_dir is None else Path(dataset_dir) / "datalist.json"
-    listed = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
+    listed = read_json(path) if path is not None and path.is_file() else {}
     known = {name: listed[name] for name in ("image_size", "plane", "pixel_mm", "percentiles") if listed.get(name)}
     training = listed.get("training", [])
     subjects = {item.get("subject") for item in training} - {None}
@@ -191,7 +191,7 @@ def read_record(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         version = int(content.get("format_version", 0))
         for key in needed:
             content[key]

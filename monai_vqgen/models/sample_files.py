@@ -22,9 +22,9 @@ from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.engines import process_rank, wait_for_all
 from monai_vqgen.errors import InputError
 from monai_vqgen.files import write_json
-from monai_vqgen.models.samples import sample_affines
+from monai_vqgen.models.samples import asked_for, drawn_with, sample_affines
 from monai_vqgen.models.trained_model import TrainedModel
-from monai_vqgen.plots.pictures import grid_picture, save_png
+from monai_vqgen.plots.pictures import save_grid, save_png
 from monai_vqgen.transforms.geometry import check_plane
 
 __all__ = ["SAMPLE_FILES", "SampleFiles", "SampleInferer"]
@@ -141,7 +141,8 @@ class SampleFiles:
             position = about["condition"].get("position_mm")
             affine = sample_affines(self.plane, image_cs.shape[1:], self.pixel_mm, [position])[0].numpy()
             write_slice_nifti(self.folder / f"{_name(number)}.nii.gz", image_cs[0], affine, about)
-            save_png(image_cs[0], self.folder / f"{_name(number)}.png")
+            told = f"{drawn_with(self.inferer.seed, self.inferer.settings)}; {asked_for(about['condition'])}"
+            save_png(image_cs[0], self.folder / f"{_name(number)}.png", description=told)
             if self.dicom:
                 self._write_capture(about, image_cs[0], affine)
 
@@ -162,7 +163,9 @@ class SampleFiles:
             return
         names = [_name(number) for number in range(len(self.inferer.conditions))]
         pictures = [np.asarray(Image.open(self.folder / f"{name}.png"), dtype=np.float32) / 255 for name in names]
-        save_png(grid_picture(np.stack(pictures)), self.folder / "samples.png")
+        marks = [asked_for(condition) for condition in self.inferer.conditions]
+        title = drawn_with(self.inferer.seed, self.inferer.settings)
+        save_grid(np.stack(pictures), self.folder / "samples.png", marks=marks, title=title)
         settings = {name: list(values) for name, values in self.inferer.settings._asdict().items()}
         content = {
             "description": "Synthetic slices; not for clinical use.",
@@ -179,7 +182,7 @@ class SampleFiles:
             ],
         }
         write_json(self.folder / "samples.json", content)
-        logger.info("%d samples in %.1f s, written to %s", len(names), self.inferer.seconds, self.folder)
+        logger.info("%d samples in %.1f s", len(names), self.inferer.seconds)
 
 
 def _name(number: int) -> str:

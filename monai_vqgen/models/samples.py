@@ -184,3 +184,17 @@ def sample_affines(
     for affine, position in zip(affines, positions_mm, strict=True):
         affine[:3, 3] = -affine[:3, :3] @ middle + axes[:, 2] * (position or 0.0)
     return torch.from_numpy(affines)
+
+
+def asked_for(condition: Mapping[str, Any]) -> str:
+    """The condition of a sample in a few characters: ``65 mm f 30``; a position comes first."""
+    values = {**({"position_mm": None} if "position_mm" in condition else {}), **condition}
+    known = {name: value for name, value in values.items() if value is not None}
+    words = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in known.values()]
+    return " ".join([f"{words[0]} mm", *words[1:]] if "position_mm" in known else words)
+
+
+def drawn_with(seed: int, settings: SamplingSettings) -> str:
+    """How synthetic images were drawn, for the line above a picture of them."""
+    chosen = {name: ", ".join(map(str, values)) for name, values in settings._asdict().items() if any(values)}
+    return "Synthetic: " + ", ".join([f"seed {seed}", *(f"{name} {value}" for name, value in chosen.items())])

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from monai_vqgen.files import write_json
+from monai_vqgen.files import claim_place, clean, publish, write_json
 from monai_vqgen.models.record import autoencoder_record, prior_name, prior_record
 from monai_vqgen.weights import fingerprint, save_weights
 
-__all__ = ["describe", "write_model"]
+__all__ = ["describe", "saved_files", "write_model"]
+
+_OURS = re.compile(rf"model\.(pt|json)|{prior_name(0)[:-1]}\d+\.(pt|json)")
+
+
+def saved_files(folder: Path) -> list[str]:
+    """The weights and records of a model in a folder, none where it is missing."""
+    return sorted(path.name for path in folder.glob("model*") if _OURS.fullmatch(path.name))
 
 
 def write_model(model: Any, folder: Path) -> Path:
-    """Write `model.pt`, the priors and their records; each record follows its weights and carries their fingerprint.
+    """Write `model.pt`, the priors and their records, which carry their fingerprints; all replace earlier ones at once.
 
     Returns:
         The folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files = ["model.pt", "model.json"]
+    clean(folder, files)
+    folder = claim_place(folder, [*files, *saved_files(folder)])
     save_weights(model.autoencoder, folder / "model.pt")
     known = model.record._asdict()
     del known["fingerprint"]
     record = autoencoder_record(model.autoencoder, **known)
-    write_json(folder / "model.json", {**record, "fingerprint": model.record.fingerprint})
+    write_json(folder / "model.json", {**record, "fingerprint": model.record.fingerprint}, sealed=True)
     for level, prior in enumerate(model.priors):
         save_weights(prior, folder / f"{prior_name(level)}.pt")
         settings = {name: values[level] for name, values in model.settings._asdict().items()}
@@ -35,12 +45,8 @@ def write_model(model: Any, folder: Path) -> Path:
             condition=model.condition,
             sampling=settings,
         )
-        write_json(folder / f"{prior_name(level)}.json", {**sidecar, "fingerprint": fingerprint(prior)})
-    kept = {prior_name(level) for level in range(len(model.priors))}
-    for earlier in folder.glob(f"{prior_name(0)[:-1]}*"):  # of the model that was there before
-        if earlier.stem not in kept:
-            earlier.unlink()
-    return folder
+        write_json(folder / f"{prior_name(level)}.json", {**sidecar, "fingerprint": fingerprint(prior)}, sealed=True)
+    return publish(folder)
 
 
 def describe(model: Any) -> str:

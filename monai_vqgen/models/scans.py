@@ -7,18 +7,20 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from torch.utils.data import IterableDataset, get_worker_info
+from tqdm import tqdm
 
 from monai_vqgen.data import discover_volumes, load_datalist, read_volume
 from monai_vqgen.errors import DatalistError, InputError, ScanError, root_cause
 from monai_vqgen.models.record import ModelRecord
 from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
+from monai_vqgen.transforms.nifti import nifti_shape
 
 __all__ = ["LoadScand", "UsableScans", "as_volume", "model_pixel_mm", "reconstruction_records"]
 
@@ -40,7 +42,11 @@ def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list
     try:
         return [dict(item) for item in load_datalist(folder, split)]
     except DatalistError:
-        if not folder.is_dir() or (folder / "datalist.json").is_file():
+        if not folder.is_dir():
+            raise DatalistError(
+                f"{folder} is not a folder: give --dataset_dir, a folder of scans or of slices"
+            ) from None
+        if (folder / "datalist.json").is_file():
             raise
     return [{"image": str(record.path), "subject": record.subject} for record in discover_volumes(folder)]
 
@@ -57,8 +63,8 @@ def model_pixel_mm(record: ModelRecord, dataset_dir: str | Path, split: str = "t
 def _flat_shape(path: Path) -> tuple[int, ...] | None:
     """Shape of a NIfTI that is a single slice, else None; what cannot be read is left to the readers to explain."""
     try:
-        shape = tuple(nib.load(path).shape)  # type: ignore[attr-defined]
-    except Exception:
+        shape = nifti_shape(path)
+    except ScanError:
         return None
     return shape if len(shape) == 2 or 1 in shape[:3] else None
 
@@ -95,7 +101,7 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
         if worker is not None and worker.num_workers > 1:
             raise InputError(f"dataloader::num_workers is {worker.num_workers}: use 0 or 1")
         faults = []
-        for record in self.data:
+        for record in tqdm(self.data, desc="reconstructing", unit="scan"):
             item, fault = self._read(record)
             if fault is None:
                 yield item
@@ -105,7 +111,7 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
         if len(faults) == len(self.data):
             raise ScanError(f"none of the {len(faults)} scans could be used. {'; '.join(faults[:3])}")
         if faults:
-            logger.warning("%d of %d scans were skipped, for the reasons above.", len(faults), len(self.data))
+            logger.warning("%d of %d scans were skipped for the reasons above", len(faults), len(self.data))
 
     def _read(self, record: Mapping[str, Any]) -> tuple[dict[Hashable, Any], str | None]:
         """The scan, or why it cannot be used."""
@@ -159,7 +165,7 @@ def as_volume(volume: Any) -> MetaTensor:
         path = Path(volume)
         if not path.exists():
             raise ScanError(f"{path} does not exist: give a NIfTI file or a folder with one DICOM series")
-        if path.suffix.lower() == ".png":
+        if path.suffix.lower() in PICTURE_SUFFIXES:
             raise InputError(f"{path} is a picture, not a volume: load it with LoadSlice, and use encode and decode")
         return _load(path)
     image = volume if isinstance(volume, MetaTensor) else MetaTensor(torch.as_tensor(np.asarray(volume)))
@@ -169,7 +175,7 @@ def as_volume(volume: Any) -> MetaTensor:
 
 
 def _load(path: Path) -> MetaTensor:
-    if path.suffix.lower() == ".png":
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         image = LoadSlice()(path)
         return MetaTensor(image.as_tensor(), affine=image.affine, meta=_meta(path, image.affine, image.shape[1:]))
     shape = _flat_shape(path)

@@ -6,7 +6,7 @@ Shape legend: n samples, b batch, c channels, s spatial axes (2 or 3).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError
-from monai_vqgen.models.loading import MODEL, LoadedPriors, load_autoencoder, load_priors, weights_file
+from monai_vqgen.models.loading import LoadedPriors, load_autoencoder, load_priors, weights_file
 from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name
 from monai_vqgen.models.samples import (
     Samples,
@@ -29,6 +29,7 @@ from monai_vqgen.weights import fingerprint
 __all__ = ["TrainedModel"]
 
 Self = TypeVar("Self", bound="TrainedModel")
+T = TypeVar("T")
 _FARTHEST = (-1.0, 2.0)  # resampling overshoots [0, 1] a little; 0 to 255, z-scores and NaN are mistakes
 
 
@@ -124,8 +125,15 @@ class TrainedModel:
         Raises:
             InputError: images of another shape, not finite, or of another range such as 0 to 255.
         """
-        parts = [self._encode_batch(part) for part in self._checked_images(images).split(self.batch_size)]
+        images_bcs = self._checked_images(images)
+        parts = self._in_batches(lambda part: self._encode_batch(images_bcs[part]), len(images_bcs))
         return tuple(torch.cat(level) for level in zip(*parts, strict=True))
+
+    def _in_batches(self, work: Callable[[slice], T], count: int) -> list[T]:
+        from monai_vqgen.inferers.draws import in_memory
+
+        batches = [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+        return [result for part in batches for result in in_memory(work, part)]
 
     def _checked_images(self, images: Any) -> Tensor:
         images_bcs = torch.as_tensor(images)
@@ -153,8 +161,8 @@ class TrainedModel:
             CodesMismatchError: codes of another autoencoder.
         """
         _check_grids(codes)
-        parts = zip(*(grid.split(self.batch_size) for grid in codes), strict=True)
-        images_bcs = torch.cat([self._decode_batch(part) for part in parts])
+        parts = self._in_batches(lambda part: self._decode_batch([grid[part] for grid in codes]), len(codes[0]))
+        images_bcs = torch.cat(parts)
         fits = self.grids and tuple(codes[0].shape[1:]) == self.grids[0]
         for axis, size in enumerate(self.record.image_size if fits else (), start=2):
             images_bcs = images_bcs.narrow(axis, 0, size)
@@ -255,7 +263,7 @@ class TrainedModel:
             CheckpointError: the model has no priors.
         """
         from monai_vqgen.engines.seeding import check_seed
-        from monai_vqgen.inferers.threads import finished_time, one_thread
+        from monai_vqgen.inferers.draws import finished_time, one_thread
 
         check_seed(seed)
         sampler = self.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -375,13 +383,13 @@ class TrainedModel:
         """Write weights and records, from which `from_bundle` loads the same model.
 
         Raises:
-            OutputExistsError: the folder holds weights, and `overwrite` is false.
+            OutputExistsError: the folder holds a model's weights or records, and `overwrite` is false.
         """
-        from monai_vqgen.models.saving import write_model
+        from monai_vqgen.models.saving import saved_files, write_model
 
         path = Path(folder)
-        if (path / MODEL).exists() and not overwrite:
-            raise OutputExistsError(f"{path} holds a {MODEL}: give another folder, or overwrite=True")
+        if (earlier := saved_files(path)) and not overwrite:
+            raise OutputExistsError(f"{path} holds {', '.join(earlier)}: give another folder, or overwrite=True")
         return write_model(self, path)
 
     def __repr__(self) -> str:

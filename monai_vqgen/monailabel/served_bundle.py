@@ -56,9 +56,9 @@ class ServedBundle:
         generative = self.weights.parent / "generative" / self.weights.name
         return generative if generative.is_file() else self.weights
 
-    def has_priors(self) -> bool:
-        """Whether there are priors to sample from."""
-        return self.weights.with_name("model_prior_level0.json").is_file()
+    def has_priors(self, weights: Path | None = None) -> bool:
+        """Whether there are priors to sample from beside weights, `self.weights` by default."""
+        return (weights or self.weights).with_name("model_prior_level0.json").is_file()
 
     def model(self, device: str, *, with_priors: bool = True, weights: Path | None = None) -> TrainedModel:
         """The model on a device; `weights` are `self.weights` by default.

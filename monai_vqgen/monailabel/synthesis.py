@@ -53,6 +53,10 @@ class SamplingTask(_PriorTask):
     def __init__(self, bundle: ServedBundle) -> None:
         super().__init__(bundle, "Synthetic slices drawn from the priors (needs no image)")
 
+    def is_valid(self) -> bool:
+        """Whether the weights that draw have priors."""
+        return self.bundle.has_priors(self.bundle.sampling_weights)
+
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Draw the samples; return the file's path and what it holds.
 
@@ -63,7 +67,7 @@ class SamplingTask(_PriorTask):
         """
         knobs, device = SamplingKnobs.of(request), request["device"]
         with self.bundle.lock:
-            weights = self.bundle.sampling_weights
+            weights = self.bundle.sampling_weights  # read under the lock: training may replace them
             model = self.bundle.model(device, weights=weights)
             condition = asked_conditions(request, model.condition.names if model.condition else ())
             samples = model.sample(knobs.num_samples, seed=knobs.seed, **knobs.settings(), **condition)
@@ -144,9 +148,7 @@ def _region(request: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     box, label = request.get("box") or None, request.get("label") or None
     if (box is None) == (label is None):
         raise InputError("give the region either as a mask file (label) or as box=[row, column, row, column]")
-    mask = _from_box(box, shape) if label is None else _from_file(Path(str(label)))
-    if tuple(mask.shape) != shape:
-        raise InputError(f"the mask has shape {tuple(mask.shape)}, the slice {shape}: give one value a pixel")
+    mask = _from_box(box, shape) if label is None else _from_file(Path(str(label)), shape)
     if not mask.any():
         raise InputError("the mask marks no pixel: there is nothing to complete")
     return torch.from_numpy(np.ascontiguousarray(mask))
@@ -165,11 +167,18 @@ def _from_box(box: Any, shape: tuple[int, ...]) -> NDArray:
     return mask
 
 
-def _from_file(path: Path) -> NDArray:
+def _from_file(path: Path, shape: tuple[int, ...]) -> NDArray:
+    """Read a mask; its header tells the size, and no other than the slice's is unpacked."""
     try:
         if path.suffix.lower() == ".png":
-            return np.asarray(Image.open(path).convert("I")) > 0
-        values = np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+            with Image.open(path) as picture:
+                if (size := picture.size[::-1]) == shape:
+                    return np.asarray(picture.convert("I")) > 0
+        else:
+            image: Any = nib.load(path)
+            size = image.shape[:2] if image.shape[2:] == (1,) else image.shape
+            if size == shape:
+                return np.asarray(image.dataobj).reshape(shape) > 0
     except Exception as error:  # whatever a reader raises at a file from outside
         raise ScanError(f"the mask cannot be read ({error}); send a PNG or NIfTI of the slice's size") from error
-    return (values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values) > 0
+    raise InputError(f"the mask has shape {size}, the slice {shape}: give one value a pixel")

@@ -9,15 +9,15 @@ import json
 import logging
 import os
 import shutil
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_vqgen.bundles import run_stage
+from monai_vqgen.data.processes import end_with_parent
 from monai_vqgen.errors import DatalistError
-from monai_vqgen.files import replace_path, write_json
+from monai_vqgen.files import claim_place, clean, publish, write_json
 from monai_vqgen.monailabel.interfaces import TrainTask
 from monai_vqgen.monailabel.knobs import TrainingKnobs
 from monai_vqgen.monailabel.served_bundle import ServedBundle
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 SERVER_VARIABLE = "MONAI_VQGEN_LABEL_SERVER"
 """The environment variable that tells a job the process of the server that has started it."""
 SUFFIXES = (".nii.gz", ".nii")
-SECONDS_BETWEEN_LOOKS = 1.0  # at whether the server still lives
 
 
 class AutoencoderTrainTask(TrainTask):
@@ -85,7 +84,8 @@ class AutoencoderTrainTask(TrainTask):
             DatalistError: no unlabeled studies, or of too few subjects.
         """
         job = TrainingKnobs.of(request)
-        _end_with_server()
+        server = int(os.environ.get(SERVER_VARIABLE, os.getppid()))
+        end_with_parent(server, by_kernel=False)  # even if it has ended before this call
         stamp = f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
         folder = self.runs / stamp
         count = _link_studies(datastore, folder / "studies")
@@ -148,11 +148,14 @@ def place_model(trained: Path, served: Path, *, stamp: str, replace: bool) -> Pa
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy weights and the record beside them."""
+    """Copy weights and the record beside them, which replace earlier ones together."""
+    files = [target.name, target.with_suffix(".json").name]
+    clean(target.parent, files)
+    place = claim_place(target.parent, files)
     for suffix in (".pt", ".json"):
         if source.with_suffix(suffix).is_file():
-            with replace_path(target.with_suffix(suffix)) as partial:
-                shutil.copyfile(source.with_suffix(suffix), partial)
+            shutil.copyfile(source.with_suffix(suffix), (place / target.name).with_suffix(suffix))
+    publish(place)
 
 
 def _link_studies(datastore: Any, folder: Path) -> int:
@@ -174,15 +177,3 @@ def _link_studies(datastore: Any, folder: Path) -> int:
     if not count:
         raise DatalistError("the server has no unlabeled studies to train on: add NIfTI scans to its studies folder")
     return count
-
-
-def _end_with_server() -> None:
-    """End this process when the server that started it is gone, even before this call: no training runs on unseen."""
-    server = int(os.environ.get(SERVER_VARIABLE, os.getppid()))
-
-    def watch() -> None:
-        while os.getppid() == server:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="server", daemon=True).start()

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from monai_vqgen.networks.priors.gated.network import GatedPixelCNN as GatedPixelCNN
     from monai_vqgen.networks.priors.masked import MaskedPixelCNN as MaskedPixelCNN
     from monai_vqgen.networks.quantizers.base import Quantized as Quantized, Quantizer as Quantizer
-    from monai_vqgen.networks.quantizers.ema import EMACodebook as EMACodebook
+    from monai_vqgen.networks.quantizers.codebooks import (
+        EMACodebook as EMACodebook,
+        GradientCodebook as GradientCodebook,
+    )
     from monai_vqgen.networks.quantizers.fsq import FiniteScalarQuantizer as FiniteScalarQuantizer
-    from monai_vqgen.networks.quantizers.gradient_codebook import GradientCodebook as GradientCodebook
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

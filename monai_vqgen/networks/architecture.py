@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 from monai_vqgen.errors import CheckpointError, InputError
 
-__all__ = ["Recorded", "architecture", "build"]
-
 _HOME = "monai_vqgen.networks"
 _TARGET = "_target_"  # MONAI's key for a class in a config: a recorded architecture can be pasted into one
 Self = TypeVar("Self", bound="Recorded")

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
-
-__all__ = ["Downsampler", "ResidualStack", "Upsampler", "ceil_to", "halvings", "hide_finer"]
 
 
 def halvings(stride: int) -> int:
@@ -31,38 +30,27 @@ class ResidualBottleneck(nn.Module):
         super().__init__()
         conv = Conv[Conv.CONV, spatial_dims]
         self.body = nn.Sequential(
-            nn.ReLU(),
-            conv(channels, residual_channels, 3, padding=1),
-            nn.ReLU(),
-            conv(residual_channels, channels, 1),
+            nn.ReLU(), conv(channels, residual_channels, 3, padding=1), nn.ReLU(), conv(residual_channels, channels, 1)
         )
 
     def forward(self, features_bcs: Tensor) -> Tensor:
         """Return features of the same shape."""
-        out: Tensor = features_bcs + self.body(features_bcs)
-        return out
+        return features_bcs + cast("Tensor", self.body(features_bcs))
 
 
 class ResidualStack(nn.Sequential):
     """Several :class:`ResidualBottleneck` and a last ReLU; shapes stay."""
 
     def __init__(self, spatial_dims: int, channels: int, *, residual_channels: int, num_blocks: int) -> None:
-        units = [
-            ResidualBottleneck(spatial_dims, channels, residual_channels=residual_channels) for _ in range(num_blocks)
-        ]
+        sizes = {"channels": channels, "residual_channels": residual_channels}
+        units = [ResidualBottleneck(spatial_dims, **sizes) for _ in range(num_blocks)]
         super().__init__(*units, nn.ReLU())
 
 
 class Downsampler(nn.Sequential):
     """``(b, in, *s) -> (b, channels, *s / stride)``: strided convolutions, one 3-wide convolution, residual units.
 
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels that come in.
-        channels: channels that go out; the first of several strided convolutions has half.
-        stride: power of two.
-        residual_channels: hidden channels of a residual unit.
-        num_blocks: number of residual units.
+    Of several strided convolutions the first has half the channels; the stride is a power of two.
     """
 
     def __init__(
@@ -90,17 +78,7 @@ class Downsampler(nn.Sequential):
 
 
 class Upsampler(nn.Sequential):
-    """``(b, in, *s) -> (b, out, *s * stride)``, the mirror of :class:`Downsampler`.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels that come in.
-        out_channels: channels that go out.
-        channels: hidden channels.
-        stride: power of two.
-        residual_channels: hidden channels of a residual unit.
-        num_blocks: number of residual units.
-    """
+    """``(b, in, *s) -> (b, out, *s * stride)``, the mirror of :class:`Downsampler`, with hidden ``channels``."""
 
     def __init__(
         self,
@@ -134,9 +112,7 @@ class Upsampler(nn.Sequential):
 def hide_finer(embeddings: Sequence[Tensor], probability: float) -> list[Tensor]:
     """Zero the levels from a random one on, in a random part of the batch; level 0 always stays.
 
-    Args:
-        embeddings: ``(b, d, *s)`` of each level, coarsest first.
-        probability: of hiding anything, a sample; which level is the first to be hidden is uniform.
+    Embeddings are ``(b, d, *s)`` of each level, coarsest first; which level is the first to be hidden is uniform.
     """
     if len(embeddings) == 1:
         return list(embeddings)
@@ -153,3 +129,11 @@ def hide_finer(embeddings: Sequence[Tensor], probability: float) -> list[Tensor]
 def ceil_to(size: int, multiple: int) -> int:
     """Return the least multiple of ``multiple`` that is at least ``size``."""
     return math.ceil(size / multiple) * multiple
+
+
+def one_a_level(name: str, value: Any, levels: int) -> list[Any]:
+    """Return a value of each level: those given, or one for all; InputError for another number of them."""
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * levels
+    if len(values) != levels:
+        raise InputError(f"{name} has {len(values)} values for {levels} levels: give one number, or one a level")
+    return values

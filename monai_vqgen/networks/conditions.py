@@ -14,10 +14,7 @@ from torch import Tensor
 
 from monai_vqgen.errors import InputError
 
-__all__ = ["ConditionEncoder"]
-
-MISSING = ("", "n/a")
-"""Strings that mean "not known" in participants.tsv (BIDS 1.9, section "Tabular files"), beside None."""
+MISSING = ("", "n/a")  # "not known" in participants.tsv (BIDS 1.9, section "Tabular files"), as is None
 
 
 class ConditionEncoder:
@@ -56,9 +53,8 @@ class ConditionEncoder:
         self.categorical = {name: tuple(str(value) for value in values) for name, values in (categorical or {}).items()}
         for name, values in self.categorical.items():
             if not values or len(set(values)) < len(values):
-                raise InputError(
-                    f"condition {name!r} has the values {list(values)}; give each value once, at least one"
-                )
+                given = f"condition {name!r} has the values {list(values)}"
+                raise InputError(f"{given}; give each value once, at least one")
         twice = sorted(set(self.continuous) & set(self.categorical))
         if twice:
             raise InputError(f"conditions {twice} are both continuous and categorical; name each once")
@@ -105,10 +101,9 @@ class ConditionEncoder:
             if not known:
                 available = sorted({key for record in records for key in record})
                 raise InputError(f"no record has a value for condition {name!r}; the records have {available}")
-            numbers = [_as_number(value) for value in known]
-            if all(number is not None for number in numbers):
-                finite = [number for number in numbers if number is not None]
-                continuous[name] = (min(finite), max(finite))
+            numbers = [number for value in known if (number := _as_number(value)) is not None]
+            if len(numbers) == len(known):
+                continuous[name] = (min(numbers), max(numbers))
             else:
                 categorical[name] = sorted({str(value) for value in known})
         return cls(continuous, categorical)
@@ -140,9 +135,8 @@ def _scaled(name: str, value: Any, *, low: float, high: float) -> list[float]:
         return [0.0, 0.0]
     number = _as_number(value)
     if number is None or not low <= number <= high:
-        raise InputError(
-            f"condition {name}={value!r} is not a number between {low:g} and {high:g}, the range trained on"
-        )
+        wanted = f"a number between {low:g} and {high:g}, the range trained on"
+        raise InputError(f"condition {name}={value!r} is not {wanted}")
     return [2 * (number - low) / (high - low) - 1 if high > low else 0.0, 1.0]
 
 

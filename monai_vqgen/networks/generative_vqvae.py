@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,8 @@ from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.blocks import halvings
-from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, check_hierarchy, learned, quantizers_of
+from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, learned
 from monai_vqgen.networks.quantizers.base import Quantized, Quantizer
-
-__all__ = ["GenerativeVQVAE"]
 
 _GROUPS = 8  # of every group normalization
 _EPSILON = 1e-5  # its own, torch's default
@@ -89,20 +88,19 @@ class GenerativeVQVAE(HierarchicalVQVAE):
         blank_margin: int = 1,
     ) -> None:
         nn.Module.__init__(self)
-        check_hierarchy(spatial_dims, strides, finer_dropout)
+        self._start(spatial_dims, in_channels, strides, finer_dropout=finer_dropout)
         _check_widths(strides, widths, num_heads)
         if blank_margin < 0 or blank_margin != int(blank_margin):
             raise InputError(f"blank_margin={blank_margin} must be a whole number of cells, 0 or more")
-        quantizers = quantizers_of(strides, quantizers, num_codes=num_codes, code_dim=code_dim)
+        self._start_quantizers(quantizers, num_codes=num_codes, code_dim=code_dim)
         if blank_threshold is not None:
-            quantizers = [_WithBlank(quantizer) for quantizer in quantizers]
-        self._keep(spatial_dims, in_channels, strides=strides, quantizers=quantizers, finer_dropout=finer_dropout)
+            self.quantizers = nn.ModuleList(_WithBlank(quantizer) for quantizer in self._quantizers)
         self.blank_threshold, self.blank_margin = blank_threshold, int(blank_margin)
         for level, (stride, finer) in enumerate(pairwise([*strides, 1])):
             inner = list(widths[halvings(finer) : halvings(stride) + 1])
             finest, context = level == len(strides) - 1, inner[-1] if level else 0
             heads = 0 if level else num_heads
-            dim = quantizers[level].dim
+            dim = self._quantizers[level].dim
             width_in, width_out = (in_channels, out_channels) if finest else (inner[0], inner[0])
             down = _downsampler(spatial_dims, width_in, inner, heads)
             self.downsamplers.append(nn.Sequential(_Centered(), *down) if finest else nn.Sequential(*down))
@@ -136,8 +134,7 @@ class _WithBlank(Quantizer):
 
     def forward(self, latents_bds: Tensor) -> Quantized:
         """Quantize latents of which no cell is blank."""
-        quantized: Quantized = self.quantizer(latents_bds)
-        return quantized
+        return cast("Quantized", self.quantizer(latents_bds))
 
     def lookup(self, codes_bs: Tensor) -> Tensor:
         """Return the vectors ``(b, d, *s)`` of codes."""

@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks.architecture import Recorded
-from monai_vqgen.networks.blocks import Downsampler, Upsampler, ceil_to, hide_finer
+from monai_vqgen.networks.blocks import Downsampler, Upsampler, ceil_to, hide_finer, one_a_level
 from monai_vqgen.networks.quantizers.base import Quantized, Quantizer
-from monai_vqgen.networks.quantizers.ema import EMACodebook
-
-__all__ = ["HierarchicalVQVAE", "HierarchyPass"]
+from monai_vqgen.networks.quantizers.codebooks import EMACodebook
 
 
 class HierarchyPass(NamedTuple):
@@ -103,44 +101,49 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         finer_dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        check_hierarchy(spatial_dims, strides, finer_dropout)
-        quantizers = quantizers_of(strides, quantizers, num_codes=num_codes, code_dim=code_dim)
-        self._keep(spatial_dims, in_channels, strides=strides, quantizers=quantizers, finer_dropout=finer_dropout)
+        self._start(spatial_dims, in_channels, strides, finer_dropout=finer_dropout)
+        self._start_quantizers(quantizers, num_codes=num_codes, code_dim=code_dim)
         # Coarsest first: the ratio of a level to the next finer one, and of the finest to the image.
         ratios = [coarse // fine for coarse, fine in pairwise([*strides, 1])]
-        for level, (ratio, quantizer) in enumerate(zip(ratios, quantizers, strict=True)):
+        for level, (ratio, quantizer) in enumerate(zip(ratios, self._quantizers, strict=True)):
             finest = level == len(strides) - 1
             context = channels if level else 0
-            stack = {"residual_channels": residual_channels, "num_blocks": num_residual_blocks}
-            width_in = in_channels if finest else channels
-            width_out = out_channels if finest else channels
-            self.downsamplers.append(Downsampler(spatial_dims, width_in, channels=channels, stride=ratio, **stack))
+            width_in, width_out = (in_channels, out_channels) if finest else (channels, channels)
+            sizes = {"channels": channels, "stride": ratio}
+            sizes |= {"residual_channels": residual_channels, "num_blocks": num_residual_blocks}
+            self.downsamplers.append(Downsampler(spatial_dims, width_in, **sizes))
             self.to_latents.append(Conv[Conv.CONV, spatial_dims](channels + context, quantizer.dim, 1))
-            self.upsamplers.append(
-                Upsampler(
-                    spatial_dims,
-                    quantizer.dim + context,
-                    out_channels=width_out,
-                    channels=channels,
-                    stride=ratio,
-                    **stack,
-                )
-            )
+            width = quantizer.dim + context
+            self.upsamplers.append(Upsampler(spatial_dims, width, out_channels=width_out, **sizes))
 
-    def _keep(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        *,
-        strides: Sequence[int],
-        quantizers: Sequence[Quantizer],
-        finer_dropout: float,
-    ) -> None:
-        """Start a network: what all levels share, and lists that a constructor fills level by level."""
+    def _start(self, spatial_dims: int, in_channels: int, strides: Sequence[int], *, finer_dropout: float) -> None:
+        """Check and keep what all levels share, with lists that a constructor fills level by level."""
+        if spatial_dims not in (2, 3):
+            raise InputError(f"spatial_dims={spatial_dims} must be 2 or 3")
+        if not strides:
+            raise InputError("strides is empty: give the stride of each level, coarsest first, such as (8, 4)")
+        for coarse, fine in pairwise([*strides, 1]):
+            if fine < 1 or coarse % fine or (coarse == fine and fine != 1):
+                falling = "must fall from the coarsest level to the finest, each a multiple of the next"
+                raise InputError(f"strides={tuple(strides)} {falling}")
+        if not 0 <= finer_dropout < 1:
+            raise InputError(f"finer_dropout={finer_dropout} must be at least 0 and below 1")
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
         self.strides, self.finer_dropout = tuple(strides), finer_dropout
-        self.quantizers = nn.ModuleList(quantizers)
+        self.quantizers = nn.ModuleList()
         self.downsamplers, self.to_latents, self.upsamplers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+
+    def _start_quantizers(
+        self, given: Sequence[Quantizer] | None, *, num_codes: int | Sequence[int], code_dim: int | Sequence[int]
+    ) -> None:
+        """Take the quantizers that were given, or an `EMACodebook` a level."""
+        if given is None:
+            sizes = one_a_level("num_codes", num_codes, self.num_levels)
+            dims = one_a_level("code_dim", code_dim, self.num_levels)
+            given = [EMACodebook(size, dim) for size, dim in zip(sizes, dims, strict=True)]
+        if len(given) != self.num_levels:
+            raise InputError(f"{len(given)} quantizers for {self.num_levels} strides: give one quantizer a level")
+        self.quantizers.extend(given)
 
     @property
     def num_levels(self) -> int:
@@ -254,15 +257,18 @@ class HierarchicalVQVAE(Recorded, nn.Module):
 
     def _quantize_level(self, level: int, latents_bds: Tensor, images_bcs: Tensor, *, learning: bool) -> Quantized:
         quantizer = self._quantizers[level]
-        if not learning:
-            return cast("Quantized", quantizer(latents_bds))
-        return learned(quantizer, latents_bds)
+        return learned(quantizer, latents_bds) if learning else cast("Quantized", quantizer(latents_bds))
 
     def _pad(self, images_bcs: Tensor) -> Tensor:
         if images_bcs.ndim != self.spatial_dims + 2:
             raise InputError(
                 f"images of shape {tuple(images_bcs.shape)} for a network of {self.spatial_dims} spatial dimensions: "
                 f"expected (batch, channels, {', '.join('HWD'[: self.spatial_dims])})"
+            )
+        if images_bcs.shape[1] != self.in_channels:
+            raise InputError(
+                f"images of {images_bcs.shape[1]} channels for a network of {self.in_channels}: set "
+                "network_def::in_channels and network_def::out_channels, or convert the images"
             )
         if 0 in images_bcs.shape[2:]:
             raise InputError(f"images of shape {tuple(images_bcs.shape)} have no pixels: every side needs at least one")
@@ -302,41 +308,3 @@ def learned(quantizer: Quantizer, latents_bds: Tensor) -> Quantized:
     quantized: Quantized = quantizer(latents_bds)
     quantizer.learn(latents_bds, quantized.codes_bs)
     return quantized
-
-
-def quantizers_of(
-    strides: Sequence[int],
-    quantizers: Sequence[Quantizer] | None,
-    *,
-    num_codes: int | Sequence[int],
-    code_dim: int | Sequence[int],
-) -> Sequence[Quantizer]:
-    """Return the quantizers that were given, or an `EMACodebook` a level; InputError for another number of them."""
-    if quantizers is None:
-        sizes, dims = (_one_a_level(value, len(strides)) for value in (num_codes, code_dim))
-        quantizers = [EMACodebook(size, dim) for size, dim in zip(sizes, dims, strict=True)]
-    if len(quantizers) != len(strides):
-        raise InputError(f"{len(quantizers)} quantizers for {len(strides)} strides: give one quantizer a level")
-    return quantizers
-
-
-def _one_a_level(value: int | Sequence[int], levels: int) -> list[int]:
-    values = [value] * levels if isinstance(value, int) else list(value)
-    if len(values) != levels:
-        raise InputError(f"{value} has {len(values)} values for {levels} levels: give one number, or one a level")
-    return values
-
-
-def check_hierarchy(spatial_dims: int, strides: Sequence[int], finer_dropout: float) -> None:
-    """Raise InputError for dimensions, strides or a probability that cannot work."""
-    if spatial_dims not in (2, 3):
-        raise InputError(f"spatial_dims={spatial_dims} must be 2 or 3")
-    if not strides:
-        raise InputError("strides is empty: give the stride of each level, coarsest first, such as (8, 4)")
-    for coarse, fine in pairwise([*strides, 1]):
-        if fine < 1 or coarse % fine or (coarse == fine and fine != 1):
-            raise InputError(
-                f"strides={tuple(strides)} must fall from the coarsest level to the finest, each a multiple of the next"
-            )
-    if not 0 <= finer_dropout < 1:
-        raise InputError(f"finer_dropout={finer_dropout} must be at least 0 and below 1")

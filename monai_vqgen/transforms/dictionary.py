@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from monai.config.type_definitions import KeysCollection
-from monai.data.meta_tensor import MetaTensor
 from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.transform import MapTransform
 from monai.utils.misc import ensure_tuple_rep
@@ -46,15 +44,12 @@ class ExtractSlicesd(MapTransform):
 
     Args:
         keys: entries to extract from, volumes on one grid.
-        plane: see `ExtractSlices`.
-        positions: see `ExtractSlices`.
-        unit: see `ExtractSlices`.
-        reference: see `ExtractSlices`.
-        pixel_mm: see `ExtractSlices`.
         mode: "linear" or "nearest", one for all keys or one per key.
         box_key: whose foreground gives the box; default the first key.
         mask_key: an entry with a brain mask to use instead of the foreground.
         allow_missing_keys: skip missing keys.
+
+    All others are those of `ExtractSlices`.
     """
 
     backend = ExtractSlices.backend
@@ -86,32 +81,22 @@ class ExtractSlicesd(MapTransform):
         """Extract every key at every position."""
         guide = data[self.box_key]
         prepared = self.placer.prepare(guide, data[self.mask_key] if self.mask_key is not None else None)
-        results = []
-        for plane in self.placer.locate(prepared):
-            item = dict(data)
-            for key in self.key_iterator(item):
-                if tuple(data[key].shape[1:]) != tuple(guide.shape[1:]):
-                    raise ScanError(f"{key}: shape {tuple(data[key].shape)} is not on the grid of {self.box_key}")
-                item[key] = self.cutters[key].cut(data[key], prepared, plane)
-            item.update(plane=self.placer.plane, position_mm=plane.position_mm)
-            results.append(item)
+        planes = self.placer.locate(prepared)
+        results: list[dict[Hashable, Any]] = [
+            {**data, "plane": self.placer.plane, "position_mm": plane.position_mm} for plane in planes
+        ]
+        for key in self.key_iterator(dict(data)):
+            if tuple(data[key].shape[1:]) != tuple(guide.shape[1:]):
+                raise ScanError(f"{key}: shape {tuple(data[key].shape)} is not on the grid of {self.box_key}")
+            for item, image in zip(results, self.cutters[key].cut(data[key], prepared, planes), strict=True):
+                item[key] = image
         return results
 
 
 class ExtractSliced(MapTransform):
     """Dictionary version of `ExtractSlice`: one dictionary in, one out; the middle of the brain without a position.
 
-    Args:
-        keys: entries to extract from, volumes on one grid.
-        plane: see `ExtractSlice`.
-        position: see `ExtractSlice`.
-        unit: see `ExtractSlice`.
-        reference: see `ExtractSlice`.
-        pixel_mm: see `ExtractSlice`.
-        mode: "linear" or "nearest", one for all keys or one per key.
-        box_key: whose foreground gives the box; default the first key.
-        mask_key: an entry with a brain mask to use instead of the foreground.
-        allow_missing_keys: skip missing keys.
+    Arguments are those of `ExtractSlicesd`, with one `position` or None.
     """
 
     backend = ExtractSlice.backend
@@ -150,16 +135,21 @@ class ExtractSliced(MapTransform):
         return self.slices(data)[0]
 
 
-class ScaleForegroundd(MapTransform):
-    """Dictionary version of `ScaleForeground`.
+class _OfEachKey(MapTransform):
+    """Applies one array transform, `each`, to every key."""
 
-    Args:
-        keys: entries to scale.
-        lower: see `ScaleForeground`.
-        upper: see `ScaleForeground`.
-        window: see `ScaleForeground`.
-        allow_missing_keys: skip missing keys.
-    """
+    each: Callable[[Any], Any]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change every key."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.each(item[key])
+        return item
+
+
+class ScaleForegroundd(_OfEachKey):
+    """Dictionary version of `ScaleForeground`, with its arguments after `keys`."""
 
     backend = ScaleForeground.backend
 
@@ -173,26 +163,11 @@ class ScaleForegroundd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.scaler = ScaleForeground(lower, upper, window=window)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Scale every key."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self.scaler(item[key])
-        return item
+        self.each = ScaleForeground(lower, upper, window=window)
 
 
-class FitToSized(MapTransform, InvertibleTransform):
-    """Dictionary version of `FitToSize`, with its inverse.
-
-    Args:
-        keys: entries to fit.
-        size: see `FitToSize`.
-        on_trim: see `FitToSize`.
-        fill: see `FitToSize`.
-        allow_missing_keys: skip missing keys.
-    """
+class FitToSized(_OfEachKey, InvertibleTransform):
+    """Dictionary version of `FitToSize`, with its arguments after `keys`, and its inverse."""
 
     backend = FitToSize.backend
 
@@ -206,32 +181,18 @@ class FitToSized(MapTransform, InvertibleTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.fitter = FitToSize(size, on_trim=on_trim, fill=fill)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Fit every key."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self.fitter(item[key])
-        return item
+        self.each: FitToSize = FitToSize(size, on_trim=on_trim, fill=fill)
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Undo the fit of every key."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = self.fitter.inverse(item[key])
+            item[key] = self.each.inverse(item[key])
         return item
 
 
-class LoadSliced(MapTransform):
-    """Dictionary version of `LoadSlice`; `subject`, `plane` and `position_mm` of the item also go into the meta.
-
-    Args:
-        keys: entries that hold paths.
-        value_range: see `LoadSlice`.
-        color: see `LoadSlice`.
-        allow_missing_keys: skip missing keys.
-    """
+class LoadSliced(_OfEachKey):
+    """Dictionary version of `LoadSlice`; `subject`, `plane` and `position_mm` of the item also go into the meta."""
 
     backend = LoadSlice.backend
 
@@ -244,16 +205,13 @@ class LoadSliced(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.loader = LoadSlice(value_range=value_range, color=color)
+        self.each = LoadSlice(value_range=value_range, color=color)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load every key."""
-        item = dict(data)
+        item = super().__call__(data)
         for key in self.key_iterator(item):
-            path: str | Path = item[key]
-            image: MetaTensor = self.loader(path)
-            image.meta.update({name: item[name] for name in ("subject", "plane", "position_mm") if name in item})
-            item[key] = image
+            item[key].meta.update({name: item[name] for name in ("subject", "plane", "position_mm") if name in item})
         return item
 
 

@@ -17,6 +17,7 @@ from monai.utils.enums import MetaKeys, TransformBackends
 from numpy.typing import NDArray
 
 from monai_vqgen.errors import ScanError
+from monai_vqgen.transforms.foreground import find_background
 from monai_vqgen.transforms.geometry import view_plane
 from monai_vqgen.transforms.resampling import check_mode, check_pixel_mm
 from monai_vqgen.transforms.tensors import affine_of, name_of, to_numpy
@@ -94,7 +95,7 @@ class ExtractSlices(Transform):
     def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> list[MetaTensor]:
         """Extract the slices, in the order of the positions."""
         prepared = self.prepare(img, mask)
-        return [self.cut(img, prepared, plane) for plane in self.locate(prepared)]
+        return self.cut(img, prepared, self.locate(prepared))
 
     def prepare(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> PreparedVolume:
         """Find the box and the window of a volume (of its first channel).
@@ -120,22 +121,28 @@ class ExtractSlices(Transform):
             planes.append(plane)
         return planes
 
-    def cut(self, img: NdarrayOrTensor, prepared: PreparedVolume, plane: Plane) -> MetaTensor:
-        """One slice of all channels."""
-        channels = to_numpy(img)
-        views = [prepared.view._replace(volume_s=_turned(prepared, channel, affine_of(img))) for channel in channels]
-        cuts = [cut_plane(prepared._replace(view=v), plane, pixel_mm=self.pixel_mm, mode=self.mode) for v in views]
-        meta = _slice_meta(img)
-        meta.update(
-            plane=self.plane,
-            position_mm=plane.position_mm,
-            foreground_box=cuts[0].box,
-            foreground_window=tuple(prepared.window),
-            foreground_threshold=prepared.threshold,
-        )
-        pixels = torch.from_numpy(np.stack([cut.pixels for cut in cuts]))
+    def cut(self, img: NdarrayOrTensor, prepared: PreparedVolume, planes: Sequence[Plane]) -> list[MetaTensor]:
+        """The slices of all channels at some planes; each channel has a background of its own."""
+        views = [view_plane(channel, affine_of(img), self.plane, name=prepared.name) for channel in to_numpy(img)]
+        volumes = [
+            prepared._replace(view=prepared.view._replace(volume_s=v.volume_s), background=find_background(v.volume_s))
+            for v in views
+        ]
         device = img.device if isinstance(img, torch.Tensor) else None
-        return MetaTensor(pixels, affine=torch.as_tensor(cuts[0].affine), meta=meta, device=device)
+        slices = []
+        for plane in planes:
+            cuts = [cut_plane(volume, plane, pixel_mm=self.pixel_mm, mode=self.mode) for volume in volumes]
+            meta = {
+                **_slice_meta(img),
+                "plane": self.plane,
+                "position_mm": plane.position_mm,
+                "foreground_box": cuts[0].box,
+                "foreground_window": tuple(prepared.window),
+                "foreground_threshold": prepared.threshold,
+            }
+            pixels = torch.from_numpy(np.stack([cut.pixels for cut in cuts]))
+            slices.append(MetaTensor(pixels, affine=torch.as_tensor(cuts[0].affine), meta=meta, device=device))
+        return slices
 
 
 class ExtractSlice(Transform):
@@ -190,10 +197,6 @@ def _first_channel(img: NdarrayOrTensor) -> NDArray:
             f"{name_of(img)}: shape {tuple(volume.shape)}; expected a volume [C, X, Y, Z] (EnsureChannelFirst adds C)"
         )
     return volume[0]
-
-
-def _turned(prepared: PreparedVolume, channel: NDArray, affine: NDArray) -> NDArray:
-    return view_plane(channel, affine, prepared.plane, name=prepared.name).volume_s
 
 
 def _slice_meta(img: NdarrayOrTensor) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Box and intensity window of the brain in a volume, from a strided subset of its voxels.
+"""Background, box and intensity window of the brain in a volume, from a strided subset of its voxels.
 
-The foreground is the largest connected component above 2 % of the 99.5th percentile. Percentiles come from a strided
-subset (their error is far below the noise), components from a block-wise maximum of the mask, and the faces of the box
-from the full resolution. Only one comparison touches all voxels.
+The foreground is the largest connected component above the background by 2 % of the way to the 99.5th percentile; or,
+where the background lies among the brain's values (0 in a z-scored brain), what differs from it. Percentiles come from
+a strided subset (their error is far below the noise), components from a block-wise maximum of the mask, and the faces
+of the box from the full resolution. Only one comparison touches all voxels.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["Box", "Foreground", "Window", "find_foreground", "foreground_window"]
+__all__ = ["Background", "Box", "Foreground", "Window", "find_background", "find_foreground", "foreground_window"]
 
-THRESHOLD_FRACTION = 0.02  # of the 99.5th percentile
+THRESHOLD_FRACTION = 0.02  # of the way from the background to the 99.5th percentile
+INNER_SHARE = 0.05  # of the other voxels; with as many below it the background lies within the brain's range
+AIR_HU = (-1200.0, -800.0)  # with its noise; scanners pad CT with less, such as -3024
+DARK_SHARE = 0.1  # of the range of values: the background and its noise, where no border tells it
 THRESHOLD_PERCENTILE = 99.5
 SAMPLES_PER_AXIS = 56  # a strided subset keeps at least this many voxels of an axis: about 200,000 in all
 BLOCKS_PER_AXIS = 72
@@ -40,24 +44,93 @@ class Window(NamedTuple):
     high: float
 
 
-class Foreground(NamedTuple):
-    """Threshold and box of the foreground; `box` is None where nothing lies above the threshold."""
+class Background(NamedTuple):
+    """What surrounds the brain: its value, and what it takes to be foreground.
 
-    threshold: float
+    `inner`: the value lies within the brain's range. The threshold is then the volume's smallest value, to which
+    `hide` moves the background, so that it is as dark as in any other volume.
+    """
+
+    value: float = 0.0
+    threshold: float = 0.0
+    inner: bool = False
+
+    def foreground(self, values_s: NDArray) -> NDArray:
+        """The mask of the foreground; NaN is background."""
+        with np.errstate(invalid="ignore"):  # compared in the values' own type: an array would be cast
+            return (values_s != self.value) & ~np.isnan(values_s) if self.inner else values_s > self.threshold
+
+    def hide(self, pixels: NDArray) -> NDArray:
+        """A slice or volume with an inner background at the threshold; of the brain, single voxels of that value stay.
+
+        Background is what reaches the border, or has a voxel whose neighbors have that value too.
+        """
+        if not self.inner:
+            return pixels
+        same = np.pad(pixels == pixels.dtype.type(self.value), 2, constant_values=True)
+        connected = ndimage.binary_propagation(ndimage.binary_erosion(same, border_value=1), mask=same)
+        return np.where(connected[(slice(2, -2),) * pixels.ndim], pixels.dtype.type(self.threshold), pixels)
+
+
+class Foreground(NamedTuple):
+    """Background and box of the foreground; `box` is None where there is none."""
+
+    background: Background
     box: Box | None
+
+    @property
+    def threshold(self) -> float:
+        """Of the background; brain lies above it."""
+        return self.background.threshold
 
 
 def _strided(volume_s: NDArray) -> NDArray:
     return volume_s[tuple(slice(None, None, max(1, n // SAMPLES_PER_AXIS)) for n in volume_s.shape)]
 
 
-def foreground_threshold(volume_s: NDArray) -> float:
-    """2 % of the 99.5th percentile of the finite voxels, never below 0."""
-    sample = _strided(volume_s)
-    sample = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample.ravel()
+def find_background(volume_s: NDArray, *, axes: int = 3) -> Background:
+    """The background of a volume or slice: 0, or what its border says, or its darkest values where many are negative.
+
+    A value that half of the border has is the background, unless it pads a CT whose air is inside. Without one it is
+    the median of the darkest tenth of the range where more than 5 % of the values are negative, else 0. Up to 2 % of
+    the 99.5th percentile is as good as 0.
+
+    Args:
+        volume_s: any real type; NaN and infinity are ignored, and 0 on the border.
+        axes: how many of the last axes are spatial.
+    """
+    sample, border = _finite(_strided(volume_s)), np.nan_to_num(_border(volume_s, axes), posinf=0, neginf=0)
     if sample.size == 0:
-        return 0.0
-    return max(0.0, THRESHOLD_FRACTION * float(np.percentile(sample, THRESHOLD_PERCENTILE)))
+        return Background()
+    low, high = (float(value) for value in np.percentile(sample, [100 - THRESHOLD_PERCENTILE, THRESHOLD_PERCENTILE]))
+    usual = Background(0.0, max(0.0, THRESHOLD_FRACTION * high))
+    if sample.min() == sample.max():
+        return usual
+    values, counts = np.unique(border, return_counts=True)
+    constant, value = 2 * counts.max() >= border.size, float(values[counts.argmax()])
+    if constant and value < AIR_HU[0]:
+        inside = sample[sample > value]
+        if np.mean((inside >= AIR_HU[0]) & (inside <= AIR_HU[1])) > INNER_SHARE:  # padding of CT, air within it
+            constant, sample, low = False, inside, float(np.percentile(inside, 100 - THRESHOLD_PERCENTILE))
+    if not constant:
+        if np.mean(sample < -usual.threshold) <= INNER_SHARE:
+            return usual
+        value = float(np.median(sample[sample <= low + DARK_SHARE * (high - low)]))
+    band = THRESHOLD_FRACTION * max(high - value, value - low)
+    below, above = float(np.mean(sample < value - band)), float(np.mean(sample > value + band))
+    if constant and below > INNER_SHARE * (below + above):
+        return Background(value, float(np.min(volume_s, where=np.isfinite(volume_s), initial=value)), True)
+    return usual if abs(value) <= usual.threshold else Background(value, value + THRESHOLD_FRACTION * (high - value))
+
+
+def _finite(values: NDArray) -> NDArray:
+    return values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
+
+
+def _border(volume_s: NDArray, axes: int) -> NDArray:
+    """The voxels of the outermost planes, thinned as the sample is."""
+    ends = [volume_s.take(end, axis) for axis in range(-axes, 0) if volume_s.shape[axis] > 1 for end in (0, -1)]
+    return np.concatenate([_strided(end).ravel() for end in ends] or [volume_s.ravel()])
 
 
 def _pool(mask_s: NDArray, edges: tuple[int, ...]) -> NDArray:
@@ -122,7 +195,7 @@ def mask_box(mask_s: NDArray, *, largest: bool = True) -> Box | None:
 
 
 def find_foreground(volume_s: NDArray, *, mask_s: NDArray | None = None) -> Foreground:
-    """Threshold and box of a volume's foreground.
+    """Background and box of a volume's foreground.
 
     Args:
         volume_s: three axes, any real type; NaN counts as background, infinity must be gone before.
@@ -134,12 +207,10 @@ def find_foreground(volume_s: NDArray, *, mask_s: NDArray | None = None) -> Fore
         >>> find_foreground(volume).box
         Box(start=(2, 3, 1), stop=(5, 6, 7))
     """
-    threshold = foreground_threshold(volume_s)
+    background = find_background(volume_s)
     if mask_s is not None:
-        return Foreground(threshold, mask_box(mask_s.astype(bool, copy=False), largest=False))
-    with np.errstate(invalid="ignore"):
-        # compared in the volume's own type: a Python float would be cast once, an array never
-        return Foreground(threshold, mask_box(volume_s > threshold))
+        return Foreground(background, mask_box(mask_s.astype(bool, copy=False), largest=False))
+    return Foreground(background, mask_box(background.foreground(volume_s)))
 
 
 def foreground_window(
@@ -150,7 +221,7 @@ def foreground_window(
     lower: float = 0.5,
     upper: float = 99.5,
 ) -> Window:
-    """Robust percentiles of the voxels inside the box and above the threshold (inside the mask where one is given).
+    """Robust percentiles of the foreground's voxels inside the box (of the mask's where one is given).
 
     Returns:
         The window in the volume's units. Its ends are equal for a constant foreground, and both 0 for an empty one.
@@ -161,13 +232,12 @@ def foreground_window(
         return Window(0.0, 0.0)
     inside = volume_s[foreground.box.slices]
     if mask_s is not None:
-        values = inside[mask_s[foreground.box.slices].astype(bool, copy=False)]
-        values = values[np.isfinite(values)]
+        values = _finite(inside[mask_s[foreground.box.slices].astype(bool, copy=False)])
     else:
-        values = _strided(inside)
-        values = values[(values > foreground.threshold) & np.isfinite(values)]
+        sample, chosen = _strided(inside), foreground.background.foreground
+        values = _finite(sample[chosen(sample)])
         if values.size == 0:  # a foreground so thin that the strided subset misses it
-            values = inside[(inside > foreground.threshold) & np.isfinite(inside)]
+            values = _finite(inside[chosen(inside)])
     if values.size == 0:
         return Window(0.0, 0.0)
     low, high = np.percentile(values, [lower, upper])

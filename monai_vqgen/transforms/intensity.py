@@ -14,7 +14,7 @@ from monai.utils.enums import TransformBackends
 from numpy.typing import NDArray
 
 from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms.foreground import Window, foreground_window
+from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.tensors import name_of, to_numpy, with_values
 
 __all__ = ["ScaleForeground", "scale_to_window"]
@@ -77,10 +77,13 @@ class ScaleForeground(Transform):
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         """Scale one image."""
         pixels = to_numpy(img)
-        window = self.window or self._stored(img) or self._measured(pixels, img)
+        background, window = Background(), self.window or self._stored(img)
+        if window is None:
+            background, window = self._measured(pixels, img)
         if not window.high > window.low:
             logger.warning("%s: the foreground is empty or constant; the scaled image is all zero", name_of(img))
-        result = with_values(scale_to_window(pixels, window), img)
+        channels = np.stack([background.hide(channel) for channel in pixels]) if background.inner else pixels
+        result = with_values(scale_to_window(channels, window), img)
         if isinstance(result, MetaTensor):
             result.meta[META_WINDOW] = (0.0, 1.0)  # scaling twice changes nothing
             if META_THRESHOLD in result.meta and window.high > window.low:
@@ -92,7 +95,7 @@ class ScaleForeground(Transform):
         stored: Any = img.meta.get(META_WINDOW) if isinstance(img, MetaTensor) else None
         return Window(float(stored[0]), float(stored[1])) if stored is not None else None
 
-    def _measured(self, pixels: NDArray, img: NdarrayOrTensor) -> Window:
+    def _measured(self, pixels: NDArray, img: NdarrayOrTensor) -> tuple[Background, Window]:
         if pixels.ndim != 4:
             raise InputError(
                 f"{name_of(img)}: shape {tuple(pixels.shape)} is not a volume and carries no window of one; scale the "
@@ -101,4 +104,5 @@ class ScaleForeground(Transform):
         if 0 in pixels.shape:
             raise ScanError(f"{name_of(img)}: an axis has no voxels (shape {tuple(pixels.shape)})")
         finite = np.nan_to_num(pixels[0], nan=0.0, posinf=0.0, neginf=0.0) if pixels.dtype.kind == "f" else pixels[0]
-        return foreground_window(finite, lower=self.lower, upper=self.upper)
+        found = find_foreground(finite)
+        return found.background, foreground_window(finite, foreground=found, lower=self.lower, upper=self.upper)

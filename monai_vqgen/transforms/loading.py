@@ -1,61 +1,38 @@
-"""Slices from NIfTI and PNG files, in one shape and one range."""
+"""Slices from NIfTI files and pictures, in one shape and one range."""
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import json
+import struct
+import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from io import IOBase
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import Transform
 from monai.utils.enums import TransformBackends
-from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms.geometry import check_affine
+from monai_vqgen.transforms.nifti import check_unfolding, read_nifti
 
-__all__ = ["LoadSlice"]
+__all__ = ["PICTURE_SUFFIXES", "LoadSlice"]
 
-NIFTI_FAULTS = (
-    OSError,
-    EOFError,
-    zlib.error,
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,
-    ValueError,
-    OverflowError,
-)
-"""What gzip and nibabel raise for files that are truncated, damaged or not NIfTI."""
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+FULL = {"1": 1, "L": 255, "LA": 255, "RGB": 255, "RGBA": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535}
+"""White, by Pillow's mode; of others it is unknown."""
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row, and steps along these, of the passes of an interlaced PNG (ISO/IEC 15948, section 8.2)."""
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 RANGE_SLACK = 1e-4  # rounding of other programs' floats; clipped
-
-
-@contextlib.contextmanager
-def open_nifti(path: Path) -> Iterator[BinaryIO]:
-    """Open a NIfTI file for reading, unpacked where it starts with gzip's magic number, whatever its name."""
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        if packed:
-            with gzip.open(raw) as stream:
-                yield cast(BinaryIO, stream)
-        else:
-            yield raw
 
 
 class LoadSlice(Transform):
@@ -63,21 +40,22 @@ class LoadSlice(Transform):
 
     | file | values |
     |---|---|
-    | PNG, 8 or 16 bit gray | divided by 255 or 65,535 |
-    | PNG in color | an error, or its luminance with `color="luminance"` |
-    | NIfTI `[H, W]` or `[H, W, 1]` within [0, 1], as `extract_slices` writes | as they are |
+    | PNG, JPEG, BMP, TIFF, 8 or 16 bit gray | divided by 255 or 65,535 |
+    | a picture in color | an error, or its luminance with `color="luminance"` |
+    | NIfTI `[H, W]` or `[H, W, 1]` or TIFF within [0, 1], as `extract_slices` writes | as they are |
     | NIfTI of uint8 without scaling | divided by 255 |
-    | any other NIfTI | an error: give one `value_range` for all slices, or extract slices from the volumes |
+    | any other | an error: give one `value_range` for all slices, or extract slices from the volumes |
 
     Args:
         value_range: (low, high) in the file's units that become 0 and 1, clipped.
         color: "error" or "luminance".
 
-    Shapes: a path to a MetaTensor. A PNG's affine is the identity. meta: `filename_or_obj`, and `subject`, `plane` and
-    `position_mm` where the file states them.
+    Shapes: a path to a MetaTensor. A picture's affine is the identity. meta: `filename_or_obj`, and `subject`, `plane`
+    and `position_mm` where the file states them.
 
     Raises:
-        ScanError: missing, unreadable, truncated, damaged, not a slice, NaN, or values of an unknown range.
+        ScanError: missing, unreadable, truncated, damaged, not one slice, transparent, larger than a file of that size
+            may be, NaN, or values of an unknown range.
 
     Examples:
         >>> import tempfile
@@ -103,57 +81,48 @@ class LoadSlice(Transform):
         path = Path(filename)
         if not path.is_file():
             raise ScanError(f"{path}: no such file")
-        if path.name.lower().endswith(".png"):
-            pixels, affine, meta = self._png(path), np.eye(4), dict[str, Any]()
+        if path.name.lower().endswith(PICTURE_SUFFIXES):
+            pixels, affine, meta = self._picture(path), np.eye(4), dict[str, Any]()
         else:
             pixels, affine, meta = self._nifti(path)
         meta["filename_or_obj"] = str(path)
         image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)[None])
         return MetaTensor(image, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
 
-    def _png(self, path: Path) -> NDArray:
+    def _picture(self, path: Path) -> NDArray:
         try:
-            with Image.open(path) as picture:
-                picture.load()
-                mode, pixels = picture.mode, np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            mode, pixels = _read_picture(path)
+        except ScanError:
+            raise
+        except Exception as error:  # Pillow raises many kinds for damaged files
             raise ScanError(f"{path}: unreadable or truncated picture ({error}); download or copy it again") from error
         if pixels.ndim == 3:
             pixels = self._gray(pixels, path)
-        if self.value_range is not None:
-            return self._windowed(pixels)
-        full = 65535 if mode.startswith("I") else 1 if mode == "1" else 255
-        return np.asarray(pixels, dtype=np.float32) / full
+        if self.value_range is None and mode in FULL:
+            return np.asarray(pixels, dtype=np.float32) / FULL[mode]
+        return self._ranged(pixels, False, path)
 
     def _gray(self, pixels: NDArray, path: Path) -> NDArray:
+        if pixels.shape[-1] in (2, 4) and (pixels[..., -1] != 255).any():
+            raise ScanError(f"{path}: a picture with transparent pixels; save it without an alpha channel")
         color = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
         if (color == color[..., :1]).all():  # gray stored as color
             return color[..., 0]
         if self.color == "error":
-            raise ScanError(f"{path}: a color picture; convert it to gray, or use color='luminance'")
+            raise ScanError(
+                f"{path}: a color picture; convert it to gray, or load it in Python with LoadSlice(color='luminance')"
+            )
         return color @ LUMA
 
     def _nifti(self, path: Path) -> tuple[NDArray, NDArray, dict[str, Any]]:
-        try:
-            with open_nifti(path) as stream:
-                image = nib.Nifti1Image.from_stream(cast(IOBase, stream))
-                pixels = np.asarray(image.dataobj)
-                stream.read(1)  # the byte after the last makes gzip check the CRC
-        except NIFTI_FAULTS as error:
-            raise ScanError(f"{path}: unreadable, truncated or damaged ({error}); download or copy it again") from error
-        if pixels.ndim < 2 or 0 in pixels.shape or set(pixels.shape[2:]) - {1} or pixels.dtype.kind not in "iuf":
-            raise ScanError(
-                f"{path}: {pixels.dtype} of shape {pixels.shape}; expected a gray slice [H, W] or [H, W, 1]"
-            )
-        proxy = cast(ArrayProxy, image.dataobj)  # nibabel clears the scaling in the header
-        unscaled = proxy.slope == 1 and proxy.inter == 0
-        kind = image.get_data_dtype()
-        pixels = pixels.reshape(pixels.shape[:2])
-        return (
-            self._ranged(pixels, kind == np.uint8 and unscaled, path),
-            check_affine(image.affine, str(path)),
-            _about(image),
+        stored = read_nifti(
+            path, lambda shape: None if len(shape) > 1 and set(shape[2:]) <= {1} else "is not a slice [H, W, 1]"
         )
+        pixels = stored.voxels_s.reshape(stored.voxels_s.shape[:2])
+        unscaled = stored.slope == 1 and stored.offset == 0
+        is_byte = pixels.dtype == np.uint8 and unscaled
+        scaled = pixels if unscaled else pixels * stored.slope + stored.offset
+        return self._ranged(scaled, is_byte, path), stored.affine, _about(stored.comments)
 
     def _ranged(self, pixels: NDArray, is_byte: bool, path: Path) -> NDArray:
         if not np.isfinite(pixels).all():
@@ -165,8 +134,8 @@ class LoadSlice(Transform):
         low, high = float(pixels.min()), float(pixels.max())
         if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
             raise ScanError(
-                f"{path}: values from {low:g} to {high:g} are not in [0, 1]; give value_range=(low, high), the same "
-                "for all slices, or extract the slices from the volumes with extract_slices"
+                f"{path}: values from {low:g} to {high:g} are not in [0, 1]; extract the slices from the volumes "
+                "with extract_slices.json, or load them in Python with LoadSlice(value_range=(low, high))"
             )
         return np.clip(pixels, 0, 1)
 
@@ -176,12 +145,57 @@ class LoadSlice(Transform):
         return np.clip((np.asarray(pixels, dtype=np.float32) - low) / (high - low), 0, 1)
 
 
-def _about(image: nib.Nifti1Image) -> dict[str, Any]:
+def _read_picture(path: Path) -> tuple[str, NDArray]:
+    """Mode and pixels of a picture that holds one image, checked as far as its format allows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is our own
+        with Image.open(path, formats=FORMATS) as picture:
+            check_unfolding(path, picture.width * picture.height * len(picture.getbands()) * 4)
+            if (frames := getattr(picture, "n_frames", 1)) > 1:
+                raise ScanError(f"{path}: holds {frames} images; save each slice as a file of its own")
+            if picture.format == "PNG":
+                _check_png(path.read_bytes())
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+    if upright.mode in ("P", "PA"):
+        upright = upright.convert("RGBA" if upright.mode == "PA" or "transparency" in upright.info else "RGB")
+    if upright.mode not in FULL and len(upright.getbands()) > 1:
+        raise ScanError(f"{path}: a picture in {upright.mode} colors; convert it to gray")
+    mode = "I;16" if upright.mode == "I" and upright.format == "PNG" else upright.mode  # Pillow before 11
+    return mode, np.asarray(upright)
+
+
+def _check_png(content: bytes) -> None:
+    """Raise ValueError where the checksums or the number of the pixels are wrong: Pillow looks at neither."""
+    at, packed, wanted = 8, [], 0
+    while True:
+        size, kind = struct.unpack_from(">I4s", content, at)
+        body = content[at + 8 : at + 8 + size]
+        if zlib.crc32(kind + body) != struct.unpack_from(">I", content, at + 8 + size)[0]:
+            raise ValueError(f"wrong checksum of {kind!r}")
+        at += size + 12
+        if kind == b"IHDR":
+            width, height, depth, color, _, _, interlaced = struct.unpack(">2I5B", body)
+            for column, row, right, down in ADAM7 if interlaced else ((0, 0, 1, 1),):
+                columns, rows = -(-(width - column) // right), -(-(height - row) // down)
+                if columns > 0 and rows > 0:
+                    wanted += rows * (1 + -(-columns * depth * PNG_CHANNELS[color] // 8))
+        elif kind == b"IDAT":
+            packed.append(body)
+        elif kind == b"IEND":
+            break
+    unpacker = zlib.decompressobj()
+    found = len(unpacker.decompress(b"".join(packed), wanted + 1))
+    if found != wanted or not unpacker.eof:
+        raise ValueError(f"the header announces {wanted} bytes of pixels, and there are others")
+
+
+def _about(comments: Sequence[bytes]) -> dict[str, Any]:
     """Subject, plane and position where `extract_slices` wrote them into the header's comment."""
-    for extension in image.header.extensions:
+    for comment in comments:
         try:
-            noted = json.loads(extension.text) if extension.get_code() == 6 else None
-        except (ValueError, UnicodeDecodeError):
+            noted = json.loads(comment)
+        except (ValueError, RecursionError):
             continue
         if isinstance(noted, dict):
             return {key: noted[key] for key in ("subject", "plane", "position_mm") if key in noted}

@@ -1,18 +1,22 @@
-"""Resample a slice to another pixel size: two small matrix products, antialiased when shrinking."""
+"""Resample a slice to another pixel size and back: two small matrix products each, antialiased when shrinking."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil
+from math import ceil, prod
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import make_interp_spline
 
-from monai_vqgen.errors import InputError
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms.nifti import FREE_BYTES, MAX_BYTES
 
-__all__ = ["ResampledPlane", "resample_plane"]
+__all__ = ["ResampledPlane", "resample_plane", "restore_plane"]
+
+_WEAKEST = 0.1  # singular values below this share of the largest are not inverted: they would amplify noise
 
 
 class ResampledPlane(NamedTuple):
@@ -82,6 +86,7 @@ def resample_plane(
 
     Raises:
         InputError: for a pixel size that is not positive, or an unknown mode.
+        ScanError: the grid would be too large, as with a spacing in other units.
     """
     targets = check_pixel_mm(pixel_mm)
     check_mode(mode)
@@ -89,6 +94,13 @@ def resample_plane(
     spacing = np.linalg.norm(new_affine[:3, :2], axis=0)
     first, scale = np.zeros(2), np.ones(2)
     result = np.asarray(pixels, dtype=np.float32)
+    grid = np.array(result.shape[-2:]) * spacing / targets
+    size, weights = 4 * float(grid.prod()), 4 * float((grid * result.shape[-2:]).max())  # bytes
+    if max(size, 8 * weights) > FREE_BYTES or size * prod(result.shape[:-2]) > MAX_BYTES:
+        raise ScanError(
+            f"pixels of {spacing[0]:g} x {spacing[1]:g} mm would become {grid[0]:.0f} x {grid[1]:.0f} of "
+            f"{targets[0]:g} mm; fix the spacing (or its unit) in the header, or give another pixel_mm"
+        )
     for axis in range(2):
         size, old, new = result.shape[axis - 2], float(spacing[axis]), float(targets[axis])
         if abs(new - old) <= 1e-5 * old:
@@ -99,3 +111,41 @@ def resample_plane(
     new_affine[:3, 3] += new_affine[:3, :2] @ first
     new_affine[:3, :2] /= scale
     return ResampledPlane(result, new_affine, (float(scale[0]), float(scale[1])))
+
+
+@lru_cache(maxsize=64)
+def _inverse_weights(size: int, spacing: float, pixel_mm: float) -> NDArray:
+    """The `(old, new)` matrix of one axis that undoes `_weights`: cubic splines that average to the given pixels."""
+    forward = _weights(size, spacing, pixel_mm, "linear").astype(np.float64)
+    count = len(forward)
+    centers = (count - 1) / 2 + (np.arange(size) - (size - 1) / 2) * (spacing / pixel_mm)
+    spline = make_interp_spline(np.arange(count), np.eye(count), k=min(3, count - 1))
+    curves = spline(np.clip(centers, -0.5, count - 0.5))
+    return (curves @ np.linalg.pinv(forward @ curves, rcond=_WEAKEST)).astype(np.float32)
+
+
+def restore_plane(pixels: NDArray, size: Sequence[int], affine: NDArray, pixel_mm: float | Sequence[float]) -> NDArray:
+    """Bring what `resample_plane` made with mode "linear" back to the slice's own grid.
+
+    Of all cubic splines on the coarser grid, the one that `resample_plane` maps to `pixels` again: interpolation alone
+    would blur what antialiasing has averaged a second time. A slice that was enlarged comes back as it was. Values may
+    overshoot the input's range a little at sharp edges.
+
+    Args:
+        pixels: `[..., h, w]` on the resampled grid.
+        size: rows and columns of the slice's own grid.
+        affine: 4x4 of the slice's own grid.
+        pixel_mm: as given to `resample_plane`.
+
+    Raises:
+        InputError: for a pixel size that is not positive.
+    """
+    spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :2], axis=0)
+    result = np.asarray(pixels, dtype=np.float32)
+    for axis, new in enumerate(check_pixel_mm(pixel_mm)):
+        old = float(spacing[axis])
+        if abs(new - old) <= 1e-5 * old:
+            continue
+        matrix = _inverse_weights(int(size[axis]), old, float(new))
+        result = matrix @ result if axis == 0 else result @ matrix.T
+    return result

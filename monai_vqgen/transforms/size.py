@@ -20,7 +20,7 @@ from monai.utils.enums import TraceKeys, TransformBackends
 from numpy.typing import NDArray
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.transforms.foreground import foreground_threshold
+from monai_vqgen.transforms.foreground import Background, find_background
 from monai_vqgen.transforms.tensors import name_of, to_numpy
 from monai_vqgen.transforms.volume_slicing import Extent
 
@@ -132,12 +132,12 @@ class FitToSize(InvertibleTransform):
             raise InputError(f"{name_of(img)}: shape {tuple(pixels.shape)}; expected a slice [C, H, W]")
         meta = img.meta if isinstance(img, MetaTensor) else {}
         stored = meta.get("foreground_threshold")
-        threshold = float(stored) if stored is not None else foreground_threshold(pixels)
+        background = Background(0.0, float(stored)) if stored is not None else find_background(pixels, axes=2)
         volume_box = _as_extent(meta[META_BOX]) if meta.get(META_BOX) is not None else None
-        box = volume_box or _own_box(pixels, threshold)
+        box = volume_box or _own_box(background.foreground(pixels))
         stays = volume_box is None and pixels.shape[1:] == self.size
         frame = Frame((0,) * len(self.size), self.size) if stays else place_frame(box, self.size)
-        if frame_loses(frame, box) and trimmed(pixels, frame, threshold):
+        if frame_loses(frame, box) and trimmed(background.hide(pixels), frame, background.threshold):
             self._report_trim(img, box)
         result = torch.from_numpy(apply_frame(pixels, frame, fill=self.fill))
         if not isinstance(img, MetaTensor):
@@ -154,7 +154,7 @@ class FitToSize(InvertibleTransform):
         )
         if self.on_trim == "error":
             raise InputError(message)
-        logger.warning("%s. Cropped.", message)
+        logger.warning("cropped: %s", message)
 
     def inverse(self, data: MetaTensor) -> MetaTensor:
         """Undo one fit: restore the old size and affine."""
@@ -174,9 +174,9 @@ def _as_extent(stored: Sequence[Sequence[float]]) -> Extent:
     return tuple((float(first), float(last)) for first, last in stored)
 
 
-def _own_box(pixels: NDArray, threshold: float) -> Extent:
+def _own_box(foreground: NDArray) -> Extent:
     """The extent of a slice's foreground along each axis; all of an empty slice."""
-    above = np.any(np.greater(pixels, threshold), axis=0)
+    above = foreground.any(axis=0)
     if not above.any():
         return tuple((0.0, size - 1.0) for size in above.shape)
     return tuple((float(places.min()), float(places.max())) for places in np.nonzero(above))

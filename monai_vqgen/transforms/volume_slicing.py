@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms.foreground import Box, Window, find_foreground, foreground_window
+from monai_vqgen.transforms.foreground import Background, Box, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.geometry import PlaneView, check_plane, view_plane
 from monai_vqgen.transforms.resampling import resample_plane
 
@@ -33,9 +33,14 @@ class PreparedVolume(NamedTuple):
     plane: str
     view: PlaneView
     box: Box
-    threshold: float
+    background: Background
     window: Window
     name: str
+
+    @property
+    def threshold(self) -> float:
+        """Brain lies above it in the slices that are cut."""
+        return self.background.threshold
 
 
 class Plane(NamedTuple):
@@ -114,7 +119,7 @@ def prepare_volume(
         what = "the brain mask is" if mask_s is not None else "the volume is"
         raise ScanError(f"{name}: {what} empty, no voxel lies above the background; exclude or fix the scan")
     window = foreground_window(view.volume_s, foreground=foreground, mask_s=mask_view, lower=lower, upper=upper)
-    return PreparedVolume(plane, view, foreground.box, foreground.threshold, window, name)
+    return PreparedVolume(plane, view, foreground.box, foreground.background, window, name)
 
 
 def _mask_view(mask_s: NDArray, affine: NDArray, view: PlaneView, plane: str, name: str) -> NDArray:
@@ -178,10 +183,10 @@ def outside_message(prepared: PreparedVolume, position: float, *, unit: str, ref
     )
 
 
-def finite(values: NDArray) -> NDArray:
+def finite(values: NDArray, background: float = 0.0) -> NDArray:
     """NaN and infinity count as background."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        return np.nan_to_num(values, nan=background, posinf=background, neginf=background)
     return values
 
 
@@ -193,12 +198,16 @@ def cut_plane(
     mode: str = "linear",
 ) -> SlicePixels:
     """Take one voxel plane, NaN as background, on another pixel size where one is asked for."""
-    pixels = finite(np.ascontiguousarray(prepared.view.volume_s[:, :, plane.number], dtype=np.float32))
+    pixels = np.ascontiguousarray(prepared.view.volume_s[:, :, plane.number], dtype=np.float32)
+    pixels = prepared.background.hide(finite(pixels, prepared.background.value))
     affine = prepared.view.affine.copy()
     affine[:3, 3] += affine[:3, 2] * plane.number
     box = np.array([prepared.box.start[:2], np.subtract(prepared.box.stop[:2], 1)], dtype=float)
     if pixel_mm is not None:
-        resampled = resample_plane(pixels, affine, pixel_mm, mode=mode)
+        try:
+            resampled = resample_plane(pixels, affine, pixel_mm, mode=mode)
+        except ScanError as error:
+            raise ScanError(f"{prepared.name}: {error}") from error
         # the shift of the first pixel, read back from the two affines, in old pixels
         shift = np.linalg.lstsq(affine[:3, :2], resampled.affine[:3, 3] - affine[:3, 3], rcond=None)[0]
         box = (box - shift) * np.array(resampled.scale)

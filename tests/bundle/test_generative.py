@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -97,6 +98,22 @@ def assert_equal(one, other):
             assert_equal(*pair)
     else:
         assert one == other
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adversarial_weight": 0.5}, "adversary.terms.adversarial_loss 0.4 there and 0.5 here"),
+        ({"adversary::r1_every": 8}, "adversary.r1_every 4 there and 8 here"),
+        ({"average_decay": 0.5}, "average_decay 0.9 there and 0.5 here"),
+        ({"optimizer::betas": [0.9, 0.99]}, r"optimizer.betas [0.5, 0.99] there and [0.9, 0.99] here"),
+    ],
+)
+def test_a_training_is_not_resumed_against_another_adversary(generative, slices, tmp_path, options, message):
+    shutil.copytree(generative, tmp_path / "run")
+    with pytest.raises(RuntimeError) as caught:
+        train(dataset_dir=slices, output_dir=tmp_path / "run", resume=True, **options)
+    assert message in str(own_error(caught.value))
 
 
 @pytest.mark.parametrize(

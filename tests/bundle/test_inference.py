@@ -103,7 +103,17 @@ def test_earlier_results_are_not_overwritten_silently(tmp_path, model):
     run(tmp_path / "scans", tmp_path / "out", model, overwrite=True)
 
 
+def test_the_bar_knows_how_many_scans_there_are(tmp_path, model, capsys):
+    for name in ("a", "b"):
+        write_blob(tmp_path / "scans" / f"{name}.nii.gz", (12, 12, 4), np.eye(4))
+    run(tmp_path / "scans", tmp_path / "out", model)
+    assert "reconstructing: 100%" in (shown := capsys.readouterr().err)
+    assert "2/2" in shown
+
+
 def test_bad_input_is_named(tmp_path, model):
+    with pytest.raises(DatalistError, match="nowhere is not a folder: give --dataset_dir"):
+        run(tmp_path / "nowhere", tmp_path / "out", model)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatalistError, match="no scans"):
         run(tmp_path / "empty", tmp_path / "out", model)

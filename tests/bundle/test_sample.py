@@ -13,6 +13,7 @@ from PIL import Image
 
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError
+from monai_vqgen.files import read_json, write_json
 from monai_vqgen.inferers import AncestralSampler
 from monai_vqgen.models import SamplingSettings, TrainedModel, draw_conditions
 from monai_vqgen.models.samples import sample_affines
@@ -62,6 +63,9 @@ def test_samples_are_written_as_nifti_png_and_one_picture(tmp_path, conditioned)
         np.testing.assert_allclose(image.header.get_zooms()[:2], 2.0)
         picture = np.asarray(Image.open(tmp_path / entry["picture"]))
         np.testing.assert_array_equal(picture, np.round(image.get_fdata()[..., 0] * 255))
+        described = Image.open(tmp_path / entry["picture"]).text["Description"]
+        assert described.startswith("Synthetic: seed 7, temperature 1.0")
+        assert "; 65 mm" in described
     assert np.asarray(Image.open(tmp_path / "samples.png")).shape[0] >= 48
 
 
@@ -99,7 +103,7 @@ def test_priors_whose_grids_are_not_their_slices_are_refused(tmp_path):
     write_run(tmp_path / "run", None)
     for level in (0, 1):
         path = tmp_path / "run" / f"model_prior_level{level}.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "image_size": [40, 30]}))
+        write_json(path, {**read_json(path), "image_size": [40, 30]}, sealed=True)
     with pytest.raises(CheckpointError, match=r"\(40, 30\)"):
         sample(tmp_path / "run", tmp_path / "out")
 
@@ -207,14 +211,17 @@ def test_a_missing_level_and_a_damaged_sidecar_are_named(tmp_path, plain):
         sample(tmp_path, tmp_path / "out")
 
 
-def test_earlier_samples_are_not_overwritten_silently(tmp_path, plain):
+def test_earlier_samples_are_not_overwritten_silently(tmp_path, plain, caplog):
     sample(plain, tmp_path)
     with pytest.raises(OutputExistsError, match=r"samples\.json"):
         sample(plain, tmp_path)
     (tmp_path / "samples.json").unlink()  # as after a kill
     with pytest.raises(OutputExistsError, match=r"images/sample_0000"):
         sample(plain, tmp_path)
-    sample(plain, tmp_path, overwrite=True, num_samples=1)
+    with caplog.at_level("INFO"):
+        sample(plain, tmp_path, overwrite=True, num_samples=1)
+    assert "1 samples in" in caplog.text
+    assert ".partial." not in caplog.text  # where they were until they replaced the earlier ones
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["sample_0000.nii.gz", "sample_0000.png"]
 
 

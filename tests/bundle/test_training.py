@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import CODES, CONFIGS, REPOSITORY, run, trained_network, workflow, write_slices
 
 from monai_vqgen.data import CodeStore
+from monai_vqgen.files import read_json
 from monai_vqgen.models import TrainedModel
 from monai_vqgen.networks import HierarchicalVQVAE
 from monai_vqgen.networks.architecture import architecture
@@ -31,7 +33,11 @@ def test_training_leaves_a_model_its_curves_pictures_and_logs(trained):
     for name in ("loss", "mse", "psnr", "usage_level0", "perplexity_level1"):
         assert len(history["train"][name]) == 2
     assert "training: epoch 2" in (trained / "train.log").read_text()
-    assert list((trained / "tensorboard").rglob("events*"))
+    for part, name in (("train", "loss"), ("train", "psnr"), ("validation", "mse")):
+        (events,) = (trained / "tensorboard" / part).glob("events*")
+        curves = EventAccumulator(str(events)).Reload()
+        assert [point.value for point in curves.Scalars(name)] == pytest.approx(history[part][name], rel=1e-6)
+        assert ("step_loss" in curves.Tags()["scalars"]) == (part == "train")
 
 
 def test_codes_carry_the_fingerprint_of_the_weights_on_disk(trained, codes):
@@ -43,7 +49,7 @@ def test_codes_carry_the_fingerprint_of_the_weights_on_disk(trained, codes):
 
 def test_each_prior_says_what_it_was_trained_on(trained, codes, priors):
     for level in (0, 1):
-        sidecar = json.loads((priors / f"model_prior_level{level}.json").read_text())
+        sidecar = read_json(priors / f"model_prior_level{level}.json")
         history = json.loads((priors / f"history_prior_level{level}.json").read_text())
         assert sidecar.pop("validation_bits_per_code") == min(history["validation"]["bits_per_code"])
         weights = TrainedModel.from_bundle(trained, priors_dir=priors).priors[level]

@@ -127,6 +127,29 @@ def test_the_version_is_in_the_changelog_and_is_the_packages(metadata):
     assert versions == sorted(versions, reverse=True), "the newest stands first"
 
 
+STAGES = [path for path in JSON_FILES if path.name != "metadata.json"]
+MOST_LINES = {"train.json": 260, "train_prior.json": 260}
+MOST_LINES_OF_ALL_STAGES, LONGEST_EXPRESSION = 1000, 120
+
+
+@pytest.mark.parametrize("name", MOST_LINES)
+def test_a_training_is_read_in_one_sitting(name):
+    assert len((CONFIGS / name).read_text().splitlines()) <= MOST_LINES[name]
+
+
+def test_all_stages_together_are_read_in_one_sitting():
+    assert len(STAGES) == 14
+    assert sum(len(path.read_text().splitlines()) for path in STAGES) <= MOST_LINES_OF_ALL_STAGES
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.name)
+def test_expressions_are_short_stand_once_and_name_what_they_refer_to(path):
+    expressions = [text for text in walk(json.loads(path.read_text())) if text.startswith("$")]
+    assert [text for text in expressions if len(text) > LONGEST_EXPRESSION] == []
+    assert sorted({text for text in expressions if expressions.count(text) > 1}) == []
+    assert [text for text in walk(json.loads(path.read_text())) if re.search(r"@[\w:#]*(::|#)\d", text)] == []
+
+
 def walk(content: Any) -> Iterator[str]:
     """Every string in a configuration."""
     if isinstance(content, dict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -156,6 +158,22 @@ def test_a_second_run_into_the_folder_of_one_that_lives_is_refused_and_touches_n
     finally:
         end(process)
     claim_training(tmp_path, **{"resume": True, **options})  # killed, it holds nothing
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_resumed_run_removes_the_place_of_another_machines_only_where_a_lock_says_that_it_is_dead(
+    tmp_path, monkeypatch, locks
+):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / "training_state.pt").touch()
+    place = tmp_path / ".00000000-1-0.partial.model.pt"
+    place.mkdir()
+    if not locks:
+        monkeypatch.setattr(fcntl, "lockf", refused)
+    claim_training(tmp_path, resume=True)
+    assert place.exists() is not locks
 
 
 def test_the_second_of_two_trainings_is_refused_by_its_command(data, tmp_path):

@@ -57,10 +57,16 @@ def other_decay(decay: float) -> dict:
         (AUTOENCODER, {"objective::codebook_weight": 2.0}, "codebook_weight 1.0 there and 2.0 here"),
         (AUTOENCODER, {"network_def": other_decay(0.5)}, "architecture.quantizers.1.decay 0.99 there and 0.5 here"),
         (AUTOENCODER, {"mirror_probability": 0.5}, "mirror_probability 0.0 there and 0.5 here"),
+        (AUTOENCODER, {"augmentation::rotation_degrees": 5.0}, "augmentation.rotation_degrees 8.0 there and 5.0 here"),
         (AUTOENCODER, {"optimizer::_target_": "torch.optim.AdamW"}, "optimizer 'Adam' there and 'AdamW' here"),
+        (AUTOENCODER, {"optimizer::betas": [0.5, 0.9]}, "optimizer.betas [0.9, 0.999] there and [0.5, 0.9] here"),
+        (AUTOENCODER, {"gradient_norm": 1.0}, "gradient_norm 0.0 there and 1.0 here"),
+        (AUTOENCODER, {"image_size": [24, 24]}, "image_size [16, 16] there and [24, 24] here"),
         (PRIOR, {"batch_size": 3}, "global_batch_size 4 there and 3 here"),
         (PRIOR, {"weight_decay": 0.5}, "weight_decay 0.01 there and 0.5 here"),
         (PRIOR, {"prior_def::dropout": 0.5}, "architecture.dropout"),
+        (PRIOR, {"condition_names": []}, "condition.continuous"),
+        (PRIOR, {"from_codebooks": False}, "from_codebooks True there and False here"),
     ],
 )
 def test_an_option_that_decides_the_result_is_refused_by_name_with_both_values(name, options, told, half, tmp_path):
@@ -95,7 +101,7 @@ def test_codes_of_another_autoencoder_are_refused(half, tmp_path):
     message = str(root_cause(caught.value))
     mine = json.loads((half / "codes" / "codes.json").read_text())["fingerprint"]
     theirs = json.loads((tmp_path / "codes" / "codes.json").read_text())["fingerprint"]
-    assert f"autoencoder '{mine}' there and '{theirs}' here" in message
+    assert f"autoencoder_fingerprint '{mine}' there and '{theirs}' here" in message
     assert content(tmp_path / "run") == content(half / "run")
 
 
@@ -104,8 +110,8 @@ def test_what_may_differ_is_said_and_the_rate_is_that_of_the_longer_schedule(hal
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     with caplog.at_level(logging.INFO), hook:
         resume(AUTOENCODER, half, tmp_path / "run", max_epochs=8, num_workers=1, patience=50)
-    for change in ("budget.max_epochs 2 there and 8 here", "budget.patience 0 there and 50 here"):
-        assert f"Resuming with a change: {change}." in caplog.text
+    for change in ("max_epochs 2 there and 8 here", "patience 0 there and 50 here"):
+        assert f"Resuming with a change: {change}" in caplog.text
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.Adam([parameter], lr=0.002)
     schedule, expected = warmup_cosine(optimizer, 16), []
@@ -126,11 +132,27 @@ def test_fewer_epochs_than_are_done_are_refused_and_as_many_train_nothing(half, 
     assert content(tmp_path / "run") == content(half / "run")
 
 
+def test_what_only_the_weights_record_says_may_differ(half, tmp_path):
+    resume(PRIOR, half, tmp_path / "run", sampling={"temperature": 0.5})
+    assert read_state(tmp_path / "run" / "training_state_prior_level0.pt")["place"]["epoch"] == 4
+
+
+def test_a_run_whose_minutes_are_over_trains_nothing_more_unless_it_gets_more(half, tmp_path):
+    options = {"max_epochs": 8, "budget_clock": 1.0}  # a second a step, two steps an epoch
+    resume(AUTOENCODER, half, tmp_path / "run", max_minutes=2.5 / 60, **options)
+    over = content(tmp_path / "run")
+    assert read_state(tmp_path / "run" / "training_state.pt")["place"] == {"epoch": 4, "iteration": 7}
+    resume(AUTOENCODER, half, tmp_path / "run", max_minutes=2.5 / 60, **options)
+    assert content(tmp_path / "run") == over
+    resume(AUTOENCODER, half, tmp_path / "run", max_minutes=4.5 / 60, **options)
+    assert read_state(tmp_path / "run" / "training_state.pt")["place"]["iteration"] > 7
+
+
 def test_a_state_of_an_earlier_version_is_taken_with_a_warning(half, tmp_path, caplog):
     shutil.copytree(half / "run", tmp_path / "run")
     path = tmp_path / "run" / "training_state.pt"
     state = read_state(path)
-    del state["options"]
+    del state["run"]
     state["parts"]["time_budget"] = {}
     torch.save(state, path)
     with caplog.at_level(logging.WARNING):

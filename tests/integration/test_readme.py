@@ -120,6 +120,9 @@ def test_the_stages_run_in_the_order_of_the_table(tmp_path: Path) -> None:
 
 def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
     commands = fenced_commands()
+    (verify,) = (command for command in commands if " verify " in command)  # by tests/unit/data/test_verify.py
+    assert build_parser().parse_args(shlex.split(verify)[3:]).verb == "verify"
+    commands.remove(verify)
     assert len(commands) == 6
     assert ["sample.json" in commands[0], "inference.json" in commands[1]] == [True, True]
     assert "train_generative.json" in commands[2]

@@ -24,7 +24,7 @@ REFUSED = [
     ("reconstruction", {"plane": "oblique"}, 400, "plane is 'oblique'"),
     ("reconstruction", {"pixel_mm": 1e-9}, 400, "pixel_mm is 1e-09"),
     ("reconstruction", {"batch_size": 1e9}, 400, "batch_size is 1000000000.0"),
-    ("completion", {"box": [0, 0, 4, 4]}, 400, "a gray slice"),
+    ("completion", {"box": [0, 0, 4, 4]}, 400, "is not a slice"),
     ("unknown", {}, 404, "there is no model 'unknown'"),
 ]
 

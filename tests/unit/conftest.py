@@ -18,7 +18,7 @@ class Call(NamedTuple):
     required: set[str]
 
 
-class _Called(Exception):  # noqa: N818 (not an error)
+class _Called(BaseException):  # not an Exception, which the command line would catch
     """Raised in place of the work; holds the arguments by name."""
 
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from monai_vqgen import files
 from monai_vqgen.errors import OutputExistsError
-from monai_vqgen.files import claim_folder, replace_file, replace_path, write_bytes, write_json
+from monai_vqgen.files import (
+    claim_folder,
+    forget_earlier,
+    publish,
+    read_json,
+    replace_file,
+    replace_path,
+    write_bytes,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -59,7 +75,13 @@ def test_only_durable_files_wait_for_the_disk(tmp_path, monkeypatch):
     assert len(synced) == 1
 
 
-def test_earlier_results_are_refused_or_removed_and_nothing_else_is_touched(tmp_path):
+def content(folder: Path) -> dict[str, bytes]:
+    """Files by their path in the folder."""
+    found = [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b"" for path in found}
+
+
+def test_earlier_results_are_refused_or_replaced_at_the_end_and_nothing_else_is_touched(tmp_path):
     folder = claim_folder(tmp_path / "a" / "b", ["result.json"], overwrite=False)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -71,9 +93,18 @@ def test_earlier_results_are_refused_or_removed_and_nothing_else_is_touched(tmp_
     with pytest.raises(OutputExistsError, match=r"holds result\.json, images, link; .*overwrite"):
         claim_folder(folder, names, overwrite=False, by_products=by_products)
     assert (folder / "log.txt").exists()
-    claim_folder(folder, names, overwrite=True, by_products=by_products)
-    assert sorted(path.name for path in folder.iterdir()) == [".result.json.lock", "notes.md", "outside"]
+    before = content(folder)
+    place = claim_folder(folder, names, overwrite=True, by_products=by_products)
+    assert place != folder
+    (place / "images").mkdir()
+    write_json(place / "images" / "2.json", {})
+    write_json(place / "result.json", {"new": True})
+    assert {name: text for name, text in content(folder).items() if name in before} == before
+    publish(place)
+    assert sorted(content(folder)) == [".result.json.lock", "images/2.json", "notes.md", "outside/kept", "result.json"]
+    assert json.loads((folder / "result.json").read_text()) == {"new": True}
     assert outside.is_dir()
+    assert not (folder / "link").is_symlink()
 
 
 def test_by_products_and_empty_folders_stop_no_run(tmp_path):
@@ -81,3 +112,238 @@ def test_by_products_and_empty_folders_stop_no_run(tmp_path):
     (tmp_path / "log.txt").touch()
     claim_folder(tmp_path, ["images"], overwrite=False, by_products=["log.txt"])
     assert (tmp_path / "log.txt").exists()
+
+
+def test_a_run_that_writes_nothing_replaces_nothing(tmp_path):
+    write_json(tmp_path / "result.json", {})
+    publish(claim_folder(tmp_path, ["result.json"], overwrite=True))
+    assert sorted(content(tmp_path)) == [".result.json.lock", "result.json"]
+
+
+def test_a_first_run_writes_to_the_folder_itself(tmp_path):
+    assert claim_folder(tmp_path, ["result.json"], overwrite=True) == tmp_path
+    assert publish(tmp_path) == tmp_path
+
+
+def test_results_that_were_set_aside_go_when_the_run_has_ended_and_come_back_where_it_left_none(tmp_path):
+    names, states = ["model.pt", "model.json"], ["state.pt", "images/*"]
+    for name in ("model.pt", "model.json", "state.pt", "images/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_bytes(tmp_path / name, b"earlier")
+    before = content(tmp_path)
+    options = {"by_products": states, "set_aside": True}
+    assert claim_folder(tmp_path, names, overwrite=True, **options) == tmp_path
+    assert sorted(content(tmp_path)) == [
+        *(f".model.pt.earlier/{name}" for name in ("images/1.png", "model.json", "model.pt", "state.pt")),
+        ".model.pt.lock",
+    ]
+    write_bytes(tmp_path / "state.pt", b"of a run that was cut off before it had weights")
+    with pytest.raises(OutputExistsError, match=r"model\.pt, model\.json"):
+        claim_folder(tmp_path, names, overwrite=False, **options)
+    assert {name: text for name, text in content(tmp_path).items() if name in before} == before
+    for kept, text in (b"earlier", b"newer"), (b"newer", b"new"):  # the newest that has weights
+        claim_folder(tmp_path, names, overwrite=True, **options)
+        write_bytes(tmp_path / "state.pt", b"of a run that was cut off before it had weights")
+        claim_folder(tmp_path, names, overwrite=True, **options)
+        assert (tmp_path / ".model.pt.earlier" / "model.pt").read_bytes() == kept
+        assert not (tmp_path / "state.pt").exists()
+        write_bytes(tmp_path / "model.pt", text)
+    forget_earlier(tmp_path)
+    assert sorted(content(tmp_path)) == [".model.pt.lock", "model.pt"]
+    assert (tmp_path / "model.pt").read_bytes() == b"new"
+
+
+ENDING = """
+import os, sys
+from pathlib import Path
+from monai_vqgen.files import claim_folder, write_bytes
+folder, aside = Path(sys.argv[1]), sys.argv[2] == "aside"
+claim_folder(folder, ["model.pt"], overwrite=True, by_products=["log", "state.pt"], set_aside=aside)
+write_bytes(folder / "log", b"")
+if aside:
+    write_bytes(folder / "state.pt", b"of the start")
+if sys.argv[3] == "fails":
+    raise SystemExit(7)
+os.abort()
+"""
+
+
+@pytest.mark.parametrize("how", ["aside", "beside"])
+@pytest.mark.parametrize("end", ["fails", "is killed"])
+def test_a_run_that_ends_before_its_first_result_leaves_the_earlier_one(tmp_path, how, end):
+    write_bytes(tmp_path / "model.pt", b"earlier")
+    command = [sys.executable, "-c", ENDING, str(tmp_path), how, end]
+    assert subprocess.run(command, capture_output=True, check=False, timeout=120).returncode in (7, -6)
+    if end == "is killed":
+        options = {"by_products": ["log", "state.pt"], "set_aside": how == "aside"}
+        with pytest.raises(OutputExistsError):
+            claim_folder(tmp_path, ["model.pt"], overwrite=False, **options)
+    assert (tmp_path / "model.pt").read_bytes() == b"earlier"
+    assert {path.name for path in tmp_path.iterdir()} <= {"model.pt", "log", ".model.pt.lock"}
+
+
+PUBLISHING = """
+import os, signal, sys
+from pathlib import Path
+from monai_vqgen.files import claim_folder, publish, write_bytes
+folder, left = Path(sys.argv[1]), int(sys.argv[2])
+place = claim_folder(folder, ["list.json", "images/*"], overwrite=True)
+(place / "images").mkdir()
+for name in ("images/2", "images/3", "list.json"):
+    write_bytes(place / name, b"new")
+def counted(call):
+    def killing(*arguments, **options):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+    return killing
+os.replace, os.unlink, os.rmdir = counted(os.replace), counted(os.unlink), counted(os.rmdir)
+Path.unlink = counted(Path.unlink)
+publish(place)
+"""
+
+
+def test_a_kill_at_any_step_of_the_swap_leaves_old_or_new_whole_once_the_folder_is_claimed_again(tmp_path):
+    """Whole: each of its files has its content, and none of the other's is left."""
+    old = {"images/1": b"old", "images/2": b"old", "list.json": b"old"}
+    new = {"images/2": b"new", "images/3": b"new", "list.json": b"new"}
+    outcomes = []
+    for step in range(40):
+        folder = tmp_path / str(step)
+        (folder / "images").mkdir(parents=True)
+        for name, text in old.items():
+            write_bytes(folder / name, text)
+        command = [sys.executable, "-c", PUBLISHING, str(folder), str(step)]
+        status = subprocess.run(command, capture_output=True, check=False, timeout=120).returncode
+        visible = {name: text for name, text in content(folder).items() if not name.startswith(".")}
+        assert visible in (old, new) or "list.json" not in visible
+        with pytest.raises(OutputExistsError):
+            claim_folder(folder, ["list.json", "images/*"], overwrite=False)
+        found = {name: text for name, text in content(folder).items() if not name.endswith(".lock")}
+        assert found in (old, new)
+        outcomes.append(found == new)
+        if status == 0:
+            break
+    assert status == 0
+    assert outcomes == sorted(outcomes)
+    assert {True, False} == set(outcomes)
+
+
+def test_what_dead_processes_have_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
+    with replace_path(tmp_path / "images.png") as mine:
+        host = mine.name.split("-")[0]
+        process = subprocess.Popen([sys.executable, "-c", ""])
+        process.wait()
+        dead, other = f"{host}-{process.pid}.partial.a.png", f".00000000-{process.pid}.partial.a.png"
+        kept = [f"{host}-{os.getppid()}.partial.a.png", other, f".{process.pid}.partial.a.png", ".hidden"]
+        for name in (dead, *kept, mine.name):
+            (tmp_path / name).touch()
+        (tmp_path / f".00000000-{process.pid}.partial.result.json").mkdir()  # of another machine; the lock is ours
+        claim_folder(tmp_path, ["result.json"], overwrite=False)
+        assert {path.name for path in tmp_path.iterdir()} == {*kept, mine.name, ".result.json.lock"}
+
+
+def test_a_sealed_object_is_refused_for_a_turned_bit_and_others_are_taken_as_they_are(tmp_path):
+    path, told = tmp_path / "record.json", {"plane": "axial", "pixel_mm": 1.736, "sizes": [512, 512], "license": None}
+    write_json(path, told, sealed=True)
+    assert read_json(path) == told
+    intact = path.read_bytes()
+    for bit in range(8 * len(intact)):
+        turned = bytearray(intact)
+        turned[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(turned)
+        with contextlib.suppress(ValueError):
+            assert read_json(path) == told
+    write_json(path, told)
+    assert read_json(path) == told
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="not a dictionary"):
+        read_json(path)
+
+
+def test_a_lock_has_the_mode_that_the_umask_gives_and_one_that_cannot_be_opened_is_explained(tmp_path, monkeypatch):
+    earlier = os.umask(0o027)
+    try:
+        claim_folder(tmp_path, ["result.json"], overwrite=False)
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / ".result.json.lock").stat().st_mode & 0o777 == 0o640
+
+    def refused(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(OutputExistsError, match=r"other\.json\.lock is the lock of another user's.*remove"):
+        claim_folder(tmp_path, ["other.json"], overwrite=False)
+
+
+def test_two_claims_of_one_process_have_two_places_and_the_second_leaves_the_first(tmp_path, monkeypatch):
+    write_json(tmp_path / "result.json", {})
+    first = claim_folder(tmp_path, ["result.json"], overwrite=True)
+    write_json(first / "result.json", {"by": 1})
+    monkeypatch.chdir(tmp_path)
+    second = claim_folder(Path(), ["result.json"], overwrite=True)
+    write_json(second / "result.json", {"by": 2})
+    for by, place in (1, first), (2, second):
+        publish(place)
+        assert read_json(tmp_path / "result.json") == {"by": by}
+
+
+def test_where_nothing_can_be_locked_the_place_of_a_run_that_may_live_stays(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    live = tmp_path / ".00000000-1-0.partial.result.json"
+    live.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "lockf", refused)
+        claim_folder(tmp_path, ["result.json"], overwrite=False)
+    assert live.is_dir()
+    claim_folder(tmp_path, ["result.json"], overwrite=False)
+    assert not live.exists()
+
+
+def test_results_behind_a_link_to_another_disk_are_set_aside_brought_back_and_replaced(tmp_path, monkeypatch):
+    folder, disk, replace = tmp_path / "run", tmp_path / "disk", os.replace
+
+    def across(source, target):
+        if (disk in Path(source).resolve().parents) != (disk in Path(target).resolve().parents):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", across)
+    disk.mkdir()
+    folder.mkdir()
+    (folder / "images").symlink_to(disk)
+    write_bytes(folder / "model.pt", b"earlier")
+    write_bytes(disk / "1", b"earlier")
+    (disk / "2").symlink_to("nowhere")
+    (disk / "notes").write_text("mine")
+    names, options = ["model.pt"], {"by_products": ["images/[0-9]*"], "set_aside": True}
+    claim_folder(folder, names, overwrite=True, **options)
+    assert [path.name for path in disk.iterdir()] == ["notes"]
+    with pytest.raises(OutputExistsError):
+        claim_folder(folder, names, overwrite=False, **options)
+    assert (disk / "1").read_bytes() == b"earlier"
+    assert os.readlink(disk / "2") == "nowhere"
+    place = claim_folder(folder, ["model.pt", "images/[0-9]*"], overwrite=True)
+    (place / "images").mkdir()
+    write_bytes(place / "images" / "3", b"new")
+    publish(place)
+    assert sorted(path.name for path in disk.iterdir()) == ["3", "notes"]
+    assert (folder / "images").is_symlink()
+
+
+def test_containers_of_one_host_name_are_told_apart(monkeypatch):
+    assert files._host() == files._HOST
+    spaces = os.stat("/proc/self/ns/mnt")
+    monkeypatch.setattr(os, "stat", lambda path: spaces)
+    assert files._host() != files._HOST
+
+
+def test_a_users_checksums_are_no_seal(tmp_path):
+    told = {"image": "sha256:" + 64 * "0", "seals": "sha256:" + 64 * "1", "meal": 1}
+    write_json(tmp_path / "a.json", told)
+    assert read_json(tmp_path / "a.json") == told

@@ -17,16 +17,19 @@ VERBS = {
     "demo": "monai_vqgen.demo.run.run_demo",
     "phantoms": "monai_vqgen.data.make_phantoms",
     "download": "monai_vqgen.data.download_openneuro",
+    "verify": "monai_vqgen.data.verify.verify_folder",
+    "run": "monai_vqgen.engines.command_line.run_bundle",
 }
+WORDS = {"verify": ["verify", "scans"], "run": ["run", "--seed", "1"]}
 
 
 def test_these_are_all_verbs():
     assert set(build_parser()._subparsers._group_actions[0].choices) == set(VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"verify"}))
 def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
-    call = call_of(main, [verb], VERBS[verb])
+    call = call_of(main, WORDS.get(verb, [verb]), VERBS[verb])
     assert call.given == call.defaults | {name: call.given[name] for name in call.required}
 
 
@@ -40,6 +43,7 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
             {"accession": "ds9", "folder": "a", "subjects": ["01", "02"], "suffix": "T2w"}
             | {"overwrite": True, "base_url": "b"},
         ),
+        ("run training --level 0 --help x", {"words": ["training", "--level", "0", "--help", "x"]}),
         (
             "download ds9",
             {"accession": "ds9", "folder": "out/ds9", "subjects": None, "suffix": "T1w"}
@@ -52,13 +56,33 @@ def test_every_option_reaches_the_function(line, expected, call_of):
     assert call_of(main, words, VERBS[words[0]]).given == expected
 
 
-def test_an_error_of_ours_is_one_line_and_a_status(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "told", "status"),
+    [
+        (InputError("num_subjects=0: at least 1 is expected"), "num_subjects=0: at least 1 is expected", 2),
+        (KeyError("x"), "KeyError: 'x'", 2),
+        (KeyboardInterrupt(), "Interrupted", 130),
+    ],
+)
+def test_any_error_is_one_line_and_a_status(monkeypatch, capsys, error, told, status):
     def fail(*_, **__):
-        raise InputError("num_subjects=0: at least 1 is expected")
+        raise error
 
     monkeypatch.setattr("monai_vqgen.data.make_phantoms", fail)
-    assert main(["phantoms"]) == 2
-    assert capsys.readouterr().err == "error: num_subjects=0: at least 1 is expected\n"
+    monkeypatch.delenv("MONAI_VQGEN_TRACEBACK", raising=False)
+    assert main(["phantoms"]) == status
+    assert capsys.readouterr().err == f"error: {told}\n"
+    monkeypatch.setenv("MONAI_VQGEN_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(["phantoms"])
+
+
+def test_what_verify_is_told_reaches_the_function(call_of):
+    words = ["verify", "scans", "--plane", "coronal", "--suffix", "T2w", "--subject_pattern", "p(.)"]
+    given = call_of(main, words, VERBS["verify"]).given
+    assert given["folder"] == "scans"
+    assert given["scans"][:2] == ("T2w", "p(.)")
+    assert given["slices"].plane == "coronal"
 
 
 def test_help_tells_every_verb_and_what_it_is_not_for(capsys):

@@ -4,15 +4,14 @@
                                "codebook/level<i>": float32 (k, d), the codes' vectors
     CODES/codes.json           fingerprint, codebook sizes, grids, the slices' records, size and sha256 of the above
 
-Shape suffixes: n slices, s spatial axes (2 or 3), k codebook size, d code dimension.
+Shape suffixes: n slices, s spatial axes (2 or 3), k codebook size, d code dimension, f condition features.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from monai_vqgen.data.slices.datalists import SliceGeometry
 from monai_vqgen.errors import CodesMismatchError, InputError
-from monai_vqgen.files import replace_path, write_json
+from monai_vqgen.files import read_json, replace_path, write_json
 
-__all__ = ["CodeStore", "code_type", "save_codes"]
+__all__ = ["CodeStore", "CodesDataset", "code_type", "save_codes"]
 
 _TENSORS, _DESCRIPTION = "codes.safetensors", "codes.json"
 _FORMAT_VERSION = 1
@@ -77,7 +77,7 @@ def save_codes(
         "file": written,
         "splits": {split: [dict(record) for record in records[split]] for split in grids},
     }
-    write_json(folder / _DESCRIPTION, description)
+    write_json(folder / _DESCRIPTION, description, sealed=True)
 
 
 def _checked_tensors(
@@ -104,6 +104,14 @@ def _checked_codebooks(codebooks_kd: Sequence[Tensor], codebook_sizes: Sequence[
             f"codebooks of {[len(c) for c in codebooks_kd]} codes; expected {list(codebook_sizes)}"
         )
     return {f"codebook/level{level}": book_kd.float().cpu().contiguous() for level, book_kd in enumerate(codebooks_kd)}
+
+
+def _whole(numbers: Iterable[Any]) -> tuple[int, ...]:
+    """Whole numbers above 0, as a file states them."""
+    found = tuple(numbers)
+    if not all(type(number) is int and number > 0 for number in found):
+        raise ValueError(f"whole numbers: {found}")
+    return found
 
 
 def _sha256(path: Path) -> str:
@@ -136,7 +144,7 @@ class CodeStore:
         checksum: sha256 of the file of codes.
 
     Raises:
-        InputError: there is no code store, or it is damaged.
+        InputError: there is no code store, or it is damaged: wrong checksum, codes, types, grids or counts.
 
     Examples:
         >>> store = CodeStore("out/codes")  # doctest: +SKIP
@@ -149,15 +157,19 @@ class CodeStore:
         description = self._read_description()
         try:
             self.fingerprint: str = description["fingerprint"]
-            self.codebook_sizes: tuple[int, ...] = tuple(description["codebook_sizes"])
-            self.grids: tuple[tuple[int, ...], ...] = tuple(tuple(grid) for grid in description["grids"])
-            self.image_size: tuple[int, ...] = tuple(description.get("image_size", ()))
+            self.codebook_sizes: tuple[int, ...] = _whole(description["codebook_sizes"])
+            self.grids: tuple[tuple[int, ...], ...] = tuple(map(_whole, description["grids"]))
+            self.image_size: tuple[int, ...] = _whole(description.get("image_size", ()))
             self.geometry = SliceGeometry(description.get("plane"), description.get("pixel_mm"))
-            self._records: dict[str, list[dict[str, Any]]] = description["splits"]
-            self._check_tensors(description["file"])
+            self._records: dict[str, list[dict[str, Any]]] = {
+                split: [dict(record) for record in records] for split, records in description["splits"].items()
+            }
             self.checksum: str = description["file"]["sha256"]
-        except (KeyError, TypeError) as error:
-            raise self._damaged(f"{_DESCRIPTION} lacks {error}") from error
+            self._check_tensors(description["file"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise self._damaged(f"{_DESCRIPTION} lacks or misstates {error}") from error
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -216,7 +228,7 @@ class CodeStore:
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise CodesMismatchError(
                 f"The codes in {self.folder} were made by the autoencoder {self.fingerprint[:12]}, not by "
-                f"{fingerprint[:12]}. Run extract_codes.json again with the autoencoder that is to be used"
+                f"{fingerprint[:12]}. Run extract_codes.json again with the autoencoder that you use"
             )
 
     def check_prior(self, prior: torch.nn.Module, level: int) -> None:
@@ -240,9 +252,9 @@ class CodeStore:
         if not path.is_file():
             raise InputError(f"{self.folder} holds no codes ({_DESCRIPTION} is missing): run extract_codes.json first")
         try:
-            description = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise self._damaged(f"{_DESCRIPTION} is not JSON") from error
+            description = read_json(path)
+        except ValueError as error:
+            raise self._damaged(f"{_DESCRIPTION} cannot be read ({error})") from error
         version = description.get("format_version")
         if version != _FORMAT_VERSION:
             raise InputError(f"{path} has format_version {version!r}, this release reads {_FORMAT_VERSION}")
@@ -258,12 +270,61 @@ class CodeStore:
             raise self._damaged(f"the checksum of {_TENSORS} is wrong")
         try:
             with safe_open(path, framework="pt") as tensors:
-                names = set(tensors.keys())
+                missing = {f"{split}/level{i}" for split in self.splits for i in range(self.num_levels)} - {
+                    *tensors.keys()
+                }
+                if missing:
+                    raise self._damaged(f"{_TENSORS} lacks {', '.join(sorted(missing))}")
+                for split, records in self._records.items():
+                    for level, (size, grid) in enumerate(zip(self.codebook_sizes, self.grids, strict=True)):
+                        name = f"{split}/level{level}"
+                        self._check_codes(name, tensors.get_tensor(name), (len(records), *grid), size)
         except SafetensorError as error:
             raise self._damaged(f"{_TENSORS} is not a safetensors file") from error
-        missing = {f"{split}/level{level}" for split in self.splits for level in range(self.num_levels)} - names
-        if missing:
-            raise self._damaged(f"{_TENSORS} lacks {', '.join(sorted(missing))}")
+
+    def _check_codes(self, name: str, codes_ns: Tensor, shape: tuple[int, ...], size: int) -> None:
+        if tuple(codes_ns.shape) != shape or codes_ns.dtype not in (torch.int16, torch.int32, torch.int64):
+            raise self._damaged(f"{name} is {codes_ns.dtype} of shape {tuple(codes_ns.shape)}; {shape} is described")
+        if codes_ns.numel() and not (int(codes_ns.min()) >= 0 and int(codes_ns.max()) < size):
+            raise self._damaged(f"{name} holds codes outside 0 to {size - 1}")
 
     def _damaged(self, what: str) -> InputError:
         return InputError(f"the code store in {self.folder} is damaged: {what}; run extract_codes.json again")
+
+
+class CodesDataset(Dataset[dict[str, Tensor]]):
+    """One split of a code store as training items.
+
+    Items are ``{"codes_0": int64 (*s), "codes_1": ..., "condition": float32 (f,)}``; ``condition`` only where an
+    encoder is given.
+
+    Args:
+        store: the code store.
+        split: name of the split.
+        encode_condition: makes (n, f) features from the slices' records, as `ConditionEncoder.encode` does, or None.
+
+    Raises:
+        InputError: the split is not in the store, or is empty.
+    """
+
+    def __init__(
+        self,
+        store: CodeStore,
+        split: str,
+        *,
+        encode_condition: Callable[[Sequence[Mapping[str, Any]]], Tensor] | None = None,
+    ) -> None:
+        records = store.records(split)
+        if not records:
+            raise InputError(f"Split {split!r} of {store.folder} is empty")
+        self.store, self.split, self.num_items = store, split, len(records)
+        self.condition_nf = encode_condition(records) if encode_condition is not None else None
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item = {f"codes_{level}": codes_s for level, codes_s in enumerate(self.store.read(self.split, index))}
+        if self.condition_nf is not None:
+            item["condition"] = self.condition_nf[index]
+        return item

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_vqgen.data.io.nifti import StoredVoxels
 from monai_vqgen.data.io.planes import SPACING_TOLERANCE, Plane, planes_of, stack_planes
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.geometry import check_affine
+from monai_vqgen.transforms.nifti import StoredVoxels, check_unfolding
 
 __all__ = ["dicom_headers", "dicom_series_folders", "is_dicom", "patient_id", "read_dicom_series"]
 
@@ -105,7 +105,7 @@ def patient_id(folder: Path) -> str | None:
         return None
 
 
-def read_dicom_series(folder: Path, *, max_bytes: int) -> StoredVoxels:
+def read_dicom_series(folder: Path, *, max_bytes: int | None = None) -> StoredVoxels:
     """Read the DICOM series in a folder: images of one frame each, or one enhanced image of many frames.
 
     Planes are sorted by their position. Values are as stored, or rescaled where the header says so (float64).
@@ -113,7 +113,7 @@ def read_dicom_series(folder: Path, *, max_bytes: int) -> StoredVoxels:
 
     Args:
         folder: what in it is not DICOM, or holds no image, is left out.
-        max_bytes: of voxels; a series that announces more is refused.
+        max_bytes: of voxels, in memory; see `check_unfolding`.
 
     Raises:
         ScanError: highdicom is missing, files that cannot be read, several series, color, too large, or not one
@@ -128,7 +128,10 @@ def read_dicom_series(folder: Path, *, max_bytes: int) -> StoredVoxels:
     planes = [plane for path, image in found for plane in planes_of(path.name, image)]
     _check_series(folder, images, planes)
     stack = stack_planes(folder, planes)
-    inverted = _check_gray(folder, planes, max_bytes)
+    inverted = _check_gray(folder, planes)
+    first = planes[0]
+    count = len(planes) * first.get("Rows") * first.get("Columns") * 8  # rescaled values are float64
+    check_unfolding(folder, count, max_bytes, file_bytes=sum(path.stat().st_size for path, _ in found))
     try:
         voxels = _pixels(images, planes, first=stack.positions[0])
     except Exception as error:  # pydicom and highdicom raise many kinds for damaged files
@@ -148,19 +151,12 @@ def _check_series(folder: Path, images: Sequence[Any], planes: Sequence[Plane]) 
         raise ScanError(f"{folder}: {len(planes)} DICOM slices; expected a series of at least two")
 
 
-def _check_gray(folder: Path, planes: Sequence[Plane], max_bytes: int) -> bool:
-    """Whether large values are dark; raises for color, a mixture, or too much."""
-    first = planes[0]
+def _check_gray(folder: Path, planes: Sequence[Plane]) -> bool:
+    """Whether large values are dark; raises for color or a mixture."""
     kinds = {str(plane.get("PresentationLUTShape") or plane.get("PhotometricInterpretation")) for plane in planes}
     colors = {str(plane.get("PhotometricInterpretation")) for plane in planes}
     if not colors <= {"MONOCHROME1", "MONOCHROME2"} or len(kinds) > 1:
         raise ScanError(f"{folder}: the pixels are {', '.join(sorted(colors))}; expected one kind of gray values")
-    count = len(planes) * first.get("Rows") * first.get("Columns") * (first.get("BitsAllocated") or 16) // 8
-    if count > max_bytes:
-        raise ScanError(
-            f"{folder}: the headers announce {count / 2**30:.1f} GiB of voxels, more than {max_bytes / 2**30:.1f} GiB; "
-            "if the series is intact, crop it or raise max_bytes"
-        )
     return kinds <= {"INVERSE", "MONOCHROME1"}
 
 

@@ -1,103 +1,25 @@
-"""NIfTI files: read to the last byte, written complete or not at all.
-
-A file is read through `gzip.open` to the very end, because only the byte after the last makes Python check the CRC: a
-flipped bit in a `.nii.gz` otherwise loads silently with wrong voxels.
-"""
+"""NIfTI files, written complete or not at all."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import logging
 from collections.abc import Mapping
-from io import IOBase
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.data.image_writer import NibabelWriter
-from nibabel.arrayproxy import ArrayProxy
 from numpy.typing import NDArray
 
 from monai_vqgen.errors import ScanError
 from monai_vqgen.files import replace_path, write_bytes
-from monai_vqgen.transforms.geometry import check_affine
-from monai_vqgen.transforms.loading import NIFTI_FAULTS, open_nifti
 
-__all__ = ["CompleteNiftiWriter", "StoredVoxels", "read_nifti", "write_slice_nifti", "write_volume_nifti"]
+__all__ = ["CompleteNiftiWriter", "write_slice_nifti", "write_volume_nifti"]
 
-logger = logging.getLogger(__name__)
-
-NIFTI2_HEADER_BYTES = 540
 GZIP_LEVEL = 3  # slices of float32 hardly get smaller above
-
-
-class StoredVoxels(NamedTuple):
-    """Voxels `(X, Y, Z)` as a file stores them; intensities are `voxels_s * slope + offset`."""
-
-    voxels_s: NDArray
-    affine: NDArray
-    slope: float = 1.0
-    offset: float = 0.0
-
-
-def read_nifti(path: Path, *, max_bytes: int) -> StoredVoxels:
-    """Read a NIfTI-1 or -2 volume (.nii, .nii.gz), CRC checked; a 4-D file gives its first volume, with a warning.
-
-    Raises:
-        ScanError: unreadable, truncated, damaged, not a volume, more than `max_bytes`, or an unusable affine.
-    """
-    try:
-        with open_nifti(path) as stream:
-            voxels, image = _from_stream(stream, path, max_bytes)
-    except ScanError:
-        raise
-    except FileNotFoundError as error:
-        raise ScanError(f"{path}: no such file") from error
-    except NIFTI_FAULTS as error:
-        raise ScanError(f"{path}: unreadable, truncated or damaged ({error}); download or copy it again") from error
-    except MemoryError as error:
-        raise ScanError(f"{path}: does not fit into memory; crop it or use a machine with more memory") from error
-    affine = check_affine(image.affine, str(path))
-    if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
-        logger.warning("%s: the header does not give its orientation; anatomical planes are a guess", path)
-    if voxels.ndim > 3:
-        if voxels.shape[3] > 1:
-            logger.warning("%s: has shape %s; using the first of %d volumes", path, voxels.shape, voxels.shape[3])
-        voxels = voxels.reshape((*voxels.shape[:3], -1), order="F")[..., 0]
-    proxy = cast(ArrayProxy, image.dataobj)  # knows offset and scaling, which nibabel clears in the header
-    return StoredVoxels(voxels, affine, float(proxy.slope), float(proxy.inter))
-
-
-def _from_stream(stream: BinaryIO, path: Path, max_bytes: int) -> tuple[NDArray, nib.Nifti1Image]:
-    size_field = stream.read(4)
-    stream.seek(0)
-    nifti2 = NIFTI2_HEADER_BYTES in (int.from_bytes(size_field, order) for order in ("little", "big"))
-    image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_stream(cast(IOBase, stream))
-    shape, dtype = image.shape, image.header.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise ScanError(f"{path}: voxels of type {dtype} are not gray values; convert the scan to one channel")
-    if len(shape) < 3 or (len(shape) > 3 and set(shape[3:]) != {1} and len(shape) != 4):
-        raise ScanError(f"{path}: shape {shape}; expected a 3-D volume")
-    if 0 in shape or min(shape[:3]) < 2:
-        raise ScanError(f"{path}: shape {shape} is not a volume; every axis needs at least two voxels")
-    offset = cast(ArrayProxy, image.dataobj).offset
-    count = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-    if count + offset > max_bytes:
-        raise ScanError(
-            f"{path}: the header announces {count / 2**30:.1f} GiB of voxels, more than {max_bytes / 2**30:.1f} GiB; "
-            "if the file is intact, crop it or raise max_bytes"
-        )
-    # one read into one buffer: nibabel's own path copies the voxels once more
-    stream.seek(offset)
-    content = stream.read(count)
-    if len(content) < count:
-        raise ScanError(f"{path}: truncated, has {len(content)} of {count} bytes of voxels; download or copy it again")
-    if stream.read(1):
-        raise ScanError(f"{path}: has more data than its header announces; download or copy it again")
-    return np.frombuffer(content, dtype).reshape(shape, order="F"), image
 
 
 def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, comment: str = "") -> None:

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_vqgen.data.io.dicom import read_dicom_series
-from monai_vqgen.data.io.nifti import read_nifti
 from monai_vqgen.errors import ScanError
+from monai_vqgen.transforms.foreground import find_background
+from monai_vqgen.transforms.nifti import StoredVoxels, read_nifti
 
 __all__ = ["Volume", "read_volume"]
 
 logger = logging.getLogger(__name__)
-
-MAX_BYTES = 4 * 2**30  # bytes of voxels; a 512^3 float64 volume has 1 GiB. Stops gzip bombs
 
 
 class Volume(NamedTuple):
@@ -33,30 +32,48 @@ class Volume(NamedTuple):
     path: Path
 
 
-def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Volume:
+def read_volume(path: str | Path, *, max_bytes: int | None = None) -> Volume:
     """Read a scan: a NIfTI file, or a folder that holds one DICOM series (extra `dicom`).
 
-    A 4-D NIfTI gives its first volume. NaN and infinite voxels become 0 (background). Both are logged as warnings.
+    A 4-D NIfTI gives its first volume. NaN and infinite voxels become background. Both are logged as warnings.
 
     Args:
         path: the file or folder.
-        max_bytes: of voxels; a file or series that announces more is refused.
+        max_bytes: of voxels, in memory; a file or series that announces more is refused. By default as many as one of
+            its size may hold, see `monai_vqgen.transforms.nifti.check_unfolding`.
 
     Raises:
         ScanError: unreadable, truncated, damaged, not a volume, too large, an unusable affine, or no finite voxel.
     """
     path = Path(path)
-    stored = (read_dicom_series if path.is_dir() else read_nifti)(path, max_bytes=max_bytes)
+    stored = read_dicom_series(path, max_bytes=max_bytes) if path.is_dir() else _read_nifti(path, max_bytes)
     voxels, slope, offset = stored.voxels_s, stored.slope, stored.offset
     if not voxels.dtype.isnative:
         voxels = voxels.astype(voxels.dtype.newbyteorder("="))
-    if not (np.isfinite(slope) and np.isfinite(offset)):
-        raise ScanError(f"{path}: scl_slope or scl_inter is not a number; fix the header")
     if offset != 0 or slope <= 0:
         voxels, slope = voxels.astype(np.float32) * np.float32(slope) + np.float32(offset), 1.0
     if voxels.dtype.kind == "f":
         voxels = _without_nan(voxels, path)
     return Volume(voxels, slope, stored.affine, path)
+
+
+def _read_nifti(path: Path, max_bytes: int | None) -> StoredVoxels:
+    """The first volume of a NIfTI file."""
+
+    def why_not(shape: tuple[int, ...]) -> str | None:
+        if len(shape) < 3 or (len(shape) > 4 and set(shape[3:]) != {1}):
+            return "is not that of a 3-D volume; cut slices are read by LoadSlice"
+        return "is not a volume; every axis needs at least two voxels" if min(shape[:3]) < 2 else None
+
+    stored = read_nifti(path, why_not, max_bytes=max_bytes)
+    if not stored.oriented:
+        logger.warning("%s: the header does not give its orientation; anatomical planes are a guess", path)
+    voxels = stored.voxels_s
+    if voxels.ndim > 3:
+        if voxels.shape[3] > 1:
+            logger.warning("%s: has shape %s; using the first of %d volumes", path, voxels.shape, voxels.shape[3])
+        voxels = voxels.reshape((*voxels.shape[:3], -1), order="F")[..., 0]
+    return stored._replace(voxels_s=voxels)
 
 
 def _without_nan(voxels: NDArray, path: Path) -> NDArray:
@@ -69,5 +86,6 @@ def _without_nan(voxels: NDArray, path: Path) -> NDArray:
         return voxels
     if count == voxels.size:
         raise ScanError(f"{path}: no voxel is a number (all NaN or infinite); exclude or fix the scan")
-    logger.warning("%s: %d voxels are NaN or infinite and count as background (0)", path, count)
-    return np.where(bad, voxels.dtype.type(0), voxels)
+    background = find_background(voxels).value
+    logger.warning("%s: %d voxels are NaN or infinite and count as background (%g)", path, count, background)
+    return np.where(bad, voxels.dtype.type(background), voxels)

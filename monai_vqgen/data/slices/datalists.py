@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +14,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from monai_vqgen.errors import DatalistError, InputError
+from monai_vqgen.files import read_json
 from monai_vqgen.transforms.geometry import PLANES
+from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 
-__all__ = ["SPLITS", "SliceGeometry", "evenly_spaced", "load_datalist", "read_slice_geometry", "records_digest"]
+__all__ = [
+    "SPLITS",
+    "SliceGeometry",
+    "evenly_spaced",
+    "load_datalist",
+    "read_slice_geometry",
+    "records_digest",
+]
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("training", "validation", "test")
 FOLDER_NAMES = {
@@ -22,7 +35,7 @@ FOLDER_NAMES = {
     "validation": ("validation", "validate", "valid", "val"),
     "test": ("test", "testing"),
 }
-IMAGE_SUFFIXES = (".png", ".nii", ".nii.gz")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
 class SliceGeometry(NamedTuple):
@@ -42,24 +55,28 @@ def evenly_spaced(count: int, among: int) -> list[int]:
     return [int(index) for index in np.linspace(0, among - 1, min(count, among)).round()]
 
 
-def load_datalist(dataset_dir: str | Path, split: str) -> list[dict[str, Any]]:
+def load_datalist(dataset_dir: str | Path, split: str, *, disjoint: bool = True) -> list[dict[str, Any]]:
     """The slices of one split as MONAI's list of dictionaries; `image` is an absolute path.
 
-    Reads `datalist.json` if there is one; otherwise folders of PNG or NIfTI slices whose name, or its part after the
-    last underscore, is a split's (train, validate, test and their synonyms).
+    Reads `datalist.json` if there is one; otherwise folders of slices (NIfTI, PNG, JPEG, BMP, TIFF) whose name, or its
+    part after the last underscore, is a split's (train, validate, test and their synonyms). Other files in them are
+    logged.
 
     Args:
         dataset_dir: the folder.
         split: "training", "validation" or "test", or a synonym.
+        disjoint: refuse a list with a subject or file in two splits.
 
     Raises:
-        DatalistError: an empty folder, an unreadable list, an empty split, or a listed file that is missing.
-        InputError: an unknown split.
+        DatalistError: an empty folder, an unreadable list, an empty split, a listed file that is missing or outside the
+            folder, or a subject or file in two splits.
+        InputError: an unknown split, or volumes beside the folders of slices.
     """
     folder, split = Path(dataset_dir).resolve(), _split_of(split)
     if not folder.is_dir():
-        raise DatalistError(f"{folder} is not a folder; give the folder that extract_slices wrote")
-    items = _from_json(folder, split) if (folder / "datalist.json").is_file() else _from_folders(folder, split)
+        raise DatalistError(f"{folder} is not a folder: give --dataset_dir, the folder that extract_slices.json wrote")
+    listed = (folder / "datalist.json").is_file()
+    items = _from_json(folder, split, disjoint) if listed else _from_folders(folder, split)
     if not items:
         raise DatalistError(f"{folder} has no {split} slices; extract more subjects or change the fractions")
     return items
@@ -76,12 +93,13 @@ def read_slice_geometry(dataset_dir: str | Path) -> SliceGeometry:
     if not path.is_file():
         return SliceGeometry()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError:  # reported by `load_datalist`
         return SliceGeometry()
     plane, pixel_mm = content.get("plane"), content.get("pixel_mm")
-    known = isinstance(pixel_mm, int | float) and not isinstance(pixel_mm, bool) and pixel_mm > 0
-    return SliceGeometry(plane if plane in PLANES else None, float(pixel_mm) if known else None)
+    known = isinstance(pixel_mm, int | float) and not isinstance(pixel_mm, bool)
+    size = float(pixel_mm) if known and pixel_mm and pixel_mm > 0 else None
+    return SliceGeometry(plane if isinstance(plane, str) and plane in PLANES else None, size)
 
 
 def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = "") -> str:
@@ -95,8 +113,9 @@ def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = ""
         >>> records_digest([{"image": "/data/a.png", "age": 40}], "/data")
         '1 records, sha256 e533a8ccde16'
     """
+    home = Path(folder).resolve()  # as `load_datalist` has it
     told = [
-        {**record, "image": os.path.relpath(record["image"], folder)} if "image" in record and folder else record
+        {**record, "image": os.path.relpath(record["image"], home)} if "image" in record and folder else record
         for record in records
     ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -110,26 +129,53 @@ def _split_of(name: str) -> str:
     raise InputError(f"split {name!r} is unknown; choose one of {', '.join(SPLITS)}")
 
 
-def _from_json(folder: Path, split: str) -> list[dict[str, Any]]:
+def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]:
     path = folder / "datalist.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        items = [{**item, "image": str(folder / item["image"])} for item in content[split]]
+        content = read_json(path)
+        parts = {name: [dict(item) for item in content[name]] for name in SPLITS if name in content or name == split}
+        for item in (item for items in parts.values() for item in items):
+            item["image"] = os.path.normpath(folder / item["image"])
     except (ValueError, KeyError, TypeError) as error:
         raise DatalistError(f"{path}: not a datalist with a list {split!r} ({error}); extract again") from error
-    for item in items:
+    for key in ("subject", "image") if disjoint else ():
+        named = [{str(item[key]) for item in items if item.get(key) is not None} for items in parts.values()]
+        if twice := sorted(
+            name for name, count in Counter(name for part in named for name in part).items() if count > 1
+        ):
+            raise DatalistError(
+                f"{path}: {key} {twice[0]} is in more than one split; extract again, or correct the list"
+            )
+    for item in parts[split]:
+        if folder not in Path(item["image"]).parents:  # as written: links inside may lead elsewhere
+            raise DatalistError(f"{path} lists {item['image']}, which is outside the folder; move it inside")
         if not Path(item["image"]).is_file():
             raise DatalistError(f"{path} lists {item['image']}, which is missing; extract again")
-    return items
+    return parts[split]
 
 
 def _from_folders(folder: Path, split: str) -> list[dict[str, Any]]:
-    names = FOLDER_NAMES[split]
-    homes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.lower().split("_")[-1] in names)
-    if not homes:
+    homes = {p for p in folder.iterdir() if p.is_dir() and _split_named(p)}
+    own = sorted(home for home in homes if _split_named(home) == split)
+    if not own:
         raise DatalistError(
-            f"{folder} has neither datalist.json nor a folder for {split} ({', '.join(names)}); "
+            f"{folder} has neither datalist.json nor a folder for {split} ({', '.join(FOLDER_NAMES[split])}); "
             "run extract_slices on the scans, or rename the folders"
         )
-    files = sorted(p for home in homes for p in home.rglob("*") if p.name.lower().endswith(IMAGE_SUFFIXES))
-    return [{"image": str(p)} for p in files if not p.name.startswith(".")]
+    outside = [p for p in folder.rglob("*") if p.name.lower().endswith(NIFTI_SUFFIXES) and not homes & {*p.parents}]
+    if outside:
+        raise InputError(
+            f"{folder} holds both slices ({own[0].name}) and other NIfTI files, {len(outside)} of them (for example "
+            f"{min(outside).relative_to(folder)}); give the folder of the scans or that of the slices, apart"
+        )
+    files = sorted(p for home in own for p in home.rglob("*") if p.is_file() and not p.name.startswith("."))
+    slices = [p for p in files if p.name.lower().endswith((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))]
+    if others := sorted(set(files) - set(slices)):
+        logger.warning("%s: %d files are no slices (for example %s)", folder, len(others), others[0].name)
+    return [{"image": str(p)} for p in slices]
+
+
+def _split_named(folder: Path) -> str | None:
+    """The split that a folder's name stands for."""
+    last = folder.name.lower().split("_")[-1]
+    return next((split for split, names in FOLDER_NAMES.items() if last in names), None)

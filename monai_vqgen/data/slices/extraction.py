@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +19,28 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from monai_vqgen.data.processes import check_joined, gather, own_part, process_rank, usable_cores, wait_for_all
+from monai_vqgen.data.processes import (
+    check_joined,
+    end_worker_with_parent,
+    gather,
+    own_part,
+    process_rank,
+    usable_cores,
+    wait_for_all,
+)
 from monai_vqgen.data.slices.contact_sheet import write_contact_sheet
 from monai_vqgen.data.slices.scan import ScanOutcome, SliceOptions, slices_of_scan
-from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, discover_volumes
+from monai_vqgen.data.slices.sources import FoundScans, ScanOptions, ScanRecord, find_scans
 from monai_vqgen.data.slices.splits import SplitOptions, SubjectSplit
 from monai_vqgen.errors import DatalistError
-from monai_vqgen.files import claim_folder, write_json
+from monai_vqgen.files import claim_folder, publish, read_json, write_json
 
 __all__ = ["ExtractionReport", "extract_slices"]
 
 logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 8
+_SLICE = re.compile(r"images/[^/]+_[a-z]+_-?\d+\.\d\dmm\.nii\.gz")
 
 
 class ExtractionReport(NamedTuple):
@@ -81,29 +91,44 @@ def extract_slices(
     check_joined()
     slices, split, scans = slices or SliceOptions(), split or SplitOptions(), scans or ScanOptions()
     slices.check()
-    found = discover_volumes(dataset_dir, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
+    found = find_scans(dataset_dir, suffix=scans.suffix, subject_pattern=scans.subject_pattern)
     records = _of_split(found, split)
-    images = Path(output_dir) / "images"
-    if process_rank() == 0:
-        claim_folder(output_dir, ["datalist.json", "contact_sheet.png", "images"], overwrite=overwrite)
-        images.mkdir(exist_ok=True)
-    wait_for_all()  # until the first process has claimed the folder
-    outcomes = _extract_all(_Scans(own_part(records), slices, images), num_workers, progress)
-    report, content = _listed(Path(output_dir), outcomes, slices, split, scans.source)
-    if process_rank() == 0:
+    first, claimed = process_rank() == 0, None
+    if first:
+        names = ["datalist.json", "contact_sheet.png", f"images/*_{slices.plane}_*[0-9].[0-9][0-9]mm.nii.gz"]
+        claimed = claim_folder(output_dir, [*names, *_listed_before(Path(output_dir))], overwrite=overwrite)
+        (claimed / "images").mkdir(exist_ok=True)
+    place = next(path for path in gather(claimed) if path is not None)
+    outcomes = _extract_all(_Scans(own_part(records), slices, place / "images"), num_workers, progress)
+    report, content = _listed(Path(output_dir), found, outcomes, slices, split, scans.source)
+    if first:
         drawn = next(content[part] for part in SubjectSplit._fields if content[part])
-        write_contact_sheet(report.datalist.with_name("contact_sheet.png"), report.datalist.parent, drawn)
-        write_json(report.datalist, content)
+        write_contact_sheet(place / "contact_sheet.png", place, drawn)
+        write_json(place / report.datalist.name, content, sealed=True)
+        publish(place)
         _log(report)
     wait_for_all()  # until the list is written
     return report
 
 
-def _of_split(records: list[ScanRecord], split: SplitOptions) -> list[ScanRecord]:
+def _listed_before(folder: Path) -> list[str]:
+    """The slices, of any plane, that the datalist of an earlier extraction names."""
+    try:
+        parts = [read_json(folder / "datalist.json").get(part) for part in SubjectSplit._fields]
+        listed = [str(item["image"]) for items in parts for item in items or []]
+    except (OSError, ValueError, TypeError, KeyError):  # of no extraction, or damaged
+        return []
+    return [name for name in listed if _SLICE.fullmatch(name) and "*" not in name]
+
+
+def _of_split(found: FoundScans, split: SplitOptions) -> list[ScanRecord]:
     """The scans of the subjects that a split file lists, or all; raises for too few subjects before the work."""
+    records = found.records
     subjects = [record.subject for record in records]
     members = {name for names in split.choose(subjects) for name in names}
     if process_rank() == 0:
+        for entry in found.skipped:
+            logger.warning("skipped: %s", entry["reason"])
         _warn_of_guesses(records)
         if others := sorted(set(subjects) - members):
             logger.warning("%s does not list %s: their scans are left out", split.file, ", ".join(others))
@@ -140,12 +165,16 @@ def _extract_all(scans: _Scans, num_workers: int | None, progress: bool) -> list
     if num_workers is None:  # one per core, shared with the other processes of this machine
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(MAX_WORKERS, max(1, usable_cores() // processes))
-    loader = DataLoader(
-        scans, batch_size=None, num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0, collate_fn=_same
-    )
     with warnings.catch_warnings():
         # more workers than cores is the caller's choice; the loader warns about it
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        loader = DataLoader(
+            scans,
+            batch_size=None,
+            num_workers=min(num_workers, len(scans)) if num_workers > 1 else 0,
+            collate_fn=_same,
+            worker_init_fn=end_worker_with_parent,
+        )
         bar = tqdm(loader, total=len(scans), desc="slices", unit="scan", disable=not progress or process_rank() > 0)
         own = list(bar)
     return [outcome for part in gather(own) for outcome in part]
@@ -156,10 +185,15 @@ def _same(item: Any) -> Any:
 
 
 def _listed(
-    output_dir: Path, outcomes: Sequence[ScanOutcome], options: SliceOptions, split: SplitOptions, source: str
+    output_dir: Path,
+    found: FoundScans,
+    outcomes: Sequence[ScanOutcome],
+    options: SliceOptions,
+    split: SplitOptions,
+    source: str,
 ) -> tuple[ExtractionReport, dict[str, Any]]:
     """Split the subjects that have slices; the report, and the content of datalist.json."""
-    skipped = [entry for outcome in outcomes for entry in outcome.skipped]
+    skipped = [*found.skipped, *(entry for outcome in outcomes for entry in outcome.skipped)]
     useful = [outcome for outcome in outcomes if outcome.items]
     if not useful:
         reasons = "; ".join(entry["reason"] for entry in skipped[:3])

@@ -113,12 +113,23 @@ class ScanOutcome(NamedTuple):
 
 
 def slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path) -> ScanOutcome:
-    """Read a scan once and write its slices. A fault is a logged skip and does not end the run."""
+    """Read a scan once and write its slices. A fault is a skip, logged once a scan, and does not end the run."""
+    cropped: list[str] = []
+    outcome = _slices_of_scan(record, options, images, cropped)
+    for kind, reasons in (("skipped", [entry["reason"] for entry in outcome.skipped]), ("cropped", cropped)):
+        if reasons:
+            others = f" (and {len(reasons) - 1} more of this scan)" if len(reasons) > 1 else ""
+            logger.warning("%s: %s%s", kind, reasons[0], others)
+    return outcome
+
+
+def _slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path, cropped: list[str]) -> ScanOutcome:
     outcome = ScanOutcome(record.subject, [], [])
     try:
         prepared = _prepare(record, options)
-    except ScanError as error:
-        _skip(outcome, record, str(error))
+    except Exception as error:  # a file from anywhere can raise anything in a reader, and costs no more than itself
+        known = isinstance(error, ScanError)
+        _skip(outcome, record, str(error) if known else f"{record.path}: cannot be read ({error!r}); exclude the scan")
         return outcome
     own = prepared.view.spacing[:2]
     outcome = outcome._replace(pixel_mm=own if options.pixel_mm is None else (options.pixel_mm, options.pixel_mm))
@@ -135,7 +146,7 @@ def slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path) -> S
         used.add(name)
         about = {"subject": record.subject, "plane": options.plane, "position_mm": round(plane.position_mm, 2)}
         try:
-            _write(prepared, plane, options, images / name, about)
+            cropped += _write(prepared, plane, options, images / name, about)
         except ScanError as error:
             _skip(outcome, record, str(error))
             continue
@@ -158,7 +169,11 @@ def _prepare(record: ScanRecord, options: SliceOptions) -> PreparedVolume:
     return prepared
 
 
-def _write(prepared: PreparedVolume, plane: Plane, options: SliceOptions, path: Path, about: dict[str, Any]) -> None:
+def _write(
+    prepared: PreparedVolume, plane: Plane, options: SliceOptions, path: Path, about: dict[str, Any]
+) -> list[str]:
+    """Write a slice; what was cropped."""
+    cropped = []
     cut = cut_plane(prepared, plane, pixel_mm=options.pixel_mm)
     frame = place_frame(cut.box, options.size)
     if frame_loses(frame, cut.box) and trimmed(cut.pixels, frame, prepared.threshold):
@@ -168,11 +183,12 @@ def _write(prepared: PreparedVolume, plane: Plane, options: SliceOptions, path: 
         )
         if options.on_trim == "error":
             raise ScanError(message)
-        logger.warning("%s. Cropped.", message)
+        cropped.append(message)
     scaled = scale_to_window(apply_frame(cut.pixels, frame, fill=prepared.window.low), prepared.window)
     write_slice_nifti(path, scaled, frame_affine(cut.affine, frame), about)
+    return cropped
 
 
 def _skip(outcome: ScanOutcome, record: ScanRecord, reason: str) -> None:
-    logger.warning("skipped: %s", reason)
-    outcome.skipped.append({"file": record.path.name, "reason": reason})
+    told = reason.replace(str(record.path), record.path.name)  # the list may leave this machine
+    outcome.skipped.append({"file": record.path.name, "reason": told})

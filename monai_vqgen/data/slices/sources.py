@@ -1,8 +1,8 @@
-"""The scans of a folder, their subjects, and what participants.tsv states about these."""
+"""The scans of a folder and their subjects."""
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import itertools
 import logging
 import os
@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from monai_vqgen.data.io.dicom import dicom_series_folders, patient_id
+from monai_vqgen.data.slices.participants import read_participants, rows_of_subjects
 from monai_vqgen.errors import DatalistError, InputError
 
-__all__ = ["ScanOptions", "ScanRecord", "discover_volumes", "read_participants", "scan_stem", "subject_of"]
+__all__ = ["FoundScans", "ScanOptions", "ScanRecord", "discover_volumes", "find_scans", "scan_stem", "subject_of"]
 
 logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-RESERVED = frozenset({"image", "subject", "plane", "position_mm"})
-MISSING = frozenset({"", "n/a", "na", "nan"})  # BIDS writes n/a
-
 SUBJECT_PATTERNS = (
     re.compile(r"(?:^|[_-])(sub-[A-Za-z0-9]+)"),  # BIDS
     re.compile(r"^(OAS[12]_\d{4})"),  # OASIS-1, OASIS-2: OAS1_0001_MR1
@@ -30,6 +28,7 @@ SUBJECT_PATTERNS = (
     re.compile(r"(?:^|[_-])((?:patient|subject|subj|sub)[-_]?\d+)", re.IGNORECASE),  # openms_long_patient01_study1
 )
 LEFT_OUT = frozenset({"derivatives", "sourcedata"})  # BIDS: made from the scans, and what they were made from
+LONGEST_NAME = 150  # bytes of 255 that file systems allow; plane, position and suffixes follow
 NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f]+')  # not allowed in file names on some system
 
 
@@ -44,6 +43,13 @@ class ScanRecord(NamedTuple):
     """The subject's columns in participants.tsv: age, sex, group ..."""
     guessed: bool = False
     """No name or header gave the subject: the file's stem, or the series' folder, is used instead."""
+
+
+class FoundScans(NamedTuple):
+    """The scans of a folder, and what in it is left out: file or folder, and reason."""
+
+    records: list[ScanRecord]
+    skipped: list[dict[str, str]]
 
 
 class ScanOptions(NamedTuple):
@@ -107,13 +113,36 @@ def subject_of(path: Path, *, pattern: str | None = None, patient: str | None = 
 
 
 def _niftis(paths: Iterable[Path]) -> list[Path]:
-    return [p for p in paths if p.name.lower().endswith(NIFTI_SUFFIXES) and not p.name.startswith(".") and p.is_file()]
+    """NIfTI files, and links to files that are not there: reading these says so."""
+    named = [path for path in paths if path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")]
+    return [path for path in named if path.is_file() or (path.is_symlink() and not path.is_dir())]
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in LEFT_OUT)
-        yield from (Path(root) / name for name in sorted(files))
+def _walk(folder: Path, skipped: list[dict[str, str]]) -> list[Path]:
+    """The files below a folder; linked folders come last, and none is entered twice, so that loops of links end."""
+
+    def refuse(error: OSError) -> None:
+        skipped.append(_skip(Path(error.filename), folder, f"cannot be listed ({error.strerror}); change permissions"))
+
+    files: list[Path] = []
+    waiting, entered = [folder], dict[str, Path]()
+    while waiting:
+        top = waiting.pop(0)
+        for root, folders, names in os.walk(top, onerror=refuse):
+            place, real = Path(root), os.path.realpath(root)
+            if (earlier := entered.setdefault(real, place)) != place:
+                skipped.append(_skip(place, folder, f"is the folder {earlier} again (a link); counted once"))
+                folders.clear()
+                continue
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in LEFT_OUT)
+            waiting += [place / name for name in folders if (place / name).is_symlink()]
+            files += [place / name for name in sorted(names)]
+    return files
+
+
+def _skip(path: Path, folder: Path, reason: str) -> dict[str, str]:
+    name = _inside(path, folder).as_posix()
+    return {"file": name, "reason": f"{name}: {reason}"}
 
 
 def _is_bids(path: Path) -> bool:
@@ -121,27 +150,40 @@ def _is_bids(path: Path) -> bool:
     return path.parent.name == "anat" and any(part.startswith("sub-") for part in path.parts)
 
 
-def _find(folder: Path, suffix: str) -> list[Path]:
-    bids = [path for path in _niftis(_walk(folder)) if _is_bids(path.relative_to(folder))]
+def _find(folder: Path, suffix: str, skipped: list[dict[str, str]]) -> list[Path]:
+    files = _walk(folder, skipped)
+    niftis = _niftis(files)
+    bids = [path for path in niftis if _is_bids(path.relative_to(folder))]
     if bids:
         bids = [path for path in bids if scan_stem(path).endswith(suffix)]
         if not bids:
             raise DatalistError(f"{folder} is a BIDS tree without a *_{suffix} scan; choose another suffix")
         return bids
-    flat = _niftis(folder.iterdir())
-    if flat:
-        return flat
-    return dicom_series_folders(_walk(folder)) or _niftis(_walk(folder))
+    series = dicom_series_folders(sorted(set(files) - set(niftis)))
+    taken = [path for path in niftis if path.parent == folder] or series or niftis
+    others = Counter((*path.relative_to(folder).parts, ".")[0] for path in {*niftis, *series} - {*taken})
+    for name, count in sorted(others.items()):
+        reason = f"{count} scans beside those of {folder}; move them, or give their folder"
+        skipped.append(_skip(folder / name, folder, reason))
+    return taken
 
 
 def discover_volumes(
     folder: str | Path, *, suffix: str = "T1w", subject_pattern: str | None = None
 ) -> list[ScanRecord]:
+    """The records of `find_scans`; what is left out is logged."""
+    found = find_scans(folder, suffix=suffix, subject_pattern=subject_pattern)
+    for entry in found.skipped:
+        logger.warning("skipped: %s", entry["reason"])
+    return found.records
+
+
+def find_scans(folder: str | Path, *, suffix: str = "T1w", subject_pattern: str | None = None) -> FoundScans:
     """Find the scans of a folder, sorted by subject and name whatever order the file system gives.
 
     The first of these that is found: a BIDS tree (`sub-*/[ses-*]/anat/*_T1w.nii.gz`), a flat folder of NIfTI
     files, folders of DICOM series (one series a folder), NIfTI files in any sub-folder. `derivatives` and `sourcedata`
-    are skipped; to use one, give it as the folder.
+    are skipped; to use one, give it as the folder. Linked folders are followed.
 
     Args:
         folder: of the scans; `participants.tsv` in it is joined by subject.
@@ -155,16 +197,18 @@ def discover_volumes(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatalistError(f"{folder} is not a folder; give the folder of the scans")
-    paths = _find(folder, suffix)
+        raise DatalistError(f"{folder} is not a folder: give the folder of the scans (--dataset_dir)")
+    skipped: list[dict[str, str]] = []
+    paths = _find(folder, suffix, skipped)
     if not paths:
         raise DatalistError(
             f"{folder} holds no scans; expected NIfTI files (.nii, .nii.gz), a BIDS tree or DICOM series "
             "(derivatives and sourcedata are skipped)"
         )
-    participants = read_participants(folder / "participants.tsv")
+    table = read_participants(folder / "participants.tsv")
     found = {path: subject_of(_inside(path, folder), pattern=subject_pattern, patient=_patient(path)) for path in paths}
     subjects = {path: subject or _stand_in(path, folder) for path, subject in found.items()}
+    participants = rows_of_subjects(table, subjects.values())
     scans_of = Counter(subjects.values())
     records = []
     names: set[str] = set()
@@ -173,7 +217,7 @@ def discover_volumes(
         name = _unused(names, scan_stem(path) if scans_of[subject] > 1 else subject, _inside(path, folder))
         names.add(name)
         records.append(ScanRecord(path, subject, name, participants.get(subject, {}), found[path] is None))
-    return records
+    return FoundScans(records, skipped)
 
 
 def _inside(path: Path, folder: Path) -> Path:
@@ -194,34 +238,17 @@ def _stand_in(path: Path, folder: Path) -> str:
 
 
 def _unused(names: set[str], wish: str, path: Path) -> str:
-    """A file name close to the wish that is not among the names: the path's parts, then a number."""
-    name = NOT_IN_NAMES.sub("_", wish)
+    """A file name close to the wish that is not among the names: the path's parts, then a number; not too long."""
+    name = _short(NOT_IN_NAMES.sub("_", wish))
     if name in names:
-        name = "_".join(path.with_name(scan_stem(path)).parts)
+        name = _short("_".join(path.with_name(scan_stem(path)).parts))
     candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
     return next(candidate for candidate in candidates if candidate not in names)
 
 
-def _value(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def read_participants(path: Path) -> dict[str, dict[str, float | str]]:
-    """Read a BIDS participants.tsv; missing values are left out, numbers are numbers. No file, no entries."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    if rows and "participant_id" not in rows[0]:
-        logger.warning("%s has no column participant_id and is not used", path)
-        return {}
-    table: dict[str, dict[str, float | str]] = {}
-    for row in rows:
-        entries = {k: v.strip() for k, v in row.items() if isinstance(k, str) and isinstance(v, str)}
-        subject = entries.pop("participant_id", "")
-        kept = {k: _value(v) for k, v in entries.items() if v.lower() not in MISSING and k not in RESERVED}
-        table[subject] = kept
-    return table
+def _short(name: str) -> str:
+    """A name that file systems take: the end of a longer one becomes a checksum."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    return f"{encoded[: LONGEST_NAME - 9].decode(errors='ignore')}_{hashlib.sha256(encoded).hexdigest()[:8]}"

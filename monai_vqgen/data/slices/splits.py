@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from monai_vqgen.errors import DatalistError, InputError
+from monai_vqgen.files import read_json
 
 __all__ = ["SplitOptions", "SubjectSplit", "read_split", "split_subjects"]
 
@@ -104,10 +104,10 @@ def read_split(path: str | Path, subjects: Iterable[str]) -> SubjectSplit:
             has a scan.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise DatalistError(f"{path}: not a readable JSON file ({error}); give a split as {_SPLIT_FORM}") from error
-    lists = [content.get(part) if isinstance(content, dict) else None for part in SubjectSplit._fields]
+    lists = [content.get(part) for part in SubjectSplit._fields]
     if any(not isinstance(names, list) or any(not isinstance(name, str) for name in names) for names in lists):
         raise DatalistError(f"{path}: lists of subjects are missing; give a split as {_SPLIT_FORM}")
     listed = [name for names in lists for name in names or ()]

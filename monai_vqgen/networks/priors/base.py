@@ -15,24 +15,18 @@ from torch import Tensor, nn
 
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks.architecture import Recorded
+from monai_vqgen.networks.priors.layers import ContextNetwork
 
-__all__ = ["CodeWeights", "IncrementalPass", "PlainIncremental", "Prior", "check_prior_inputs"]
-
-OWN_PART = 0.1
-"""Deviation of the random part of a starting embedding, beside the codebook's of one: tells equal codes apart."""
-OUTPUT_SCALE = 0.125
-"""Deviation of a starting output weight over that of an embedding: logits start small."""
+OWN_PART = 0.1  # deviation of a starting embedding's random part, beside the codebook's of 1: tells equal codes apart
+OUTPUT_SCALE = 0.125  # deviation of a starting output weight over that of an embedding: logits start small
 
 
 class CodeWeights(NamedTuple):
     """The layers of a prior that hold one row of weights a code."""
 
-    embedding: Any
-    """Of the prior's own codes."""
-    coarser: tuple[Any, ...]
-    """Embeddings of the coarser levels' codes, coarsest first."""
-    logits: Any
-    """The last linear or pointwise layer; has a bias."""
+    embedding: Any  # of the prior's own codes
+    coarser: tuple[Any, ...]  # embeddings of the coarser levels' codes, coarsest first
+    logits: Any  # the last linear or pointwise layer; has a bias
 
 
 class IncrementalPass(ABC):
@@ -95,10 +89,16 @@ class Prior(Recorded, nn.Module, ABC):
             raise InputError(f"num_codes is {num_codes}; give the codebook's size, at least 1")
         if condition_dim < 0:
             raise InputError(f"condition_dim is {condition_dim}; give 0 (no condition) or the vector's length")
-        self.num_codes = num_codes
-        self.spatial_dims = spatial_dims
-        self.coarser_codes = tuple(coarser_codes)
-        self.condition_dim = condition_dim
+        self.num_codes, self.spatial_dims = num_codes, spatial_dims
+        self.coarser_codes, self.condition_dim = tuple(coarser_codes), condition_dim
+
+    def _context_network(self, channels: int) -> ContextNetwork | None:
+        """The network of what the prior knows beside its own codes; None where that is nothing."""
+        if not (self.coarser_codes or self.condition_dim):
+            return None
+        return ContextNetwork(
+            self.spatial_dims, channels, coarser_codes=self.coarser_codes, condition_dim=self.condition_dim
+        )
 
     @abstractmethod
     def forward(self, codes_bs: Tensor, coarser: Sequence[Tensor] = (), condition: Tensor | None = None) -> Tensor:
@@ -238,15 +238,11 @@ def check_prior_inputs(prior: Prior, codes_bs: Tensor, *, coarser: Sequence[Tens
                 f"coarser grid {level} has shape {tuple(grid_bs.shape)} and type {grid_bs.dtype}; with codes of shape "
                 f"{tuple(codes_bs.shape)} it must be integers of the same batch and no larger along any axis"
             )
-    _check_condition(prior, condition, batch_size=b)
-
-
-def _check_condition(prior: Prior, condition: Tensor | None, *, batch_size: int) -> None:
     if prior.condition_dim == 0 and condition is not None:
         raise InputError("a condition is given, but this prior was built without one (condition_dim=0); leave it out")
-    if prior.condition_dim and (condition is None or tuple(condition.shape) != (batch_size, prior.condition_dim)):
+    if prior.condition_dim and (condition is None or tuple(condition.shape) != (b, prior.condition_dim)):
         given = "none" if condition is None else f"one of shape {tuple(condition.shape)}"
         raise InputError(
-            f"this prior needs a condition of shape ({batch_size}, {prior.condition_dim}), and {given} is given; "
+            f"this prior needs a condition of shape ({b}, {prior.condition_dim}), and {given} is given; "
             "make it with the ConditionEncoder the prior was trained with"
         )

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.priors.base import Prior, check_prior_inputs
-from monai_vqgen.networks.priors.layers import COORDINATE_OCTAVES, ContextNetwork, coordinate_features
-
-__all__ = ["DecoderOnlyPrior"]
+from monai_vqgen.networks.priors.layers import COORDINATE_OCTAVES, coordinate_features
 
 
 class DecoderOnlyPrior(Prior):
@@ -82,11 +80,8 @@ class DecoderOnlyPrior(Prior):
         if not use_context:  # MONAI builds the norms of cross-attention all the same; DDP refuses idle parameters
             for name, parameter in self.transformer.named_parameters():
                 parameter.requires_grad_("cross_attn" not in name)
-        self.context: ContextNetwork | None = None
+        self.context = self._context_network(channels)
         if use_context:
-            self.context = ContextNetwork(
-                spatial_dims, channels, coarser_codes=self.coarser_codes, condition_dim=condition_dim
-            )
             self.position = nn.Linear(2 * COORDINATE_OCTAVES * spatial_dims, channels, bias=False)
 
     def forward(self, codes_bs: Tensor, coarser: Sequence[Tensor] = (), condition: Tensor | None = None) -> Tensor:
@@ -109,6 +104,5 @@ class DecoderOnlyPrior(Prior):
         if self.context is None:
             return None
         context_bcs = self.context(coarser, condition)
-        weight = self.position.weight
-        coordinates_ps = coordinate_features(context_bcs.shape[2:], device=weight.device).to(weight.dtype)
+        coordinates_ps = coordinate_features(context_bcs.shape[2:], like=self.position.weight)
         return context_bcs.flatten(2).transpose(1, 2) + self.position(coordinates_ps.flatten(1).t())

@@ -16,64 +16,55 @@ of being masked: nothing is multiplied by zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "COORDINATE_OCTAVES",
-    "CausalAttention",
-    "ContextNetwork",
-    "CroppedConv",
-    "GatedLayer",
-    "coordinate_features",
-    "pointwise",
-    "spread",
-    "tanh_gate",
-]
+from monai_vqgen.errors import InputError
 
-COORDINATE_OCTAVES = 7
-"""Sine and cosine pairs an axis: the finest has period 2 positions on an axis of 64."""
+COORDINATE_OCTAVES = 7  # sine and cosine pairs an axis: the finest has period 2 positions on an axis of 64
 
 
-def coordinate_features(grid: Sequence[int], *, device: torch.device | None = None) -> Tensor:
+def coordinate_features(grid: Sequence[int], *, like: Tensor | None = None) -> Tensor:
     """Sines and cosines of the relative coordinates of each position, for a grid of any size.
 
-    Args:
-        grid: sizes of the spatial axes.
-        device: where the result lives.
-
-    Returns:
-        float tensor `(p, *grid)` with `p = 2 * COORDINATE_OCTAVES * len(grid)`, values in [-1, 1].
+    They are float `(p, *grid)` with `p = 2 * COORDINATE_OCTAVES * len(grid)`, values in [-1, 1], of the type and on the
+    device of `like`; by default float32 on the CPU.
     """
-    features = []
+    features, device = [], None if like is None else like.device
     octaves = math.pi * 2.0 ** torch.arange(COORDINATE_OCTAVES, dtype=torch.float64, device=device)
     for axis, size in enumerate(grid):
         coordinate = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size
         phase = octaves[:, None] * coordinate
         shape = [-1] + [size if a == axis else 1 for a in range(len(grid))]
         features.append(torch.cat([phase.sin(), phase.cos()]).view(shape).expand(-1, *grid))
-    return torch.cat(features).float()
+    return torch.cat(features).float().to(torch.float32 if like is None else like.dtype)
+
+
+def check_kernels(**sizes: int) -> None:
+    """Raise InputError for a kernel size that is even or below 3."""
+    for name, size in sizes.items():
+        if size < 3 or size % 2 == 0:
+            raise InputError(f"{name} is {size}; give an odd number of at least 3")
 
 
 class _Pointwise2d(nn.Conv2d):
     def forward(self, features_bcs: Tensor) -> Tensor:
-        return _linear_map(features_bcs, self) if _for_gradient(features_bcs) else super().forward(features_bcs)
+        return _pointwise(self, features_bcs, super().forward)
 
 
 class _Pointwise3d(nn.Conv3d):
     def forward(self, features_bcs: Tensor) -> Tensor:
-        return _linear_map(features_bcs, self) if _for_gradient(features_bcs) else super().forward(features_bcs)
+        return _pointwise(self, features_bcs, super().forward)
 
 
-def _for_gradient(features_bcs: Tensor) -> bool:
-    return torch.is_grad_enabled() and features_bcs.device.type == "cpu"
-
-
-def _linear_map(features_bcs: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
-    return F.linear(features_bcs.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+def _pointwise(conv: Any, features_bcs: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+    if torch.is_grad_enabled() and features_bcs.device.type == "cpu":
+        return F.linear(features_bcs.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+    return convolve(features_bcs)
 
 
 def pointwise(spatial_dims: int, in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Module:
@@ -112,15 +103,7 @@ class CroppedConv(nn.Module):
                                         ^ this position
 
     Along `axis` the kernel reaches `kernel_size // 2` back; along later axes it is full and centered; along earlier
-    axes it has one tap. The output has the size of the input.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        axis: the stack's axis, 0 the slowest in raster order.
-        kernel_size: odd size of the uncropped kernel.
-        strict: leave this position's own slab (row, plane) out.
+    axes it has one tap. `strict` leaves this position's own slab (row, plane) out. Output and input have one size.
     """
 
     def __init__(
@@ -158,12 +141,7 @@ class GatedLayer(nn.Module):
         horizontal:  h -> conv -> (+) <----------------- +
                                   gate ---> 1x1 -> (+ h) -> h
 
-    Args:
-        spatial_dims: 2 or 3, which is also the number of stacks.
-        channels: channels of every stack.
-        kernel_size: odd size of the uncropped kernel.
-        use_context: whether a context map is added at every gate.
-        dropout: probability with which a gated feature is dropped in training.
+    There are as many stacks as spatial dimensions, each of `channels`; a context map is added at every gate.
     """
 
     def __init__(self, spatial_dims: int, channels: int, *, kernel_size: int, use_context: bool, dropout: float):
@@ -209,13 +187,7 @@ class CausalAttention(nn.Module):
         h -> layer norm -> linear (+ linear of coordinates) -> q, k, v -> softmax(q k' / sqrt(d)) v -> linear -> (+ h)
 
     The features at a position already exclude its own code, so a position may attend to itself.
-
-    Args:
-        channels: channels of the features.
-        num_heads: number of heads.
-        width: channels of queries, keys and values over all heads.
-        num_coordinates: number of position features.
-        dropout: probability with which an output feature is dropped in training.
+    `width` counts the channels of queries, keys and values over all heads.
     """
 
     def __init__(self, channels: int, *, num_heads: int, width: int, num_coordinates: int, dropout: float) -> None:
@@ -256,23 +228,10 @@ class ContextNetwork(nn.Module):
 
     Without coarser levels every spatial size of the result is 1. The map depends on none of the prior's own codes, so
     a sampler computes it once.
-
-    Args:
-        spatial_dims: 2 or 3.
-        channels: channels of the result.
-        coarser_codes: codebook sizes of the coarser levels, coarsest first.
-        condition_dim: length of the condition vector, 0 for none.
-        num_blocks: residual blocks a level.
     """
 
     def __init__(
-        self,
-        spatial_dims: int,
-        channels: int,
-        *,
-        coarser_codes: Sequence[int],
-        condition_dim: int,
-        num_blocks: int = 2,
+        self, spatial_dims: int, channels: int, *, coarser_codes: Sequence[int], condition_dim: int, num_blocks: int = 2
     ) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
@@ -299,10 +258,6 @@ class ContextNetwork(nn.Module):
             vector_bc = self.vector(condition.to(parameter.dtype))
             vector_bcs = vector_bc.view(*vector_bc.shape, *(1,) * self.spatial_dims)
             context_bcs = vector_bcs if context_bcs is None else context_bcs + vector_bcs
-        if context_bcs is None:
-            raise AssertionError("a ContextNetwork without coarser levels and condition is never built")
-        return context_bcs if torch.is_grad_enabled() else context_bcs.contiguous(memory_format=_format(context_bcs))
-
-
-def _format(x_bcs: Tensor) -> torch.memory_format:
-    return torch.channels_last if x_bcs.ndim == 4 else torch.channels_last_3d
+        assert context_bcs is not None, "a ContextNetwork without coarser levels and condition is never built"
+        layout = torch.channels_last if context_bcs.ndim == 4 else torch.channels_last_3d
+        return context_bcs if torch.is_grad_enabled() else context_bcs.contiguous(memory_format=layout)

@@ -17,12 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_vqgen.errors import InputError
 from monai_vqgen.networks.priors.base import CodeWeights, IncrementalPass, Prior, check_prior_inputs
 from monai_vqgen.networks.priors.gated.weights import at, linear
-from monai_vqgen.networks.priors.layers import ContextNetwork, pointwise, spread
-
-__all__ = ["MaskedConv", "MaskedIncremental", "MaskedPixelCNN"]
+from monai_vqgen.networks.priors.layers import check_kernels, pointwise, spread
 
 
 class MaskedConv(nn.Module):
@@ -32,14 +29,7 @@ class MaskedConv(nn.Module):
                             x . .                  x x .
 
     Stacking these leaves a blind spot to the right of the rows above; `CroppedConv` has none. The rows (3D: planes)
-    after this one are cropped, the rest of the future is masked.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd size of the uncropped kernel.
-        include_center: mask B (True) or mask A (False).
+    after this one are cropped, the rest of the future is masked. `include_center` makes mask B.
     """
 
     mask: Tensor
@@ -139,20 +129,14 @@ class MaskedPixelCNN(Prior):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(num_codes, spatial_dims, coarser_codes=coarser_codes, condition_dim=condition_dim)
-        for name, size in {"kernel_size": kernel_size, "first_kernel_size": first_kernel_size}.items():
-            if size < 3 or size % 2 == 0:
-                raise InputError(f"{name} is {size}; give an odd number of at least 3")
+        check_kernels(kernel_size=kernel_size, first_kernel_size=first_kernel_size)
         use_context = bool(self.coarser_codes or condition_dim)
         self.channels = channels
         self.embedding = nn.Embedding(num_codes, channels)
         self.input = MaskedConv(
             spatial_dims, channels, out_channels=channels, kernel_size=first_kernel_size, include_center=False
         )
-        self.context = (
-            ContextNetwork(spatial_dims, channels, coarser_codes=self.coarser_codes, condition_dim=condition_dim)
-            if use_context
-            else None
-        )
+        self.context = self._context_network(channels)
         self.blocks = nn.ModuleList(
             MaskedBlock(spatial_dims, channels, kernel_size=kernel_size, use_context=use_context, dropout=dropout)
             for _ in range(num_blocks)
@@ -230,12 +214,7 @@ class _MaskedCache:
 class MaskedIncremental(IncrementalPass):
     """The incremental pass of a `MaskedPixelCNN`; logits equal the full forward's to float precision.
 
-    Args:
-        prior: the network; dropout is off whatever its mode, and later changes of its weights have no effect.
-        grid: sizes of the spatial axes.
-        batch_size: number of grids.
-        coarser: grids of the coarser levels, coarsest first.
-        condition: float `(batch_size, f)` or None.
+    Dropout is off whatever the prior's mode, and later changes of its weights have no effect.
     """
 
     @torch.inference_mode()

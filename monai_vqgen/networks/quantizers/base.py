@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +16,6 @@ from torch.nn import functional as F
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.architecture import Recorded
-
-__all__ = [
-    "ESTIMATORS",
-    "Quantized",
-    "Quantizer",
-    "check_codebook",
-    "nearest_codes",
-    "pass_gradient",
-    "rows_to_grid",
-    "to_rows",
-]
 
 ESTIMATORS = ("straight_through", "rotation")
 _EPSILON = 1e-6  # keeps the rotation defined for vectors of length zero
@@ -61,8 +50,7 @@ class Quantizer(Recorded, nn.Module, ABC):
     ``forward`` and ``lookup`` never change a buffer, in either mode. Only `prepare` and `learn` do, and only the
     autoencoder's training pass calls them. A quantizer that learns without gradients overrides `update`.
 
-    A new one goes into a file of its own beside this; its name into the `__init__` of `quantizers` and `networks`, and
-    onto the page `docs/api/networks.md`.
+    The name of a new one goes into the `__init__` of `networks` and onto the page `docs/api/networks.md`.
 
     Attributes:
         num_codes: how many codes there are (K).
@@ -150,14 +138,41 @@ def rows_to_grid(rows_nd: Tensor, like_bds: Tensor) -> Tensor:
     return torch.movedim(rows_nd.reshape(batch, *spatial, rows_nd.shape[1]), -1, 1)
 
 
-def check_codebook(num_codes: int, dim: int, gradient_estimator: str) -> None:
-    """Raise InputError for a codebook that cannot be, or a gradient estimator that is not one of `ESTIMATORS`."""
-    if num_codes < 2 or dim < 1:
-        raise InputError(f"num_codes={num_codes}, dim={dim}: at least 2 codes of at least 1 dimension are needed")
-    if gradient_estimator not in ESTIMATORS:
-        raise InputError(
-            f"gradient_estimator={gradient_estimator!r} is not known: choose one of {', '.join(ESTIMATORS)}"
-        )
+class Codebook(Quantizer):
+    """A quantizer to the nearest of some vectors, ``embeddings_kd``, which subclasses make and learn.
+
+    Its loss is ``commitment`` times the mean squared distance of latents to their codes.
+    """
+
+    embeddings_kd: Tensor
+
+    def __init__(self, num_codes: int, dim: int, *, commitment: float, gradient_estimator: str) -> None:
+        super().__init__()
+        if num_codes < 2 or dim < 1:
+            raise InputError(f"num_codes={num_codes}, dim={dim}: at least 2 codes of at least 1 dimension are needed")
+        if gradient_estimator not in ESTIMATORS:
+            known = ", ".join(ESTIMATORS)
+            raise InputError(f"gradient_estimator={gradient_estimator!r} is not known: choose one of {known}")
+        self.num_codes, self.dim = num_codes, dim
+        self.commitment, self.gradient_estimator = commitment, gradient_estimator
+
+    def forward(self, latents_bds: Tensor) -> Quantized:
+        """Quantize latents ``(b, d, *s)``; pure in both modes."""
+        with torch.autocast(latents_bds.device.type, enabled=False):
+            rows_nd = to_rows(latents_bds)
+            codes_n = nearest_codes(rows_nd, self.embeddings_kd.detach())
+            chosen_nd = F.embedding(codes_n, self.embeddings_kd)
+            loss = self._loss(rows_nd, chosen_nd) if rows_nd.shape[0] else rows_nd.sum()
+            embeddings_nd = pass_gradient(rows_nd, chosen_nd, self.gradient_estimator)
+        codes_bs = codes_n.reshape(latents_bds.shape[0], *latents_bds.shape[2:])
+        return Quantized(rows_to_grid(embeddings_nd, latents_bds), codes_bs, loss)
+
+    def _loss(self, rows_nd: Tensor, chosen_nd: Tensor) -> Tensor:
+        return self.commitment * F.mse_loss(rows_nd, chosen_nd.detach())
+
+    def lookup(self, codes_bs: Tensor) -> Tensor:
+        """Return the embeddings ``(b, d, *s)`` of codes."""
+        return F.embedding(codes_bs, self.embeddings_kd).movedim(-1, 1)
 
 
 @torch.no_grad()
@@ -196,18 +211,12 @@ def pass_gradient(latents_nd: Tensor, chosen_nd: Tensor, estimator: str) -> Tens
 
     ``straight_through`` copies the gradient (van den Oord et al. 2017, section 3.2). ``rotation`` sends it through
     the rotation and scaling that carry the latent onto its code, held constant (Fifty et al. 2024, equation 4).
-
-    Args:
-        latents_nd: the encoder's vectors.
-        chosen_nd: the code's vector of each.
-        estimator: one of `ESTIMATORS`.
     """
     chosen_nd = chosen_nd.detach()
     if not (torch.is_grad_enabled() and latents_nd.requires_grad):
         return chosen_nd
     if estimator == "straight_through":
-        passed: Tensor = _StraightThrough.apply(latents_nd, chosen_nd)
-        return passed
+        return cast("Tensor", _StraightThrough.apply(latents_nd, chosen_nd))
     return _rotate_onto(latents_nd, chosen_nd)
 
 

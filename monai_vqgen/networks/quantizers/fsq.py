@@ -14,8 +14,6 @@ from torch import Tensor
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.quantizers.base import Quantized, Quantizer, rows_to_grid, to_rows
 
-__all__ = ["FiniteScalarQuantizer"]
-
 _EDGE = 1e-3  # keeps tanh's image off the half-way points at the ends (Mentzer et al. 2023, appendix A.1)
 
 
@@ -51,15 +49,12 @@ class FiniteScalarQuantizer(Quantizer):
         levels_d = torch.tensor(self.levels)
         half_d = (levels_d - 1) * (1 + _EDGE) / 2
         offset_d = torch.where(levels_d % 2 == 0, 0.5, 0.0)
-        constants = {
-            "levels_d": levels_d,
-            "basis_d": torch.tensor([math.prod(self.levels[:i]) for i in range(self.dim)]),
-            "half_widths_d": half_d,
-            "offsets_d": offset_d,
-            "shifts_d": torch.atanh(offset_d / half_d),
-        }
-        for name, value in constants.items():
-            self.register_buffer(name, value, persistent=False)
+        basis_d = torch.tensor([math.prod(self.levels[:i]) for i in range(self.dim)])
+        self.register_buffer("levels_d", levels_d, persistent=False)
+        self.register_buffer("basis_d", basis_d, persistent=False)
+        self.register_buffer("half_widths_d", half_d, persistent=False)
+        self.register_buffer("offsets_d", offset_d, persistent=False)
+        self.register_buffer("shifts_d", torch.atanh(offset_d / half_d), persistent=False)
 
     def forward(self, latents_bds: Tensor) -> Quantized:
         """Quantize latents ``(b, d, *s)``; pure in both modes."""

@@ -254,6 +254,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">]><ListBucketResult>&a;</ListBucket
     [
         (BOMB.encode(), "document type"),
         (f'<?xml version="1.0" encoding="UTF-16"?>{BOMB}'.encode("utf-16"), "document type"),
+        (b"<a>" * 100_000, "nests more than"),
         (b"<html>sign in</html>", "not the listing"),
         (b"welcome", "not XML"),
         (b"", "not XML"),
@@ -496,6 +497,19 @@ def test_a_silent_server_is_not_waited_for_forever(bucket, remote, path, monkeyp
     fetch_file(remote, path)
     assert path.read_bytes() == CONTENT
     assert [headers.get("Range") for headers in bucket.asked_for(KEY)] == [None, "bytes=100-", "bytes=300-"]
+
+
+@pytest.mark.parametrize("what", ["the listing", "a file"])
+def test_a_server_that_drips_is_left_at_the_deadline_of_the_whole_download(bucket, tmp_path, monkeypatch, what):
+    """Each read is in time, and the whole would take for ever."""
+    for key, content in ((f"{NAME}/CHANGES", b"1.0"), (f"{NAME}/sub-01/anat/sub-01_T1w.nii", bytes(1000))):
+        bucket.files[key] = content
+    monkeypatch.setattr(download, "GRACE_S", 0.5)
+    monkeypatch.setattr(download, "_get" if what == "the listing" else "_resume", lambda *_: time.sleep(30))
+    begin = time.monotonic()
+    with pytest.raises(DownloadError, match=r"the time for this download is over.*it resumes"):
+        download.download_openneuro(NAME, tmp_path, base_url=bucket.url, progress=False)
+    assert time.monotonic() - begin < 10
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")

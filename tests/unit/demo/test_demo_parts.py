@@ -19,7 +19,7 @@ from monai_vqgen.demo.sizes import read_size, size_names
 from monai_vqgen.demo.stages import bundle_stages
 from monai_vqgen.engines import check_command_line
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
-from monai_vqgen.plots.pictures import Curve, PictureRow, grid_picture, save_curves, save_png, save_rows
+from monai_vqgen.plots.pictures import Curve, PictureRow, save_curves, save_grid, save_png, save_rows
 from tools.reproduce import reproduce
 from tools.results import check_section
 
@@ -78,14 +78,32 @@ def test_a_file_or_a_foreign_folder_is_never_moved(tmp_path):
             claim_demo_folder(tmp_path / name)
 
 
-def test_grid_picture_places_images_row_by_row():
-    images = np.stack([np.full((128, 130), value) for value in (0.2, 0.4, 0.6)])
-    picture = grid_picture(images, columns=2, gap=1)
-    assert picture.shape == (2 * 129 + 1, 2 * 131 + 1)
-    assert (picture[1:129, 1:131] == np.float32(0.2)).all()
-    assert (picture[1:129, 132:262] == np.float32(0.4)).all()
-    assert (picture[130:258, 1:131] == np.float32(0.6)).all()
-    assert grid_picture(np.zeros((1, 40, 50)), gap=0).shape == (80, 100)  # small images are doubled
+def test_a_grid_places_images_row_by_row_under_its_title(tmp_path):
+    images = np.stack([np.full((128, 128), value) for value in (0.2, 0.4, 0.6)])
+
+    save_grid(images, tmp_path / "grid.png", columns=2, title="three images")
+
+    picture = np.asarray(Image.open(tmp_path / "grid.png").convert("L"), dtype=float) / 255
+    assert picture.shape == (2 * 128 + 28, 2 * 128)
+    assert picture[28 + 64, 64] == pytest.approx(0.2, abs=0.01)
+    assert picture[28 + 64, 128 + 64] == pytest.approx(0.4, abs=0.01)
+    assert picture[28 + 128 + 64, 64] == pytest.approx(0.6, abs=0.01)
+    assert (picture[:24] < 0.5).any()
+    assert (picture[28 + 130 :, 130:] == 1).all()
+
+
+def test_a_long_title_takes_as_many_lines_as_it_needs(tmp_path):
+    for name, title in {"short": "one", "long": "a title that is far longer than two images are wide"}.items():
+        save_grid(np.ones((2, 128, 128)), tmp_path / f"{name}.png", title=title)
+    short, long = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("short", "long"))
+    assert short.shape[1] == long.shape[1] == 256
+    assert long.shape[0] > short.shape[0] + 15
+    assert (long[: long.shape[0] - 128, -4:] > 250).all()  # no letter runs over the edge
+
+
+def test_a_picture_says_in_itself_what_it_shows(tmp_path):
+    save_png(np.zeros((4, 4)), tmp_path / "a.png", description="Synthetic: seed 3; 65 mm")
+    assert Image.open(tmp_path / "a.png").text == {"Description": "Synthetic: seed 3; 65 mm"}
 
 
 def test_png_keeps_the_fixed_range(tmp_path):
@@ -109,7 +127,7 @@ def test_rows_show_images_in_their_place_and_differences_in_color(tmp_path):
 
 def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr("monai_vqgen.plots.pictures._save_figure", lambda figure, path: figures.append((figure, path)))
+    monkeypatch.setattr("monai_vqgen.plots.pictures.save_figure", lambda figure, path: figures.append((figure, path)))
     panels = {
         "falling": [Curve("training", [1, 2, 3], [100.0, 10.0, 1.0]), Curve("validation", [2], [20.0])],
         "flat": [Curve("training", [1, 2], [2.0, float("nan")])],

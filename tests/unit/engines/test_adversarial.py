@@ -233,28 +233,6 @@ def test_the_autoencoders_loss_sends_no_gradient_to_the_discriminator_and_its_le
     assert update.optimizer.param_groups[0]["lr"] == 0.007
 
 
-def test_a_training_in_two_parts_is_the_training_in_one(tmp_path) -> None:
-    data = batches(4)
-
-    def run(epochs: int, *, resume: bool, path: str) -> tuple[dict, dict]:
-        module, update = objective(), adversary(start=1, ramp=5, balance_every=2, r1_every=3)
-        trainer = trainer_of(module, data, update, epochs=epochs)
-        parts = {"objective": module, "optimizer": trainer.optimizer, "adversary": update}
-        TrainingState(tmp_path / path, parts, resume=resume).attach(trainer)
-        trainer.run()
-        return state(module), update.state_dict()
-
-    whole = run(2, resume=False, path="whole.pt")
-    run(1, resume=False, path="parts.pt")
-    parts = run(2, resume=True, path="parts.pt")
-    assert equal(whole[0], parts[0])
-    assert equal(whole[1]["discriminator"], parts[1]["discriminator"])
-    assert whole[1]["weights"] == parts[1]["weights"]
-    assert whole[1]["mean_loss"] == parts[1]["mean_loss"]
-    for index, values in whole[1]["optimizer"]["state"].items():
-        assert equal(values, parts[1]["optimizer"]["state"][index])
-
-
 def test_the_state_of_another_discriminator_is_refused(tmp_path) -> None:
     module = objective()
     trainer = trainer_of(module, batches(1), adversary())

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import monai.bundle
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
-from monai_vqgen.engines import check_command_line
-from monai_vqgen.errors import InputError
+from monai_vqgen.engines import check_command_line, command_line
+from monai_vqgen.errors import InputError, root_cause
 
 PROGRAM = "/usr/lib/python3/site-packages/monai/bundle/__main__.py"
 
@@ -15,10 +26,21 @@ PROGRAM = "/usr/lib/python3/site-packages/monai/bundle/__main__.py"
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "train.json"
-    network = {"_target_": "monai_vqgen.networks.GatedPixelCNN", "num_codes": 8}
-    path.write_text(
-        json.dumps({"max_epochs": 3, "model": None, "prior_defs": [network], "free": {"a": 1, "on": False}})
-    )
+    content = {
+        "max_epochs": 3,
+        "model": None,
+        "output_dir": "out",
+        "device": "cpu",
+        "prior_defs": [{"_target_": "monai_vqgen.networks.GatedPixelCNN", "num_codes": 8}],
+        "free": {"a": 1, "on": False, "rate": 0.1},
+        "clock": "wall",
+        "initialize": ["$monai_vqgen.engines.check_command_line()"],
+        "imports": ["$import monai_vqgen", "$import pathlib"],
+        "run": ["$pathlib.Path(@written).write_text(repr([@output_dir, @model, @free::a]))"],
+        "written": str(tmp_path / "written"),
+        "dataset_dir": "my slices",
+    }
+    path.write_text(json.dumps(content))
     return str(path)
 
 
@@ -36,7 +58,10 @@ def check(config: str, *arguments: str) -> None:
         ["--prior_defs#0#num_codes", "16"],
         ["--prior_defs::0::num_layers", "2"],  # not in the file, but an argument of the class
         ["--free::a", "-1"],
-        ["--free::a", "false"],  # not a switch: whatever it means, it is not taken for true
+        ["--free::rate", "1"],
+        ["--free::rate", "$1/3"],
+        ["--device", "cpu"],
+        ["--device", "$torch.device('cpu')"],
         *[["--free::on", text] for text in ("True", "true", "False", "0", "1", "$True", "@off")],
         ["--free::on"],
         ["--meta_file", "metadata.json", "--logging_file", "logging.conf"],
@@ -57,6 +82,12 @@ def test_known_options_pass(config, arguments):
         (["--prior_defs::1::num_codes", "16"], "no option"),
         (["--free::b", "1"], "--free::a"),
         (["--experiment_name", "first"], "no option"),
+        (["--free::a", "false"], "expected a whole number, such as --free::a 1"),
+        (["--max_epochs", "four"], "--max_epochs four: expected a whole number, such as --max_epochs 3"),
+        (["--max_epochs", "2.5"], "expected a whole number"),
+        (["--free::rate", "fast"], "--free::rate fast: expected a number"),
+        (["--output_dir"], "--output_dir True: expected text"),
+        (["--device", "gpu"], "is no device: expected cpu, cuda or cuda:1"),
     ],
 )
 def test_unknown_options_are_refused_with_what_is_near(config, arguments, hint):
@@ -84,3 +115,146 @@ def test_several_files_and_an_args_file_are_read(config, tmp_path):
 
 def test_other_programs_are_left_alone():
     check_command_line(["/usr/bin/pytest", "run", "--no_such_option"])
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_what_to_do(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="no GPU that torch can use; leave --device out, or give --device cpu"):
+        check(config, "--device", "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check(config, "--device", "cuda:1")
+    with pytest.raises(InputError, match="has 2 GPUs"):
+        check(config, "--device", "cuda:2")
+
+
+# --- the call of MONAI's, from Python or as a program
+
+
+def from_python(config: str, **options) -> list:
+    """What arrives of an output folder, a model and a number."""
+    monai.bundle.run(config_file=config, logging_file=False, **options)
+    return eval(Path(ConfigParser.load_config_file(config)["written"]).read_text())
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_a_call_from_python_is_checked_as_the_command_line_is(config, tmp_path):
+    assert from_python(config, model="m.pt", **{"free::a": 2}) == ["out", "m.pt", 2]
+    assert from_python(config, output_dir=tmp_path / "a#b") == [str(tmp_path / "a#b"), None, 1]
+    for options, message in (
+        ({"max_epoch": 2}, "^max_epoch is no option.*did you mean max_epochs?"),
+        ({"max_epochs": "4"}, "^max_epochs 4"),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            from_python(config, **options)
+        with pytest.raises(InputError, match=message):
+            raise root_cause(caught.value)
+
+
+@pytest.mark.parametrize("text", ["run#2", "20240131", "1e5", "a,b", "[x]", "a@b#c", "'run#2'", "~/x", "$'a' + 'b'"])
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_a_path_arrives_as_it_was_typed(config, monkeypatch, text):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "--config_file", config, f"--output_dir={text}", "--model", text])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(command_line, "_show_errors_plainly", lambda config: None)
+    command_line.fire.Fire(monai.bundle.run, command=[*sys.argv[2:], "--logging_file", "False"])
+    expected = {"'run#2'": "run#2", "~/x": "/home/me/x", "$'a' + 'b'": "ab"}.get(text, text)
+    assert eval(Path(ConfigParser.load_config_file(config)["written"]).read_text()) == [expected, expected, 1]
+
+
+def program(config: str, *words: str, **variables: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "monai_vqgen", "run", "--config_file", config, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
+
+
+@pytest.mark.slow
+def test_any_error_of_a_program_is_one_line_and_a_variable_shows_the_traceback(config):
+    failing = ["--run", "$[1 / 0]"]
+    ended = program(config, *failing)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero (MONAI_VQGEN_TRACEBACK=1 shows where)"
+    assert "Traceback" not in ended.stderr
+    assert "Traceback" in program(config, *failing, MONAI_VQGEN_TRACEBACK="1").stderr
+
+
+@pytest.mark.slow
+def test_a_file_that_is_not_there_and_a_tracking_that_is_unknown_are_one_line(config):
+    for words, message in (
+        (
+            [config.replace("train", "tran")],
+            f"there is no configuration file {config.replace('train', 'tran')}: did you mean {config}?",
+        ),
+        ([config, "--tracking", "wandb"], "--tracking wandb is neither mlflow nor a file"),
+    ):
+        ended = program(*words)
+        assert ended.returncode == 1
+        assert message in ended.stderr.splitlines()[-1]
+        assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_program_says_how_to_go_on(config):
+    content = {
+        **ConfigParser.load_config_file(config),
+        "resume": False,
+        "run": ["$print('at work', flush=True)", "$time.sleep(60)"],
+    }
+    content["imports"] = ["$import monai_vqgen", "$import time"]
+    Path(config).write_text(json.dumps(content))
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config]
+    as_in_a_terminal = functools.partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # jobs in the background ignore it
+    pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=as_in_a_terminal) as process:
+        while "at work" not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert errors.splitlines()[-1] == "Interrupted; go on with --resume True"
+    assert "Traceback" not in errors
+
+
+def test_a_full_disk_is_named_and_the_log_file_keeps_the_traceback(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", None)
+    log = logging.FileHandler(tmp_path / "train.log")
+    logging.getLogger().addHandler(log)
+    try:
+        command_line._show_errors_plainly({"output_dir": str(tmp_path / "run"), "resume": True})
+        try:
+            try:
+                raise OSError(28, "No space left on device")
+            except OSError as error:
+                raise RuntimeError("Failed to evaluate $__local_refs['train']") from error
+        except RuntimeError as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        logging.getLogger().removeHandler(log)
+        log.close()
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"\nOSError: the disk of {tmp_path} is full (")
+    assert shown.endswith("MB left): make room; go on with --resume True\n")
+    assert "Traceback" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_stage_ends_with_what_it_wrote_and_the_next_command(config, tmp_path):
+    (tmp_path / "earlier").touch()
+    os.utime(tmp_path / "earlier", (1, 1))
+    told = program(config, f"--output_dir={tmp_path}").stderr.splitlines()
+    assert told[-1] == f"Written to {tmp_path}: written", "where the next configuration is not there"
+    (tmp_path / "extract_codes.json").touch()
+    os.utime(tmp_path / "extract_codes.json", (1, 1))
+    told = program(config, f"--output_dir={tmp_path}").stderr.splitlines()[-2:]
+    assert told == [
+        f"Written to {tmp_path}: written",
+        f"Next: python -m monai.bundle run --config_file {tmp_path}/extract_codes.json --dataset_dir 'my slices' "
+        f"--model {tmp_path}/model.pt",
+    ]
+    for ending in ("sys.exit(143)", "1 / 0"):
+        ended = program(config, f"--output_dir={tmp_path}", "--run", f"$[{ending} for sys in [__import__('sys')]]")
+        assert ended.returncode == (143 if "exit" in ending else 1)
+        assert "Next:" not in ended.stderr
+        assert "Written to" not in ended.stderr

@@ -72,7 +72,7 @@ def test_a_missing_training_split_is_an_error(tmp_path, network):
         write_codes(network, tmp_path, tmp_path / "codes", preprocessing=LoadSliced("image"))
 
 
-@pytest.mark.parametrize("listed", [None, [], [{"image": "train/0.png"}, {"image": "gone.png"}]])
+@pytest.mark.parametrize("listed", [None, [], [{"image": "train/1.png"}, {"image": "gone.png"}]])
 def test_a_test_split_may_be_absent_or_empty_but_not_damaged(tmp_path, network, listed):
     write_folders(tmp_path)
     datalist = {"training": [{"image": "train/0.png"}], "validation": [{"image": "validate/0.png"}], "test": listed}

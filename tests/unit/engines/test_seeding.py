@@ -1,8 +1,12 @@
-"""Randomness is a function of seed and epoch, and the order of rows does not depend on the number of processes."""
+"""Randomness is a function of seed and epoch; rows and ranks are those that the launcher tells, however many run."""
 
 from __future__ import annotations
 
+import os
 import random
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -67,3 +71,25 @@ def test_an_empty_data_set_and_processes_that_are_not_joined_are_refused(monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="multi_gpu"):
         shard([1], shuffle=True)
+
+
+JOIN = """
+import ignite.distributed as idist
+from monai_vqgen.engines import end_distributed, start_distributed
+start_distributed("cpu")
+idist.barrier()
+print("local rank", idist.get_local_rank())
+end_distributed()
+"""
+
+
+def test_in_a_slurm_job_torchruns_local_rank_counts_and_not_slurms():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    slurm = {"SLURM_JOB_ID": "5", "SLURM_LOCALID": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", JOIN], env={**os.environ, **ranks, **slurm}, capture_output=True, text=True, timeout=300
+    )
+    assert "local rank 3" in ended.stdout, ended.stderr

@@ -32,6 +32,8 @@ from monai_vqgen.metrics import (
     precision_recall,
     split_two_samples,
 )
+from monai_vqgen.models.record import SamplingSettings
+from monai_vqgen.models.samples import Samples
 
 SIZE, RANGE_MM = 32, (20.0, 60.0)
 OFF_MM = 5.0  # asked for, beyond where the sample lies
@@ -239,15 +241,21 @@ def test_independent_codes_keep_the_histogram_of_each_position_and_nothing_betwe
     assert not torch.equal(drawn[0], other[0])
 
 
+def drawn(images, positions_mm):
+    """Samples with these images, asked for at these positions."""
+    conditions = [{"sex": "f", "position_mm": float(position)} for position in positions_mm]
+    return Samples(images, (), conditions, None, 5, SamplingSettings((0.8,), (None,), (0.9,)), 0.0)
+
+
 @pytest.fixture
 def shown(monkeypatch):
-    """The rows and titles of each picture that is written."""
-    pictures: list[tuple[list, list]] = []
+    """The rows and the title of each picture that is written."""
+    pictures: list[tuple[list, str]] = []
     write = module.save_rows
 
-    def keep(rows, path, *, titles=()):
-        pictures.append((list(rows), list(titles)))
-        write(rows, path, titles=titles)
+    def keep(rows, path, *, title=""):
+        pictures.append((list(rows), title))
+        write(rows, path, title=title)
 
     monkeypatch.setattr(module, "save_rows", keep)
     return pictures
@@ -256,8 +264,11 @@ def shown(monkeypatch):
 def test_the_closest_pairs_are_shown_nearest_first_and_as_they_were_aligned(kinds, tmp_path, shown):
     samples, training = kinds["samples"].images.clone(), kinds["training"].images
     samples[20] += 0.001  # so that the mirrored copy comes first
-    save_closest_pairs(samples, training, aligned_neighbors(samples, training), tmp_path / "pairs.png", count=3)
-    ((sample_row, training_row), _) = shown[0]
+    nearest = aligned_neighbors(samples, training)
+    save_closest_pairs(drawn(samples, range(len(samples))), training, nearest, tmp_path / "pairs.png", count=3)
+    ((sample_row, training_row), title) = shown[0]
+    assert sample_row.marks == [f"{i} mm f" for i in nearest.distances_m.argsort(stable=True)[:3]]
+    assert title == "Synthetic: seed 5, temperature 0.8, top_p 0.9"
     assert len(sample_row.images_nhw) == len(training_row.images_nhw) == 3
     assert np.array_equal(training_row.images_nhw[:2], training[[7, 3], 0].numpy())
     np.testing.assert_allclose(sample_row.images_nhw[1], training[3, 0].numpy(), atol=0.0011)
@@ -272,13 +283,15 @@ def test_the_closest_pairs_are_shown_nearest_first_and_as_they_were_aligned(kind
 
 def test_a_sample_stands_in_the_column_of_the_position_it_was_asked_for(tmp_path, shown):
     positions = np.random.default_rng(0).permutation(np.linspace(10, 90, 33))
-    samples = np.ones((33, 8, 8)) * positions[:, None, None] / 100  # its brightness tells its position
-    save_positions(samples, positions.tolist(), tmp_path / "positions.png", columns=4, rows=3)
-    ((rows, titles),) = shown
-    assert titles == ["20 mm", "40 mm", "60 mm", "80 mm"]
+    images = torch.ones(33, 1, 8, 8) * torch.from_numpy(positions)[:, None, None, None] / 100  # bright: far down
+    save_positions(drawn(images, positions), tmp_path / "positions.png", columns=4, rows=3)
+    ((rows, title),) = shown
+    assert title.startswith("Synthetic: seed 5")
     assert len(rows) == 3
     for row in rows:
         seen = 100 * row.images_nhw[:, 0, 0]
         assert (np.abs(seen - [20, 40, 60, 80]) <= 10).all()
+        marks = [float(mark.removesuffix(" mm f")) for mark in row.marks]
+        np.testing.assert_allclose(marks, seen, atol=0.51)
     assert len({float(image[0, 0]) for row in rows for image in row.images_nhw}) == 12  # each sample once
     assert (tmp_path / "positions.png").stat().st_size > 0

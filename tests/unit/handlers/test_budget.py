@@ -132,3 +132,10 @@ def test_the_place_in_a_schedule_of_another_length_is_steps_done_or_time_spent(b
     assert scheduler.last_epoch == place
     rate = before if (budget_s, total_steps) == (20.0, 40) else scheduler.lr_lambdas[0](place)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_the_time_of_the_slowest_process_is_what_a_resumed_run_has_spent(monkeypatch):
+    monkeypatch.setattr(TimeBudget, "spent_s", lambda self: 2 * self._own_spent_s())  # another one takes twice as long
+    run = Run(20.0 / 60)
+    assert len(run.rates) == 10
+    assert run.budget.state_dict()["spent_s"] == 20.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -22,8 +23,11 @@ from monai_vqgen.handlers import (
     Patience,
     ReconstructionImages,
     SampleImages,
+    TimeBudget,
+    TrainingProgress,
     claim_output,
     image_rows,
+    publish_output,
 )
 from monai_vqgen.networks import GatedPixelCNN, HierarchicalVQVAE
 
@@ -72,6 +76,19 @@ def test_patience_ends_the_training_after_as_many_validations_without_progress(p
     )
     Patience(evaluator, metric="loss", patience=patience).attach(engine)
     engine.run([0], max_epochs=6)
+    assert engine.state.epoch == last_epoch
+
+
+@pytest.mark.parametrize(("patience", "last_epoch"), [(2, 5), (3, 6)])
+def test_patience_that_was_over_before_an_interruption_trains_no_epoch_more(patience, last_epoch):
+    engine, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    evaluator.state.metrics["loss"] = 1.0
+    handler = Patience(evaluator, metric="loss", patience=patience)
+    handler.attach(engine)
+    state = {"counter": 2, "best_score": -1.0, "threshold_mode": "abs"}
+    engine.add_event_handler(Events.STARTED, lambda _: handler.load_state_dict(state))
+    engine.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "epoch", 5))
+    engine.run([0], max_epochs=8)
     assert engine.state.epoch == last_epoch
 
 
@@ -150,9 +167,11 @@ def test_earlier_results_are_never_overwritten_silently(tmp_path):
     with pytest.raises(OutputExistsError, match=r"model\.pt.*--overwrite"):
         claim_output(folder, ["model.pt", "history.json"])
     claim_output(folder, ["history.json"])
-    claim_output(folder, ["model.pt"], overwrite=True)
-    assert not (folder / "model.pt").exists()
-    (folder / "model.pt").write_bytes(b"earlier")
+    place = claim_output(folder, ["model.pt"], overwrite=True)
+    (place / "model.pt").write_bytes(b"new")
+    assert (folder / "model.pt").read_bytes() == b"earlier"
+    publish_output(place)
+    assert (folder / "model.pt").read_bytes() == b"new"
     with pytest.raises(OutputExistsError):  # nothing to resume from: would start anew over earlier results
         claim_output(folder, ["model.pt"], resume_from="training_state.pt")
     (folder / "training_state.pt").touch()
@@ -177,9 +196,13 @@ def test_overwriting_removes_the_earlier_results_and_nothing_else(tmp_path):
         claim_output(tmp_path, names, by_products=also)
     claim_output(tmp_path, names, True, by_products=also, resume_from="training_state.pt")  # goes on with what is there
     assert all((tmp_path / name).is_file() for name in [*results, *by_products])
-    claim_output(tmp_path, names, True, by_products=also)
-    assert not any((tmp_path / name).exists() for name in [*results, *by_products, "tensorboard"])
+    place = claim_output(tmp_path, names, True, by_products=also)
+    (place / "model.pt").write_text("new")
+    publish_output(place)
+    assert (tmp_path / "model.pt").read_text() == "new"
+    assert not any((tmp_path / name).exists() for name in [*results[1:], *by_products, "tensorboard"])
     assert all((tmp_path / name).read_text() == "earlier" for name in kept)
+    (tmp_path / "model.pt").unlink()
     write("training_state.pt")
     claim_output(tmp_path, names, by_products=also)  # by-products alone stop nothing
     assert (tmp_path / "training_state.pt").is_file()
@@ -190,16 +213,12 @@ def test_overwriting_a_link_leaves_what_it_points_to(tmp_path):
     (tmp_path / "elsewhere" / "file").touch()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "images").symlink_to(tmp_path / "elsewhere")
-    claim_output(tmp_path / "run", ["images"], True)
+    place = claim_output(tmp_path / "run", ["images"], True)
+    (place / "images").mkdir()
+    (place / "images" / "file").write_text("new")
+    publish_output(place)
     assert not (tmp_path / "run" / "images").is_symlink()
-    assert (tmp_path / "elsewhere" / "file").is_file()
-
-
-def test_only_the_first_process_removes(tmp_path, monkeypatch):
-    (tmp_path / "model.pt").touch()
-    monkeypatch.setattr("monai_vqgen.handlers.output.process_rank", lambda: 1)
-    claim_output(tmp_path, ["model.pt"], True)
-    assert (tmp_path / "model.pt").is_file()
+    assert (tmp_path / "elsewhere" / "file").read_text() == ""
 
 
 def test_rows_of_images_stand_where_they_belong():
@@ -234,3 +253,59 @@ def test_a_prior_is_drawn_from_alone_or_through_the_autoencoder(tmp_path):
     decoded = SampleImages(prior, dataset, level=1, output_dir=tmp_path, num_images=2, autoencoder=network).draw()
     assert decoded.shape == (18, 36)
     assert prior.training
+
+
+class RecordedBar:
+    """Stands for tqdm: what it was opened with, how far it went, its last text."""
+
+    opened: list[RecordedBar]
+
+    def __init__(self, *, total: int, initial: int, desc: str, **options) -> None:
+        self.total, self.n, self.desc, self.closed, self.text = total, initial, desc, False, ""
+        RecordedBar.opened.append(self)
+
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
+        self.text = text
+
+    def update(self, steps: int) -> None:
+        self.n += steps
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("epochs_before", [0, 2])
+def test_one_bar_runs_from_where_the_training_starts_to_its_end(epochs_before, monkeypatch):
+    RecordedBar.opened = []
+    monkeypatch.setattr("monai_vqgen.handlers.history.tqdm", RecordedBar)
+    engine = Engine(lambda engine, batch: [{"loss": 0.25}])
+
+    @engine.on(Events.STARTED)
+    def resume(engine):
+        engine.state.epoch, engine.state.iteration = epochs_before, 3 * epochs_before
+
+    first = []
+    TrainingProgress("prior").attach(engine)
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda: first.append(RecordedBar.opened[0].n))
+    engine.run([0, 1, 2], max_epochs=4)
+    (bar,) = RecordedBar.opened
+    assert (bar.desc, bar.total, bar.n, bar.closed) == ("prior", 12, 12, True)
+    assert first == [3 * epoch for epoch in range(epochs_before, 4)]
+    assert bar.text == "epoch 4/4, loss 0.25"
+
+
+def test_a_time_budget_moves_the_bar_where_it_is_ahead_of_the_steps(monkeypatch):
+    RecordedBar.opened = []
+    monkeypatch.setattr("monai_vqgen.handlers.history.tqdm", RecordedBar)
+    times = itertools.chain([0, 0, 50], itertools.repeat(10**6))  # a step of 50 s of 100 s, then the end
+
+    class Schedule:
+        last_epoch = 0
+
+    engine, shown = Engine(lambda engine, batch: [{"loss": 0.25}]), []
+    budget = TimeBudget(100 / 60, Schedule(), total_steps=300, clock=lambda: next(times))
+    budget.attach(engine)
+    TrainingProgress("prior").attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: shown.append(RecordedBar.opened[0].n))
+    engine.run(range(3), max_epochs=100)
+    assert shown == [1, 150, 300]

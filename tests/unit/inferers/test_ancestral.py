@@ -286,7 +286,7 @@ def test_each_level_can_have_its_own_temperature():
         warm, [torch.zeros(2, 2, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)]
     )
     assert torch.equal(mixed[1], likeliest[1])
-    with pytest.raises(InputError, match="temperature has 3 values for 2 priors"):
+    with pytest.raises(InputError, match="temperature has 3 values for 2 levels"):
         draw([1.0, 0.9, 0.8])
 
 
@@ -304,5 +304,5 @@ def test_each_level_can_be_truncated_by_itself(setting, open_value, tight):
     assert not torch.equal(free[2], cut[2])
     first, second = (draw(tight, tight, tight, seed=seed) for seed in (1, 2))  # only the likeliest code is left
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
-    with pytest.raises(InputError, match=f"{setting} has 2 values for 3 priors"):
+    with pytest.raises(InputError, match=f"{setting} has 2 values for 3 levels"):
         draw(tight, tight, seed=1)

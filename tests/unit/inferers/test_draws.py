@@ -1,4 +1,4 @@
-"""Noise against scipy and numpy's own generator, truncation against plain numpy."""
+"""Noise against scipy and numpy's own generator, truncation against plain numpy, times of finished work, threads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scipy import stats
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.inferers import GumbelNoise, Truncation
+from monai_vqgen.inferers.draws import finished_time, in_memory, one_thread
 
 
 def test_noise_follows_the_standard_gumbel_distribution():
@@ -105,3 +106,66 @@ def test_truncation_out_of_range_is_refused(arguments):
 def test_a_whole_number_of_codes_may_be_a_float():
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]])
     assert torch.equal(Truncation(top_k=3.0).apply(logits), Truncation(top_k=3).apply(logits))
+
+
+def test_the_clock_waits_for_a_gpu_and_for_nothing_else(monkeypatch):
+    calls: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: calls.append(f"wait for {device}"))
+    monkeypatch.setattr("time.perf_counter", lambda: calls.append("clock") or 1.5)
+    assert finished_time("cuda:1") == 1.5
+    assert finished_time(torch.device("cpu")) == 1.5
+    assert calls == ["wait for cuda:1", "clock", "clock"]
+
+
+def test_threads_are_given_back_also_after_an_error():
+    def fail() -> None:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            raise RuntimeError("inside")
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="inside"):
+            fail()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("numpy has none left"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved_once_and_then_named(error):
+    most, seen = 2, []
+
+    def work(part):
+        seen.append((part.start, part.stop))
+        if part.stop - part.start > most:
+            raise error
+        return list(range(10))[part]
+
+    assert in_memory(work, slice(3, 7)) == [[3, 4], [5, 6]]
+    assert seen == [(3, 7), (3, 5), (5, 7)]
+    most = 1
+    with pytest.raises(InputError, match=r"a batch of 4, and with its halves .*smaller batch_size"):
+        in_memory(work, slice(3, 7))
+    most = 0
+    with pytest.raises(InputError, match="a batch of 1, and with it again"):
+        in_memory(work, slice(3, 4))
+
+
+def test_another_error_is_passed_on_at_once():
+    calls = []
+
+    def work(part):
+        calls.append(part)
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        in_memory(work, slice(0, 4))
+    assert len(calls) == 1

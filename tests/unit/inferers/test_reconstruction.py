@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.inferers.reconstruction import VolumeReconstructionInferer
+from monai_vqgen.models.scans import as_volume
 from monai_vqgen.networks import HierarchicalVQVAE
 
 
@@ -162,3 +163,14 @@ def test_what_cannot_be_reconstructed_is_told_beforehand():
         inferer.check(torch.full((1, 4, 4, 4), 3.0))
     for usable in (torch.from_numpy(smooth_volume())[None], torch.zeros(1, 8, 8), torch.zeros(1, 8, 8, 1)):
         inferer.check(usable)
+
+
+def test_real_volumes_survive_both_resamplings(real_data):
+    """Compared at the pixel size of the slices, blank ones included: 36 dB with linear interpolation back."""
+    for path in sorted((real_data / "volumes").glob("ds002748_*.nii.gz")):
+        volume = as_volume(path)
+        inferer = VolumeReconstructionInferer("axial", pixel_mm=1.736, intensity="unit")
+        same_grid = VolumeReconstructionInferer("axial", intensity="unit")
+        result, wanted = (i(volume[None], torch.nn.Identity())[0, 0] for i in (inferer, same_grid))
+        error = torch.nn.functional.avg_pool2d((result - wanted).movedim(-1, 0)[:, None], 2)
+        assert -10 * error.square().mean().log10() >= 40

@@ -11,8 +11,14 @@ import torch
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics.filter_bank import FilterBankFeatures
-from monai_vqgen.metrics.memorization import authenticity, memorization_audit
-from monai_vqgen.metrics.neighbors import AlignedNeighbors, FeatureNeighbors, aligned_neighbors, feature_neighbors
+from monai_vqgen.metrics.memorization import (
+    AlignedNeighbors,
+    FeatureNeighbors,
+    aligned_neighbors,
+    authenticity,
+    feature_neighbors,
+    memorization_audit,
+)
 
 
 def smooth_images(count: int, seed: int, size: tuple[int, int] = (20, 24)) -> torch.Tensor:
@@ -45,8 +51,8 @@ def by_hand(image: np.ndarray, training: np.ndarray, max_shift: int, mirror: boo
 
 @pytest.mark.parametrize(("max_shift", "mirror"), [(2, True), (1, False), (0, True)])
 def test_the_search_in_chunks_equals_a_loop_over_everything(max_shift, mirror, monkeypatch):
-    monkeypatch.setattr("monai_vqgen.metrics.neighbors.IMAGE_CHUNK", 2)
-    monkeypatch.setattr("monai_vqgen.metrics.neighbors.TRAINING_CHUNK", 3)
+    monkeypatch.setattr("monai_vqgen.metrics.memorization.IMAGE_CHUNK", 2)
+    monkeypatch.setattr("monai_vqgen.metrics.memorization.TRAINING_CHUNK", 3)
     images, training = smooth_images(5, 0, (9, 12)), smooth_images(7, 1, (9, 12))
     found = aligned_neighbors(images, training, max_shift=max_shift, mirror=mirror)
     for row in range(5):
@@ -162,7 +168,7 @@ ALIGNED = AlignedNeighbors(torch.ones(1), torch.zeros(1).long(), torch.zeros(1, 
         (lambda: memorization_audit(neighbors_at(), neighbors_at(1)), "no samples"),
         (lambda: memorization_audit(neighbors_at(1), neighbors_at(0, 0)), "split by subject"),
         (lambda: authenticity(torch.rand(2, 3), torch.rand(1, 3)), "too few"),
-        (lambda: authenticity(torch.rand(2, 3), torch.rand(3, 3), training_subjects=["a"] * 3), "at least two"),
+        (lambda: authenticity(torch.rand(2, 3), torch.rand(3, 3), training_subjects=["a"] * 3), "1 of them different"),
         (lambda: authenticity(torch.rand(2, 3), torch.rand(3, 3), training_subjects=["a", "b"]), "one for each"),
     ],
 )

@@ -9,10 +9,11 @@ from monai.metrics.regression import MultiScaleSSIMMetric
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.metrics.baselines import baseline_scores, mean_image
 from monai_vqgen.metrics.reconstruction import (
     ForegroundPSNRMetric,
     ForegroundSSIMMetric,
+    baseline_scores,
+    mean_image,
     mean_scores,
     ms_ssim_weights,
     reconstruction_scores,

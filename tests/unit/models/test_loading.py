@@ -11,6 +11,7 @@ from factories import POSITIONS, tiny_autoencoder, tiny_model, tiny_priors
 from torch import nn
 
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError
+from monai_vqgen.files import read_json, write_json
 from monai_vqgen.models import TrainedModel, recorded_autoencoder
 from monai_vqgen.networks import HierarchicalVQVAE
 
@@ -21,7 +22,7 @@ def folder(tmp_path):
 
 
 def edit(path, **changes) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_json(path, {**read_json(path), **changes}, sealed=True)
 
 
 def zipped(folder, path, prefix="bundle/models/"):
@@ -59,7 +60,7 @@ def test_weights_of_version_0_1_load_without_a_record_where_their_networks_are_g
     codes = TrainedModel.from_bundle(folder).sample(2, seed=1).codes
     (folder / "model.json").unlink()
     for path in folder.glob("model_prior_*.json"):
-        content = json.loads(path.read_text())
+        content = read_json(path)
         old = {name: content[name] for name in content if name not in ("format_version", "architecture", "fingerprint")}
         path.write_text(json.dumps(old))
     with pytest.raises(CheckpointError, match=r"no record of the architecture.*network=.*save\(\) writes the record"):
@@ -72,7 +73,7 @@ def test_weights_of_version_0_1_load_without_a_record_where_their_networks_are_g
 
 
 def test_a_folder_without_weights_says_what_to_give(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere does not exist: give a bundle"):
+    with pytest.raises(InputError, match=r"nowhere does not exist: give --bundle_root"):
         TrainedModel.from_bundle(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds no model\.pt, nor does its folder models"):
         TrainedModel.from_bundle(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.models.samples import code_masks, draw_conditions, encode_conditions
+from monai_vqgen.models.samples import asked_for, code_masks, draw_conditions, encode_conditions
 from monai_vqgen.networks import ConditionEncoder
 
 ENCODER = ConditionEncoder({"age": (20.0, 60.0)}, {"sex": ["f", "m"]})
@@ -43,3 +43,9 @@ def test_draws_like_records_keep_the_values_of_a_record_together():
     assert {(row["age"], row["sex"]) for row in drawn} == {(25.0, "f"), (55.0, "m")}
     assert draw_conditions(ENCODER, 10, seed=3, like=records) == drawn[:10]
     assert all(row["sex"] == "m" for row in draw_conditions(ENCODER, 10, given={"sex": "m"}, like=records))
+
+
+def test_the_mark_of_a_sample_begins_with_its_position_and_loses_no_small_value():
+    assert asked_for({"sex": "f", "position_mm": 65.04, "age": 30}) == "65 mm f 30"
+    assert asked_for({"volume_ml": 0.0041, "sex": None}) == "0.0041"
+    assert asked_for({}) == ""

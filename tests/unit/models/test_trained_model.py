@@ -69,6 +69,41 @@ def test_a_sample_depends_on_seed_and_number_and_not_on_the_batch():
     assert not torch.equal(model.sample(5, seed=3).codes[1], whole.codes[1])
 
 
+@pytest.mark.parametrize("fits", [2, 1])
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_model_goes_on_after_one_that_never_does(
+    fits, monkeypatch
+):
+    model, most = model_of(2, (8, 4), condition=POSITIONS), 4
+    images, whole = torch.rand(4, 1, 16, 16), model.sample(4, position_mm=65.0, seed=7)
+    codes = model.encode(images)
+
+    def scarce(call, count):
+        def limited(*arguments, **options):
+            if count(arguments, options) > most:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return call(*arguments, **options)
+
+        return limited
+
+    network, prior = model.autoencoder, model.priors[1]
+    monkeypatch.setattr(network, "encode", scarce(network.encode, lambda given, _: len(given[0])))
+    monkeypatch.setattr(network, "decode", scarce(network.decode, lambda given, _: len(given[0][0])))
+    monkeypatch.setattr(prior, "incremental", scarce(prior.incremental, lambda _, options: options["batch_size"]))
+    most = fits
+    calls = [
+        lambda: assert_same_draws(model.sample(4, position_mm=65.0, seed=7).codes, whole.codes),
+        lambda: [torch.testing.assert_close(a, b) for a, b in zip(model.encode(images), codes, strict=True)],
+        lambda: model.decode(codes),
+    ]
+    for call in calls:
+        if fits == 2:
+            call()
+            continue
+        with pytest.raises(InputError, match="smaller batch_size"):
+            call()
+    assert model.sample(1, position_mm=65.0, seed=7).images.shape == (1, 1, 16, 16)
+
+
 def test_recorded_settings_hold_unless_others_are_given():
     model = tiny_model(settings=SamplingSettings((0.5, 0.9), (2, None), (None, 0.9)))
     recorded = AncestralSampler(model.priors, temperature=[0.5, 0.9], top_k=[2, None], top_p=[None, 0.9])
@@ -149,6 +184,17 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert torch.equal(mine.images, theirs.images)
     with pytest.raises(OutputExistsError, match="overwrite=True"):
         model.save(tmp_path / "model")
+
+
+def test_saving_replaces_a_models_files_where_told_to_and_no_others(tmp_path):
+    model = tiny_model(with_priors=False)
+    users = {f"model_prior_level0{end}" for end in (".log", "_best_of_may.pt")} | {"model_card.json", "model_prior.pt"}
+    for name in {*users, "model_prior_level7.pt", "model_prior_level10.json"}:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"model_prior_level10\.json, model_prior_level7\.pt: give"):
+        model.save(tmp_path)
+    model.save(tmp_path, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {*users, "model.pt", "model.json"}
 
 
 def test_its_text_says_what_it_is_trained_on_what_and_how_many_weights():

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import nibabel as nib
+import numpy as np
 import pytest
+from factories import tiny_model
+from PIL import Image
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.monailabel.knobs import ReconstructionKnobs, SamplingKnobs, TrainingKnobs, asked_conditions
 from monai_vqgen.monailabel.served_bundle import ServedBundle
+from monai_vqgen.monailabel.synthesis import CompletionTask, SamplingTask, _region
 from monai_vqgen.monailabel.train import place_model
 
 
@@ -81,6 +87,36 @@ def test_weights_move_with_their_record(tmp_path):
     place_model(tmp_path / "run" / "model.pt", tmp_path / "model.pt", stamp="2", replace=True)
     assert (tmp_path / "model.json").read_text() == "new"
     assert (tmp_path / "model_before_2.json").read_text() == "earlier"
+
+
+def test_sampling_needs_priors_beside_the_weights_that_draw_and_completion_beside_the_faithful_ones(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text(json.dumps({"version": "1"}))
+    (tmp_path / "configs" / "inference.json").write_text("{}")
+    tiny_model((16, 16), with_priors=False).save(tmp_path / "models")
+    bundle = ServedBundle(tmp_path)
+    sampling, completion = SimpleNamespace(bundle=bundle), SimpleNamespace(bundle=bundle)
+    assert not SamplingTask.is_valid(sampling)
+    tiny_model((16, 16)).save(tmp_path / "models" / "generative")
+    assert SamplingTask.is_valid(sampling)
+    assert not CompletionTask.is_valid(completion)
+
+
+def test_a_mask_of_another_size_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    image = Image.fromarray(np.eye(8, dtype=np.uint8))
+    image.save(tmp_path / "mask.png")
+    nib.save(nib.Nifti1Image(np.eye(8, dtype=np.uint8)[..., None], np.eye(4)), tmp_path / "mask.nii.gz")
+    for name in ("mask.png", "mask.nii.gz"):
+        assert _region({"label": tmp_path / name}, (8, 8)).numpy().tolist() == np.eye(8, dtype=bool).tolist()
+
+    def unpacked(*_, **__):
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(Image.Image, "load", unpacked)
+    monkeypatch.setattr("nibabel.arrayproxy.ArrayProxy.__array__", unpacked)
+    for name in ("mask.png", "mask.nii.gz"):
+        with pytest.raises(InputError, match=r"the mask has shape \(8, 8\), the slice \(8, 9\)"):
+            _region({"label": tmp_path / name}, (8, 9))
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from monai_vqgen.errors import InputError
 from tools.__main__ import build_parser
 from tools.compare import Comparison, DesignFigures, compare, comparison_section
 from tools.designs import Design, design_stages, read_designs
+from tools.step_costs import ROUNDS, STEPS, relative_cost
 
 ROOT = Path(__file__).parents[3]
 LIST = ROOT / "configs/comparisons/autoencoder.yaml"
@@ -150,3 +151,26 @@ def test_the_table_compares_with_the_first():
 def test_without_the_first_no_other_takes_its_place():
     lines = comparison_section([figures("L1", 29.25)], first="ours", steps=1300, split="test").splitlines()
     assert lines[-1].startswith("| loss: L1 | 0.703 | 29.25 |  | 0.900 |")
+
+
+class Machine:
+    """A clock that only work moves; from the third turn on everything takes four times as long."""
+
+    def __init__(self) -> None:
+        self.now, self.done = 0.0, []
+
+    def work(self, name: str, seconds: float):
+        def step() -> None:
+            self.done.append(name)
+            slow = 4.0 if len(self.done) > 5 * STEPS else 1.0
+            self.now += slow * seconds
+
+        return step
+
+
+def test_the_ratio_holds_on_a_machine_that_slows_down():
+    machine = Machine()
+    cost = relative_cost(machine.work("b", 0.6), machine.work("a", 0.2), clock=lambda: machine.now)
+    assert cost == pytest.approx(3.0)
+    timed = machine.done[-2 * STEPS * ROUNDS :]
+    assert timed == (["b"] * STEPS + ["a"] * STEPS) * ROUNDS, "in turns"

@@ -13,6 +13,7 @@ VERBS = {
     "reproduce": ("tools.reproduce.reproduce", ["--data", "SCANS"]),
     "compare": ("tools.compare.compare", ["--data", "SCANS"]),
     "package_bundle": ("tools.package_bundle.package_bundle", []),
+    "imagenet_features": ("tools.imagenet_features.write_imagenet_features", []),
 }
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
+import tracemalloc
+import zlib
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -26,7 +31,7 @@ def test_png_of_8_and_16_bit_and_gray_stored_as_color(tmp_path):
 
 def test_color_is_an_error_or_its_luminance(tmp_path):
     Image.fromarray(np.stack([GREY, GREY // 2, 255 - GREY], axis=2)).save(tmp_path / "c.png")
-    with pytest.raises(ScanError, match=r"c\.png: a color picture"):
+    with pytest.raises(ScanError, match=r"c\.png: a color picture; convert it to gray, or load it in Python"):
         LoadSlice()(tmp_path / "c.png")
     expected = np.stack([GREY, GREY // 2, 255 - GREY], axis=2) @ [0.299, 0.587, 0.114] / 255
     np.testing.assert_allclose(LoadSlice(color="luminance")(tmp_path / "c.png").numpy()[0], expected, atol=1e-6)
@@ -90,3 +95,114 @@ def test_options_that_cannot_work_are_refused():
         LoadSlice(value_range=(1, 0))
     with pytest.raises(InputError, match="color"):
         LoadSlice(color="red")
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "jpg"])
+def test_pictures_of_all_kinds_have_the_same_values(tmp_path, suffix):
+    Image.fromarray(GREY).save(tmp_path / f"a.{suffix}", **({"quality": 100} if suffix == "jpg" else {}))
+    np.testing.assert_allclose(LoadSlice()(tmp_path / f"a.{suffix}")[0], GREY / 255, atol=0.02)
+
+
+def test_a_tiff_of_floats_has_their_values_and_16_bits_their_range(tmp_path):
+    Image.fromarray(GREY.astype(np.float32) / 255).save(tmp_path / "f.tif")
+    np.testing.assert_allclose(LoadSlice()(tmp_path / "f.tif")[0], GREY / 255, atol=1e-6)
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "g.tif")
+    with pytest.raises(ScanError, match=r"g\.tif: values from 0 to 228"):
+        LoadSlice()(tmp_path / "g.tif")
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "16.tif")
+    np.testing.assert_allclose(LoadSlice()(tmp_path / "16.tif")[0], GREY / 255, atol=1e-6)
+
+
+def test_what_is_not_one_gray_picture_is_refused(tmp_path):
+    gray = Image.fromarray(GREY)
+    gray.save(tmp_path / "two.tif", save_all=True, append_images=[gray])
+    Image.fromarray(np.stack([GREY, GREY], axis=2), "LA").save(tmp_path / "clear.png")
+    gray.convert("CMYK").save(tmp_path / "ink.tif")
+    gray.save(tmp_path / "other.png", format="GIF")
+    faults = {"two.tif": "holds 2 images", "clear.png": "transparent", "ink.tif": "CMYK", "other.png": "unreadable"}
+    for name, fault in faults.items():
+        with pytest.raises(ScanError, match=f"{name}: .*{fault}"):
+            LoadSlice()(tmp_path / name)
+
+
+def png(width, height, rows, *, color=0):
+    """A PNG whose header may lie about its packed rows; all checksums of its parts are right."""
+
+    def part(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">2I5B", width, height, 8, color, 0, 0, 0)
+    packed = zlib.compress(rows) if isinstance(rows, bytes) else bytes(rows)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", packed) + part(b"IEND", b"")
+
+
+def test_a_png_that_lies_or_has_a_wrong_checksum_is_refused(tmp_path):
+    path, rows = tmp_path / "a.png", b"".join(b"\0" + row.tobytes() for row in GREY)
+    path.write_bytes(png(5, 4, rows))
+    np.testing.assert_allclose(LoadSlice()(path)[0], GREY / 255, atol=1e-6)
+    flipped = bytearray(zlib.compress(rows, 0))
+    flipped[12] ^= 8  # stored, not packed: only the sum at the end tells
+    cases = (png(4, 4, rows), png(5, 3, rows), png(4, 3, rows), png(5, 5, rows), png(5, 4, [*flipped]))
+    for content in cases:
+        path.write_bytes(content)
+        with pytest.raises(ScanError, match=r"a\.png: "):
+            LoadSlice()(path)
+    broken = bytearray(png(5, 4, rows))
+    broken[-20] ^= 1  # within the checksum of the pixels' part
+    path.write_bytes(broken)
+    with pytest.raises(ScanError, match="wrong checksum"):
+        LoadSlice()(path)
+
+
+def test_interlaced_pngs_pass(tmp_path):
+    one = png(1, 1, b"\0\7")
+    at = one.index(b"IHDR") + 4
+    header = bytearray(one[at : at + 13])
+    header[12] = 1
+    one = one[:at] + bytes(header) + struct.pack(">I", zlib.crc32(b"IHDR" + bytes(header))) + one[at + 17 :]
+    (tmp_path / "a.png").write_bytes(one)
+    assert float(LoadSlice()(tmp_path / "a.png")[0, 0, 0]) == pytest.approx(7 / 255)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_a_slice_is_read_to_its_last_byte(tmp_path, name):
+    path = tmp_path / name
+    write_slice_nifti(path, np.random.default_rng(0).random((40, 40)), np.eye(4), {})
+    content = path.read_bytes()
+    plain = gzip.decompress(content) if name.endswith("gz") else content
+    for wrong in (plain + b"x", plain[:-1], plain + bytes(4000)):
+        path.write_bytes(gzip.compress(wrong) if name.endswith("gz") else wrong)
+        with pytest.raises(ScanError, match=r"more data|truncated"):
+            LoadSlice()(path)
+    lying = bytearray(plain)
+    lying[42:46] = struct.pack("<2h", 39, 40)
+    path.write_bytes(gzip.compress(bytes(lying)))
+    with pytest.raises(ScanError, match="more data"):
+        LoadSlice()(path)
+
+
+def bomb(path, kind):
+    """A small file that announces, or holds, two thousand million bytes."""
+    if kind == "png":
+        path.write_bytes(png(16_000, 10_000, bytes(10_000_000)))
+        return
+    header = nib.Nifti1Header()
+    header.set_data_shape((30_000, 16_000, 1) if kind == "slice" else (4, 5, 1))
+    header.set_data_dtype(np.float32)
+    header.set_sform(np.eye(4), 1)
+    header["vox_offset"] = 2_000_000_000 if kind == "long extension" else 1008
+    size = {"lying extension": -16, "long extension": 1_999_999_000}.get(kind, 16)
+    path.write_bytes(gzip.compress(header.binaryblock + b"\1\0\0\0" + struct.pack("<2i", size, 6) + bytes(80_000_000)))
+
+
+@pytest.mark.parametrize("kind", ["slice", "png", "lying extension", "long extension"])
+def test_a_small_file_is_refused_before_it_unfolds(tmp_path, kind):
+    path = tmp_path / ("a.png" if kind == "png" else "a.nii.gz")
+    bomb(path, kind)
+    assert path.stat().st_size < 200_000
+    tracemalloc.start()
+    with pytest.raises(ScanError, match="more data" if kind == "lying extension" else r"announces .* GiB"):
+        LoadSlice()(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6

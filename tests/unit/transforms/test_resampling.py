@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from monai_vqgen.errors import InputError
-from monai_vqgen.transforms.resampling import resample_plane
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms.resampling import resample_plane, restore_plane
 
 
 def test_resampling_places_a_linear_ramp_exactly():
@@ -41,3 +41,48 @@ def test_shrinking_is_antialiased_and_stays_in_range():
 def test_sizes_and_modes_that_cannot_work_are_refused(options):
     with pytest.raises(InputError, match=r"pixel_mm is|mode is"):
         resample_plane(np.ones((4, 4)), np.eye(4), **options)
+
+
+@pytest.mark.parametrize(("spacing", "pixel_mm"), [(0.868, 1.736), (1.0, 1.736), (0.7, 2.5)])
+def test_what_is_brought_back_resamples_to_the_same_pixels(spacing: float, pixel_mm: float) -> None:
+    affine = np.diag([spacing, spacing, 1, 1])
+    small = resample_plane(np.random.default_rng(0).random((40, 33)), affine, pixel_mm).pixels
+
+    back = restore_plane(small, (40, 33), affine, pixel_mm)
+
+    assert back.shape == (40, 33)
+    assert resample_plane(back, affine, pixel_mm).pixels == pytest.approx(small, abs=2e-3)
+
+
+def test_a_slice_that_was_enlarged_comes_back_as_it_was() -> None:
+    affine = np.diag([3.0, 3.0, 1, 1])
+    image = np.random.default_rng(0).random((20, 17)).astype(np.float32)
+
+    large = resample_plane(image, affine, 1.736).pixels
+
+    assert restore_plane(large, image.shape, affine, 1.736) == pytest.approx(image, abs=1e-3)
+
+
+def test_bringing_back_keeps_a_ramp_and_its_place() -> None:
+    affine = np.diag([0.868, 0.868, 1, 1])
+    ramp = np.broadcast_to(np.linspace(0, 1, 48, dtype=np.float32), (32, 48))
+
+    back = restore_plane(resample_plane(ramp, affine, 1.736).pixels, ramp.shape, affine, 1.736)
+
+    assert back[:, 6:-6] == pytest.approx(ramp[:, 6:-6], abs=1e-3)
+
+
+def test_a_single_row_comes_back() -> None:
+    affine = np.diag([1.0, 1.0, 1, 1])
+    image = np.full((2, 2), 0.3, dtype=np.float32)
+
+    assert restore_plane(resample_plane(image, affine, 4.0).pixels, (2, 2), affine, 4.0) == pytest.approx(image)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (3, 64)])
+def test_a_grid_that_would_fill_the_memory_is_refused(shape):
+    spacing = np.diag([3000.0, 3000.0, 3, 1])
+    with pytest.raises(ScanError, match=r"pixels of 3000 x 3000 mm would become .* fix the spacing"):
+        resample_plane(np.ones(shape), spacing, 1.0)
+    with pytest.raises(ScanError, match="would become"):
+        resample_plane(np.broadcast_to(np.float32(1), (4000, 2, 2)), spacing, 5.0)

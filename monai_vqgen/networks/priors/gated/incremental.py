@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +21,7 @@ from torch import Tensor
 
 from monai_vqgen.networks.priors.base import IncrementalPass
 from monai_vqgen.networks.priors.gated.slabs import ContextRows, SlabStack
-from monai_vqgen.networks.priors.gated.weights import CachedAttention, GatedWeights, at
-
-__all__ = ["GatedIncremental"]
+from monai_vqgen.networks.priors.gated.weights import AttentionWeights, GatedWeights, at
 
 
 def _inference() -> AbstractContextManager[Any]:
@@ -49,11 +48,10 @@ class _KeyValueCache:
     (see `AttentionWeights`).
     """
 
-    def __init__(self, attention: CachedAttention, *, row: int, batch_size: int) -> None:
-        self._weights = attention.weights
-        self._position = self._weights.position_n.unbind()
-        n, b, heads = len(self._position), batch_size, attention.num_heads
-        like, size = self._weights.qkv, attention.width // attention.num_heads + 1
+    def __init__(self, weights: AttentionWeights, *, row: int, batch_size: int) -> None:
+        self._weights, self._position = weights, weights.position_n.unbind()
+        n, b, heads, like = len(self._position), batch_size, weights.num_heads, weights.qkv
+        size = like.shape[1] // (3 * heads)
         self._row, self._channels = row, (like.shape[0],)
         # Positions come last: products with one query or one row of weights then run along them, without strides.
         # Zeros, because a value without a share still takes part in a product, and must be finite.
@@ -92,11 +90,7 @@ class _KeyValueCache:
 class GatedIncremental(IncrementalPass):
     """The incremental pass of a `GatedPixelCNN`; logits equal the full forward's to float precision.
 
-    Args:
-        weights: of the network, for this grid.
-        grid: sizes of the spatial axes.
-        batch_size: number of grids.
-        context_bsc: the context map, channels last, or None.
+    The weights are those for this grid, the context map is channels last.
     """
 
     @torch.inference_mode()
@@ -114,7 +108,10 @@ class GatedIncremental(IncrementalPass):
             index: _KeyValueCache(attention, row=self._row, batch_size=batch_size)
             for index, attention in weights.attentions.items()
         }
-        self._prepare_head(weights)
+        self._blocks = weights.output_blocks
+        self._hidden, self._hidden_bias, self._output, self._output_bias = weights.head
+        self._positive_bc, self._inner_bc = (self._gated_bc.new_empty(batch_size, weights.channels) for _ in range(2))
+        self._rows = list(product(*(range(n) for n in grid[:-1])))
         self._position, self._features_ready = 0, False
 
     def _prepare_codes(self, weights: GatedWeights) -> None:
@@ -153,47 +150,28 @@ class GatedIncremental(IncrementalPass):
             columns.append([_Step(*step) for step in zip(*(view[:w] for view in views), strict=True)])
         self._steps = list(zip(*columns, strict=True))
 
-    def _prepare_head(self, weights: GatedWeights) -> None:
-        self._blocks = weights.output_blocks
-        self._positive_bc, self._inner_bc = (self._gated_bc.new_empty(self._b, self._c) for _ in range(2))
-        self._hidden, self._hidden_bias, self._output, self._output_bias = weights.head
-
     def logits(self) -> Tensor:
         """Logits `(b, k)` of the next position."""
         with _inference():
-            return self._logits()
-
-    def _logits(self) -> Tensor:
-        self._run_position()
-        x_bc = self._outputs[self._position % self._row]
-        for hidden, hidden_bias, output, output_bias in self._blocks:
-            inner_bc = torch.addmm(hidden_bias, x_bc.relu(), hidden).relu_()
-            x_bc = torch.addmm(output_bias, inner_bc, output).add_(x_bc)
-        torch.clamp_min(x_bc, 0, out=self._positive_bc)
-        torch.addmm(self._hidden_bias, self._positive_bc, self._hidden, out=self._inner_bc).relu_()
-        return torch.addmm(self._output_bias, self._inner_bc, self._output)
+            self._run_position()
+            x_bc = self._outputs[self._position % self._row]
+            for hidden, hidden_bias, output, output_bias in self._blocks:
+                inner_bc = torch.addmm(hidden_bias, x_bc.relu(), hidden).relu_()
+                x_bc = torch.addmm(output_bias, inner_bc, output).add_(x_bc)
+            torch.clamp_min(x_bc, 0, out=self._positive_bc)
+            torch.addmm(self._hidden_bias, self._positive_bc, self._hidden, out=self._inner_bc).relu_()
+            return torch.addmm(self._output_bias, self._inner_bc, self._output)
 
     def push(self, codes_b: Tensor) -> None:
         """Fix the codes at this position and move on."""
         with _inference():
-            self._push(codes_b)
-
-    def _push(self, codes_b: Tensor) -> None:
-        self._run_position()
-        x = self._position % self._row
-        self._columns_b[x].copy_(codes_b)
-        torch.index_select(self._code_terms, 0, codes_b, out=self._terms)
-        self._later[x].add_(self._terms)
-        self._position += 1
-        self._features_ready = False
-
-    def _lead_index(self) -> tuple[int, ...]:
-        """Coordinates of the current row: all axes but the last."""
-        row, index = self._position // self._row, []
-        for size in reversed(self._grid[:-1]):
-            row, coordinate = divmod(row, size)
-            index.append(coordinate)
-        return tuple(reversed(index))
+            self._run_position()
+            x = self._position % self._row
+            self._columns_b[x].copy_(codes_b)
+            torch.index_select(self._code_terms, 0, codes_b, out=self._terms)
+            self._later[x].add_(self._terms)
+            self._position += 1
+            self._features_ready = False
 
     def _run_position(self) -> None:
         """Compute all layers' horizontal features at the current position, unless that is done."""
@@ -201,7 +179,7 @@ class GatedIncremental(IncrementalPass):
             return
         x = self._position % self._row
         if x == 0:
-            self._begin_row(self._lead_index())
+            self._begin_row(self._rows[self._position // self._row])
         gated_bc, caches = self._gated_bc, self._caches
         for layer, (step, (taps, residual)) in enumerate(zip(self._steps[x], self._products, strict=True)):
             window, pre, value, gate, here, after = step

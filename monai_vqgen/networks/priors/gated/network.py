@@ -18,14 +18,12 @@ from monai_vqgen.networks.priors.gated.weights import gated_weights
 from monai_vqgen.networks.priors.layers import (
     COORDINATE_OCTAVES,
     CausalAttention,
-    ContextNetwork,
     CroppedConv,
     GatedLayer,
+    check_kernels,
     coordinate_features,
     pointwise,
 )
-
-__all__ = ["GatedPixelCNN"]
 
 
 class OutputBlock(nn.Module):
@@ -100,21 +98,24 @@ class GatedPixelCNN(Prior):
     ) -> None:
         super().__init__(num_codes, spatial_dims, coarser_codes=coarser_codes, condition_dim=condition_dim)
         width = attention_channels or max(channels // 2, 1)
-        _check_architecture(
-            kernels={"kernel_size": kernel_size, "first_kernel_size": first_kernel_size},
-            counts={"channels": (channels, 1), "num_layers": (num_layers, 1), "attention_every": (attention_every, 0)},
-            heads=(num_heads, width) if attention_every else (1, 1),
-        )
+        check_kernels(kernel_size=kernel_size, first_kernel_size=first_kernel_size)
+        counts = {"channels": channels, "num_layers": num_layers, "attention_every": attention_every}
+        for name, least in {"channels": 1, "num_layers": 1, "attention_every": 0}.items():
+            if counts[name] < least:
+                raise InputError(f"{name} is {counts[name]}; give at least {least}")
+        if attention_every and (num_heads < 1 or width % num_heads):
+            raise InputError(f"num_heads is {num_heads}; give a divisor of attention_channels ({width})")
         self.channels, self.kernel_size, self.attention_every = channels, kernel_size, attention_every
-        use_context = bool(self.coarser_codes or condition_dim)
         self._make_inputs(first_kernel_size)
-        self.context = (
-            ContextNetwork(spatial_dims, channels, coarser_codes=self.coarser_codes, condition_dim=self.condition_dim)
-            if use_context
-            else None
+        self.context = self._context_network(channels)
+        self._make_layers(num_layers, num_heads=num_heads, width=width, dropout=dropout)
+        self.output_blocks = nn.ModuleList(OutputBlock(spatial_dims, channels) for _ in range(num_output_blocks))
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            pointwise(spatial_dims, channels, channels),
+            nn.ReLU(),
+            pointwise(spatial_dims, channels, num_codes),
         )
-        self._make_layers(num_layers, use_context=use_context, num_heads=num_heads, width=width, dropout=dropout)
-        self._make_outputs(num_output_blocks)
 
     @property
     def num_coordinates(self) -> int:
@@ -131,29 +132,17 @@ class GatedPixelCNN(Prior):
         )
         self.position = pointwise(dims, self.num_coordinates, dims * channels, bias=False)
 
-    def _make_layers(self, num_layers: int, *, use_context: bool, num_heads: int, width: int, dropout: float) -> None:
+    def _make_layers(self, num_layers: int, *, num_heads: int, width: int, dropout: float) -> None:
         """The gated layers, and the self-attention that follows some of them, by the layer's number."""
-        dims, channels = self.spatial_dims, self.channels
+        channels, context = self.channels, self.context is not None
         self.layers = nn.ModuleList(
-            GatedLayer(dims, channels, kernel_size=self.kernel_size, use_context=use_context, dropout=dropout)
+            GatedLayer(self.spatial_dims, channels, kernel_size=self.kernel_size, use_context=context, dropout=dropout)
             for _ in range(num_layers)
         )
         followed = [i for i in range(num_layers) if self.attention_every and (i + 1) % self.attention_every == 0]
+        given = {"num_heads": num_heads, "width": width, "num_coordinates": self.num_coordinates}
         self.attentions = nn.ModuleDict(
-            {
-                str(index): CausalAttention(
-                    channels, num_heads=num_heads, width=width, num_coordinates=self.num_coordinates, dropout=dropout
-                )
-                for index in followed
-            }
-        )
-
-    def _make_outputs(self, num_blocks: int) -> None:
-        """What turns the last stack into logits."""
-        dims, channels = self.spatial_dims, self.channels
-        self.output_blocks = nn.ModuleList(OutputBlock(dims, channels) for _ in range(num_blocks))
-        self.head = nn.Sequential(
-            nn.ReLU(), pointwise(dims, channels, channels), nn.ReLU(), pointwise(dims, channels, self.num_codes)
+            {str(index): CausalAttention(channels, **given, dropout=dropout) for index in followed}
         )
 
     def forward(self, codes_bs: Tensor, coarser: Sequence[Tensor] = (), condition: Tensor | None = None) -> Tensor:
@@ -176,8 +165,7 @@ class GatedPixelCNN(Prior):
 
     def coordinates(self, grid: Sequence[int]) -> Tensor:
         """Position features `(p, *grid)` on the prior's device, in its type."""
-        weight = self.embedding.weight
-        return coordinate_features(grid, device=weight.device).to(weight.dtype)
+        return coordinate_features(grid, like=self.embedding.weight)
 
     def code_weights(self) -> CodeWeights:
         """Embeddings and logits; see `start_from_codebooks`."""
@@ -200,14 +188,3 @@ class GatedPixelCNN(Prior):
             if self.context is not None:
                 context_bsc = self.context(coarser, condition).movedim(1, -1).contiguous()
         return GatedIncremental(weights, grid, batch_size=batch_size, context_bsc=context_bsc)
-
-
-def _check_architecture(*, kernels: dict[str, int], counts: dict[str, tuple[int, int]], heads: tuple[int, int]) -> None:
-    for name, size in kernels.items():
-        if size < 3 or size % 2 == 0:
-            raise InputError(f"{name} is {size}; give an odd number of at least 3")
-    for name, (value, least) in counts.items():
-        if value < least:
-            raise InputError(f"{name} is {value}; give at least {least}")
-    if heads[0] < 1 or heads[1] % heads[0]:
-        raise InputError(f"num_heads is {heads[0]}; give a divisor of attention_channels ({heads[1]})")

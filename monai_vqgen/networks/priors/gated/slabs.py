@@ -20,8 +20,6 @@ from torch.nn import functional as F
 
 from monai_vqgen.networks.priors.gated.weights import GatedWeights, StackWeights, at
 
-__all__ = ["ContextRows", "SlabStack", "patches"]
-
 
 def patches(padded_bsc: Tensor, *, kernel_size: int) -> Tensor:
     """A view `(b, *positions, *taps, c)` of the neighborhoods in a slab with margins of `kernel_size // 2`."""
@@ -36,11 +34,8 @@ def patches(padded_bsc: Tensor, *, kernel_size: int) -> Tensor:
 class ContextRows:
     """The context's part of every gate of one stack, slab by slab, projected once for each coarse slab.
 
-    Args:
-        context_bsc: context map, channels last, at its own coarse size.
-        weights: one `(c, 2c)` matrix a layer.
-        grid: sizes of the fine grid.
-        lead: how many leading axes are fixed within a slab.
+    The context map is channels last, at its own coarse size; `weights` are one `(c, 2c)` matrix a layer; `lead` leading
+    axes are fixed within a slab.
     """
 
     def __init__(self, context_bsc: Tensor, weights: Sequence[Tensor], *, grid: Sequence[int], lead: int) -> None:
@@ -66,24 +61,10 @@ class ContextRows:
 
 
 class SlabStack:
-    """One stack but the last of a gated PixelCNN, advanced one slab at a time.
-
-    Args:
-        weights: of the network, for this grid.
-        axis: the stack's axis.
-        grid: sizes of the spatial axes.
-        batch_size: number of grids.
-        context_bsc: the context map, channels last, or None.
-    """
+    """One stack but the last of a gated PixelCNN, advanced one slab at a time; takes the context map channels last."""
 
     def __init__(
-        self,
-        weights: GatedWeights,
-        axis: int,
-        *,
-        grid: Sequence[int],
-        batch_size: int,
-        context_bsc: Tensor | None,
+        self, weights: GatedWeights, axis: int, *, grid: Sequence[int], batch_size: int, context_bsc: Tensor | None
     ) -> None:
         self._axis, self._slab = axis, tuple(grid[axis + 1 :])
         self._input, self._outside = weights.inputs[axis], weights.num_codes

@@ -16,38 +16,19 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_vqgen.networks.priors.layers import CausalAttention, CroppedConv, GatedLayer
-
-__all__ = [
-    "AttentionWeights",
-    "CachedAttention",
-    "GatedWeights",
-    "StackWeights",
-    "at",
-    "attention_weights",
-    "gated_weights",
-    "halve_gates",
-    "linear",
-    "matrix",
-    "stack_weights",
-]
+from monai_vqgen.networks.priors.layers import CausalAttention, GatedLayer
 
 
 class StackWeights(NamedTuple):
     """One layer of one stack."""
 
-    taps: tuple[Tensor, ...]
-    """Oldest slab first, each `(later taps * c, 2c)`; the last stack has one, over all its taps."""
-    bias: Tensor
-    """`(2c,)`, added at the gate."""
-    residual: Tensor
-    """`(c, c)`, from the gated features back to the stack."""
-    link: Tensor | None
-    """`(c, 2c)`, from the gated features to the next stack's gate; None for the last stack."""
-    context: Tensor | None
-    """`(c, 2c)`, from the context map to the gate; None without context."""
+    taps: tuple[Tensor, ...]  # oldest slab first, each (later taps * c, 2c); the last stack has one, over all its taps
+    bias: Tensor  # (2c,), added at the gate
+    residual: Tensor  # (c, c), from the gated features back to the stack
+    link: Tensor | None  # (c, 2c), from the gated features to the next stack's gate; None for the last stack
+    context: Tensor | None  # (c, 2c), from the context map to the gate; None without context
 
 
 class AttentionWeights(NamedTuple):
@@ -58,35 +39,20 @@ class AttentionWeights(NamedTuple):
     to be added.
     """
 
-    qkv: Tensor
-    """`(c, 3 * heads * (size + 1))`"""
-    output: Tensor
-    """`(heads * (size + 1), c)`"""
-    position_n: Tensor
-    """`(n, 3 * heads * (size + 1))`: what each position adds to queries, keys and values."""
+    qkv: Tensor  # (c, 3 * heads * (size + 1))
+    output: Tensor  # (heads * (size + 1), c)
+    position_n: Tensor  # (n, 3 * heads * (size + 1)): what each position adds to queries, keys and values
+    num_heads: int
 
 
 class InputWeights(NamedTuple):
     """The first, strict convolution of one stack."""
 
-    kernel: Tensor
-    """`(c, c, 1..., taps, k...)`"""
-    bias: Tensor
-    """`(c,)`"""
-    taps: int
-    """Slabs that it looks back."""
-    reach: int
-    """Positions that it looks to either side within a slab."""
-    position_sc: Tensor
-    """`(*grid, c)`: what each position adds."""
-
-
-class CachedAttention(NamedTuple):
-    """One self-attention with what its cache needs to know."""
-
-    weights: AttentionWeights
-    num_heads: int
-    width: int
+    kernel: Tensor  # (c, c, 1..., taps, k...)
+    bias: Tensor  # (c,)
+    taps: int  # slabs that it looks back
+    reach: int  # positions that it looks to either side within a slab
+    position_sc: Tensor  # (*grid, c): what each position adds
 
 
 class GatedWeights(NamedTuple):
@@ -96,32 +62,22 @@ class GatedWeights(NamedTuple):
     channels: int
     kernel_size: int
     embedding_kc: Tensor
-    inputs: tuple[InputWeights, ...]
-    """One an axis."""
-    stacks: tuple[tuple[StackWeights, ...], ...]
-    """One an axis, of all layers."""
-    attentions: dict[int, CachedAttention]
-    """By the layer that each follows."""
-    output_blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]]
-    """Weight and bias of both products of each block."""
-    head: tuple[Tensor, Tensor, Tensor, Tensor]
-    """Weight and bias of the hidden and of the last product."""
+    inputs: tuple[InputWeights, ...]  # one an axis
+    stacks: tuple[tuple[StackWeights, ...], ...]  # one an axis, of all layers
+    attentions: dict[int, AttentionWeights]  # by the layer that each follows
+    output_blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]]  # weight and bias of both products of each block
+    head: tuple[Tensor, Tensor, Tensor, Tensor]  # weight and bias of the hidden and of the last product
 
 
 def gated_weights(prior: Any, coordinates_ps: Tensor) -> GatedWeights:
     """The weights of a `GatedPixelCNN`, with the coordinates of a grid applied."""
-    positions = prior.position(coordinates_ps[None]).chunk(prior.spatial_dims, dim=1)
+    positions = prior.position(coordinates_ps[None])[0].movedim(0, -1).chunk(prior.spatial_dims, dim=-1)
     inputs = tuple(
         InputWeights(
-            conv.conv.weight.detach(),
-            conv.conv.bias.detach(),
-            conv.taps,
-            conv.reach,
-            position[0].movedim(0, -1).contiguous(),
+            conv.conv.weight.detach(), conv.conv.bias.detach(), conv.taps, conv.reach, position_sc.contiguous()
         )
-        for conv, position in zip(prior.inputs, positions, strict=True)
+        for conv, position_sc in zip(prior.inputs, positions, strict=True)
     )
-    blocks = [(*linear(block.hidden), *linear(block.output)) for block in prior.output_blocks]
     return GatedWeights(
         num_codes=prior.num_codes,
         channels=prior.channels,
@@ -130,12 +86,9 @@ def gated_weights(prior: Any, coordinates_ps: Tensor) -> GatedWeights:
         inputs=inputs,
         stacks=tuple(tuple(stack_weights(layer, axis) for layer in prior.layers) for axis in range(len(inputs))),
         attentions={
-            int(index): CachedAttention(
-                attention_weights(attention, coordinates_ps), attention.num_heads, attention.width
-            )
-            for index, attention in prior.attentions.items()
+            int(index): attention_weights(attention, coordinates_ps) for index, attention in prior.attentions.items()
         },
-        output_blocks=blocks,
+        output_blocks=[(*linear(block.hidden), *linear(block.output)) for block in prior.output_blocks],
         head=(*linear(prior.head[1]), *linear(prior.head[3])),
     )
 
@@ -152,10 +105,10 @@ def halve_gates(gates: Tensor, *, channels: int) -> Tensor:
     return torch.mul(gates, scale, out=torch.empty(gates.shape, dtype=gates.dtype, device=gates.device))
 
 
-def matrix(layer: nn.Module) -> Tensor:
+def matrix(layer: Any) -> Tensor:
     """The weight of a linear or pointwise layer as a contiguous `(in, out)` matrix."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return weight.detach().flatten(1).t().contiguous()
+    weight: Tensor = layer.weight.detach()
+    return weight.flatten(1).t().contiguous()
 
 
 def linear(layer: Any) -> tuple[Tensor, Tensor]:
@@ -165,24 +118,21 @@ def linear(layer: Any) -> tuple[Tensor, Tensor]:
 
 def stack_weights(layer: GatedLayer, axis: int) -> StackWeights:
     """One layer's weights for the stack of `axis`."""
-    c = layer.channels
-    conv: CroppedConv = layer.convs[axis]  # type: ignore[assignment]
+    c, stacks, last = layer.channels, len(layer.convs), axis == len(layer.convs) - 1
+    conv: Any = layer.convs[axis]
     kernel = conv.conv.weight.detach()  # (2c, c, 1..., taps, k...)
     kernel_tlc2c = kernel.flatten(2, 2 + axis).movedim((0, 1), (-1, -2))
     rows = halve_gates(kernel_tlc2c, channels=c).view(conv.taps, -1, 2 * c)
-    last = axis == len(layer.convs) - 1
-    taps = (rows.flatten(0, 1),) if last else rows.unbind()
-    bias: Tensor = conv.conv.bias.detach()  # type: ignore[union-attr]
     outputs = 0.5 * matrix(layer.outputs[axis])
     context = None
     if layer.context is not None:
-        context = halve_gates(matrix(layer.context).chunk(len(layer.convs), dim=1)[axis], channels=c)
+        context = halve_gates(matrix(layer.context).chunk(stacks, dim=1)[axis], channels=c)
     return StackWeights(
-        taps=taps,
-        bias=halve_gates(bias, channels=c),
+        taps=(rows.flatten(0, 1),) if last else rows.unbind(),
+        bias=halve_gates(conv.conv.bias.detach(), channels=c),
         residual=outputs[:, :c].contiguous(),
-        link=None if last else halve_gates(outputs[:, c:], channels=c).contiguous(),
-        context=None if context is None else context.contiguous(),
+        link=None if last else halve_gates(outputs[:, c:], channels=c),
+        context=context,
     )
 
 
@@ -197,6 +147,7 @@ def attention_weights(attention: CausalAttention, coordinates_ps: Tensor) -> Att
         qkv=_with_channel(matrix(attention.qkv) * scale, heads, of_queries=0.0),
         output=F.pad(output.view(heads, -1, output.shape[1]), (0, 0, 0, 1)).flatten(0, 1),
         position_n=_with_channel(position, heads, of_queries=1.0),
+        num_heads=heads,
     )
 
 

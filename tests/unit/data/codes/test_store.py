@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from monai_vqgen.data.codes.dataset import CodesDataset
-from monai_vqgen.data.codes.store import CodeStore, save_codes
+from monai_vqgen.data.codes.store import CodesDataset, CodeStore, save_codes
 from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.files import read_json, write_json
 from monai_vqgen.networks import GatedPixelCNN
 
 SIZES = (12, 40000)
@@ -76,9 +77,9 @@ def test_damage_is_noticed_when_the_store_is_opened(tmp_path, damage):
     elif damage == "json":
         description.write_text(description.read_text()[:-30])
     else:
-        fields = json.loads(description.read_text())
+        fields = read_json(description)
         del fields["grids"]
-        description.write_text(json.dumps(fields))
+        write_json(description, fields, sealed=True)
     with pytest.raises(InputError, match=r"damaged.*run extract_codes"):
         CodeStore(tmp_path)
 
@@ -116,3 +117,48 @@ def test_codes_that_do_not_fit_one_another_are_not_written(tmp_path):
         save_codes(tmp_path, {"training": [codes + 4]}, {"training": [{}, {}]}, codebook_sizes=(4,), fingerprint="")
     with pytest.raises(CodesMismatchError, match="records"):
         save_codes(tmp_path, {"training": [codes]}, {"training": [{}]}, codebook_sizes=(4,), fingerprint="")
+
+
+def rewrite(folder, tensors=None, **fields):
+    """Another content whose checksum is right."""
+    content = load_file(folder / "codes.safetensors") | (tensors or {})
+    save_file(content, folder / "codes.safetensors")
+    written = (folder / "codes.safetensors").read_bytes()
+    description = read_json(folder / "codes.json") | fields
+    description["file"] |= {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
+    write_json(folder / "codes.json", description, sealed=True)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "fields", "fault"),
+    [
+        ({"training/level0": torch.full((5, 2, 3), 12, dtype=torch.int16)}, {}, "codes outside 0 to 11"),
+        ({"training/level0": torch.full((5, 2, 3), -1, dtype=torch.int16)}, {}, "codes outside 0 to 11"),
+        ({"training/level0": torch.zeros(5, 2, 3)}, {}, "float32 of shape"),
+        ({"training/level0": torch.zeros(4, 2, 3, dtype=torch.int16)}, {}, "shape .4, 2, 3.; .5, 2, 3. is described"),
+        ({"validation/level1": torch.zeros(2, 6, 4, dtype=torch.int32)}, {}, "level1 is .* is described"),
+        ({}, {"grids": [[2, 3], [4, 7]]}, "is described"),
+        ({}, {"grids": [[2, 3]]}, "misstates"),
+        ({}, {"grids": [[2, 0], [4, 6]]}, "misstates whole numbers"),
+        ({}, {"codebook_sizes": [12, True]}, "misstates whole numbers"),
+        ({}, {"codebook_sizes": [12, "40000"]}, "misstates whole numbers"),
+        ({}, {"splits": {"training": [], "validation": []}}, "is described"),
+        ({}, {"splits": [1]}, "misstates"),
+        ({}, {"splits": {"training": 3}}, "misstates"),
+    ],
+)
+def test_what_the_store_describes_is_what_it_holds(tmp_path, tensors, fields, fault):
+    write(tmp_path)
+    rewrite(tmp_path)
+    CodeStore(tmp_path)
+    rewrite(tmp_path, tensors, **fields)
+    with pytest.raises(InputError, match=f"damaged: .*{fault}"):
+        CodeStore(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "3", "\xff"])
+def test_a_description_of_another_kind_is_one_error(tmp_path, text):
+    write(tmp_path)
+    (tmp_path / "codes.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"codes\.json cannot be read"):
+        CodeStore(tmp_path)

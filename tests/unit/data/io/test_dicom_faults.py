@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import nibabel as nib
@@ -147,7 +148,7 @@ SIDEWAYS = [0, 1, 0, 0, 0, -1]
         ),
         (lambda d, k: k or inverted(d, k), "one kind of gray values"),
         (setting(PhotometricInterpretation="PALETTE COLOR"), "the pixels are PALETTE COLOR"),
-        (setting(Rows=30000, Columns=30000), "GiB of voxels, more than 4.0 GiB"),
+        (setting(Rows=30000, Columns=30000), "announces 187.75 GiB, and 0.12 GiB are allowed"),
         (setting(PixelData=b"\0\0"), "unreadable DICOM series"),
     ],
 )
@@ -263,3 +264,24 @@ def test_an_image_cut_short_is_not_taken_for_a_report(tmp_path, write_series, le
     last.write_bytes(last.read_bytes()[:left])
     with pytest.raises(ScanError, match=rf"{last.name}: has no image|unreadable"):
         read_volume(tmp_path / "s")
+
+
+@pytest.mark.parametrize("defined", [True, False])
+@pytest.mark.parametrize("depth", [300, 3000])
+def test_sequences_within_sequences_are_refused_by_name_or_read_and_end(tmp_path, write_series, depth, defined):
+    write_series(tmp_path, VOXELS, HEAD.affine)
+    path = sorted(tmp_path.glob("*.dcm"))[0]
+    tag, item = b"\x40\x00\x75\x02SQ\0\0", b"\xfe\xff\x00\xe0"  # (0040,0275), and an item of it
+    nested = b""
+    for _ in range(depth):
+        if defined:
+            held = item + len(nested).to_bytes(4, "little") + nested
+            nested = tag + len(held).to_bytes(4, "little") + held
+        else:
+            ends = b"\xfe\xff\x0d\xe0" + bytes(4) + b"\xfe\xff\xdd\xe0" + bytes(4)
+            nested = tag + b"\xff" * 4 + item + b"\xff" * 4 + nested + ends
+    content, pixels = path.read_bytes(), b"\xe0\x7f\x10\x00"
+    at = content.index(pixels)
+    path.write_bytes(content[:at] + nested + content[at:])
+    with contextlib.suppress(ScanError):
+        assert_is_the_head(read_volume(tmp_path))

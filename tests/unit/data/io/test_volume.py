@@ -11,6 +11,7 @@ import pytest
 
 from monai_vqgen.data import read_volume
 from monai_vqgen.errors import ScanError
+from monai_vqgen.transforms.nifti import check_unfolding
 
 AFFINE = np.array([[-2, 0.1, 0, 5], [0.1, 2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1.0]])
 VALUES = np.random.default_rng(0).integers(1, 3000, (12, 13, 14)).astype(np.int16)
@@ -140,3 +141,45 @@ def test_a_gzip_bomb_is_refused_before_it_unfolds(tmp_path):
     (tmp_path / "more.nii.gz").write_bytes(gzip.compress(small + bytes(50_000_000)))
     with pytest.raises(ScanError, match="more data than its header"):
         read_volume(tmp_path / "more.nii.gz")
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("meter", 1e-3), ("micron", 1e3), ("mm", 1), ("unknown", 1)])
+def test_positions_are_millimeters_whatever_the_unit(tmp_path, unit, factor, caplog):
+    image = nib.Nifti1Image(VALUES, np.diag([factor, factor, factor, 1]) @ AFFINE)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nii.gz").affine, AFFINE, atol=1e-5)
+    assert ("positions are converted" in caplog.text) == (factor != 1)
+
+
+def test_a_link_without_content_says_how_to_fetch_it(tmp_path):
+    (tmp_path / "a.nii.gz").symlink_to("../.git/annex/objects/gone")
+    with pytest.raises(ScanError, match=r"a\.nii\.gz: no such file, only a link .*git annex get"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+def test_how_much_a_file_may_unfold_to_depends_on_its_size(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(3 * 2**20))
+    check_unfolding(tmp_path / "a", 3 * 64 * 2**20)
+    check_unfolding(tmp_path / "a", 2**34, max_bytes=2**35)
+    for count, limit in ((3 * 64 * 2**20 + 1, None), (11, 10)):
+        with pytest.raises(ScanError, match=r"GiB are allowed for 3\.0 MiB"):
+            check_unfolding(tmp_path / "a", count, limit)
+    with pytest.raises(ScanError, match="announces"):
+        check_unfolding(tmp_path / "a", 2**32 + 1, file_bytes=2**40)
+
+
+def test_voxels_that_begin_within_the_header_are_refused(tmp_path):
+    content = bytearray(save(tmp_path / "a.nii").read_bytes())
+    content[108:112] = np.float32(0).tobytes()  # vox_offset
+    content[344:348] = b"ni1\0"  # of a pair of files, whose voxels begin at 0
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(ScanError, match=r"a\.nii: "):
+        read_volume(tmp_path / "a.nii")
+
+
+def test_nan_becomes_the_background_of_a_volume_whose_background_is_not_zero(tmp_path):
+    values = np.full((12, 13, 14), -1, dtype=np.float32)
+    values[3:9, 3:9, 3:9] = np.linspace(0, 1, 216).reshape(6, 6, 6)
+    values[0, 0, 0] = np.nan
+    assert read_volume(save(tmp_path / "a.nii.gz", values)).voxels_s[0, 0, 0] == -1

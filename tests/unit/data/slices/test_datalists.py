@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
-from monai_vqgen.data import load_datalist
+from monai_vqgen.data import load_datalist, read_slice_geometry, records_digest
 from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.errors import DatalistError, InputError
 
@@ -60,3 +61,83 @@ def test_picks_are_evenly_spaced_from_first_to_last(count, among):
         assert (picks[0], picks[-1]) == (0, among - 1)
         steps = [after - before for before, after in itertools.pairwise(picks)]
         assert max(steps) - min(steps) <= 1
+
+
+def write_list(folder, **parts):
+    for name in ("a", "b"):
+        (folder / f"{name}.nii").touch()
+    (folder / "datalist.json").write_text(json.dumps({"training": [], "validation": [], "test": [], **parts}))
+    return folder
+
+
+@pytest.mark.parametrize("image", ["../b.nii", "/etc/passwd", "x/../../b.nii", "../set/../b.nii", ".", ""])
+def test_names_in_a_list_never_leave_the_folder(tmp_path, image):
+    (tmp_path / "b.nii").touch()
+    (tmp_path / "set").mkdir()
+    with pytest.raises(DatalistError, match="outside the folder"):
+        load_datalist(write_list(tmp_path / "set", training=[{"image": image}]), "training")
+
+
+def test_a_list_may_name_files_in_full_and_folders_may_be_links(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.nii").touch()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "images").symlink_to(tmp_path / "far")
+    items = [{"image": str(tmp_path / "set" / "a.nii")}, {"image": "images/a.nii"}]
+    found = load_datalist(write_list(tmp_path / "set", training=items), "training")
+    assert [item["image"] for item in found] == [str(tmp_path / "set" / name) for name in ("a.nii", "images/a.nii")]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "a")])
+def test_a_subject_or_a_file_in_two_splits_is_refused_for_every_split(tmp_path, names):
+    subject = {"subject": "sub-01"} if names[0] != names[1] else {}
+    one, two = ([{"image": f"{name}.nii", **subject}] for name in names)
+    write_list(tmp_path, training=one, test=two)
+    for split in ("training", "validation", "test"):
+        with pytest.raises(DatalistError, match=f"{'subject sub-01' if subject else 'image'} .*in more than one split"):
+            load_datalist(tmp_path, split)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", "3", '{"training": 3}', '{"training": [3]}', '{"training": [{"image": 3}]}', "{}"]
+)
+def test_what_is_no_list_is_one_error(tmp_path, text):
+    (tmp_path / "datalist.json").write_text(text)
+    with pytest.raises(DatalistError, match="not a datalist"):
+        load_datalist(tmp_path, "training")
+    assert read_slice_geometry(tmp_path) == (None, None)
+
+
+def test_pictures_of_all_kinds_are_slices_and_other_files_are_said(tmp_path, caplog):
+    names = ["a.png", "b.JPG", "c.jpeg", "d.bmp", "e.tif", "f.TIFF", "g.nii.gz"]
+    (tmp_path / "train").mkdir()
+    for name in (*names, "h.gif", "i.txt", ".j.png"):
+        (tmp_path / "train" / name).touch()
+    assert [Path(item["image"]).name for item in load_datalist(tmp_path, "training")] == names
+    assert "2 files are no slices (for example h.gif)" in caplog.text
+
+
+def test_volumes_beside_a_folder_named_like_a_split_are_refused(tmp_path):
+    for name in ("scan.nii.gz", "old_test/1.nii", "x_train/1.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"both slices \(old_test\) and other NIfTI files, 1 of them .*scan\.nii\.gz"):
+        load_datalist(tmp_path, "test")
+    (tmp_path / "scan.nii.gz").unlink()
+    assert len(load_datalist(tmp_path, "test")) == 1
+
+
+def test_a_digest_is_the_same_through_a_link_and_after_a_move(tmp_path, monkeypatch):
+    (tmp_path / "slices/train").mkdir(parents=True)
+    (tmp_path / "slices/train/a.png").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/link").symlink_to(tmp_path / "slices")
+    monkeypatch.chdir(tmp_path)
+
+    def digest(folder):
+        return records_digest(load_datalist(folder, "training"), folder)
+
+    assert digest("slices") == digest(tmp_path / "slices") == digest("elsewhere/link")
+    before = digest("slices")
+    (tmp_path / "slices").rename(tmp_path / "moved")
+    assert digest("moved") == before

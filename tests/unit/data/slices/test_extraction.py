@@ -168,18 +168,45 @@ def test_a_brain_that_does_not_fit_is_skipped_or_cropped_with_a_warning(scans, t
     with pytest.raises(DatalistError, match="does not fit into 48 x 48"):
         extract(scans, tmp_path / "a", image_size=48, **QUICK)
     with caplog.at_level("WARNING"):
-        extract(scans, tmp_path / "b", image_size=48, on_trim="warn", **QUICK)
-    assert "Cropped" in caplog.text
+        extract(scans, tmp_path / "b", image_size=48, on_trim="warn", **{**QUICK, "positions": [60.0, 64.0, 68.0]})
+    told = [record.getMessage() for record in caplog.records if "does not fit" in record.getMessage()]
+    cropped = [line for line in told if line.startswith("cropped: ")]
+    assert len(cropped) == 4, "one warning for each scan, not one for each slice"
+    assert any(line.endswith(" more of this scan)") for line in cropped)
 
 
 def test_earlier_results_are_kept_unless_told_otherwise(scans, tmp_path):
     extract(scans, tmp_path, **QUICK)
     before = (tmp_path / "datalist.json").read_bytes()
-    with pytest.raises(OutputExistsError, match="overwrite"):
+    told = r"datalist\.json, contact_sheet\.png, (images/\S+,? ){3}and 9 more; .*overwrite"
+    with pytest.raises(OutputExistsError, match=told):
         extract(scans, tmp_path, **{**QUICK, "positions": [50.0]})
     assert (tmp_path / "datalist.json").read_bytes() == before
     extract(scans, tmp_path, **{**QUICK, "positions": [50.0]}, overwrite=True)
     assert len(list((tmp_path / "images").iterdir())) == 4
+
+
+def test_overwriting_takes_the_slices_of_any_plane_away_but_no_other_file_nor_a_link_to_them(scans, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "images").symlink_to(tmp_path / "disk")
+    extract(scans, tmp_path / "s", **QUICK)
+    users = {"notes.txt", "mask_axial.nii.gz", "sub-01_coronal_mm.nii.gz"}
+    for name in users:
+        (tmp_path / "disk" / name).write_text("mine")
+    path = tmp_path / "s" / "datalist.json"
+    content = json.loads(path.read_text())
+    content["test"] += [{"image": "images/notes.txt"}, {"image": "../disk/notes.txt"}]
+    del content["seal"]
+    path.write_text(json.dumps(content))
+    extract(scans, tmp_path / "s", plane="coronal", positions=[50.0], overwrite=True)
+    assert (tmp_path / "s" / "images").is_symlink()
+    left = {item.name for item in (tmp_path / "disk").iterdir()} - users
+    assert len(left) == 4
+    assert all("_coronal_" in name for name in left)
+    extract(scans, tmp_path / "s", plane="axial", positions=[50.0], overwrite=True)
+    assert users < {item.name for item in (tmp_path / "disk").iterdir()}
+    assert not list((tmp_path / "disk").glob("*_coronal_0*"))
 
 
 def test_folders_and_options_that_cannot_work(scans, tmp_path):
@@ -224,3 +251,42 @@ def test_real_volumes_of_every_geometry_go_through(real_data, tmp_path):
             assert image.shape == (1, 128, 128)
             assert float(image.max()) == pytest.approx(1, abs=0.2)
             np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :2], axis=0), 1.736, rtol=1e-5)
+
+
+def test_one_bad_scan_is_one_skip_and_the_others_are_cut(scans, tmp_path, monkeypatch):
+    folder = tmp_path / "scans"
+    shutil.copytree(scans, folder)
+    image = nib.load(scans / "sub-01_T1w.nii.gz")
+    for name, unit, factor in (("micron", "micron", 1000), ("liar", "mm", 1000)):
+        other = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([factor] * 3 + [1]) @ image.affine)
+        other.header.set_xyzt_units(unit)
+        nib.save(other, folder / f"{name}.nii.gz")
+    shutil.copy(scans / "sub-01_T1w.nii.gz", folder / f"{'x' * 240}.nii.gz")
+    (folder / "gone.nii.gz").symlink_to(".git/annex/gone")
+    (folder / "b").mkdir()
+    shutil.copy(scans / "sub-01_T1w.nii.gz", folder / "b" / "c.nii.gz")
+    real = nib.Nifti1Header.get_best_affine
+
+    def fails_once(header):  # in a way that nobody has thought of
+        if header["descrip"].tobytes().startswith(b"odd"):
+            raise RecursionError("odd")
+        return real(header)
+
+    odd = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+    odd.header["descrip"] = b"odd"
+    nib.save(odd, folder / "odd.nii.gz")
+    monkeypatch.setattr(nib.Nifti1Header, "get_best_affine", fails_once)
+    report = extract(folder, tmp_path / "s", positions=[64.0])
+    reasons = {entry["file"]: entry["reason"] for entry in report.skipped}
+    assert set(reasons) == {"liar.nii.gz", "gone.nii.gz", "b", "odd.nii.gz"}
+    assert "fix the spacing (or its unit)" in reasons["liar.nii.gz"]
+    assert "liar.nii.gz: pixels of " in reasons["liar.nii.gz"]
+    assert "git annex get" in reasons["gone.nii.gz"]
+    assert "RecursionError" in reasons["odd.nii.gz"]
+    content = json.loads(report.datalist.read_text())
+    assert content["skipped"] == report.skipped
+    items = [item for part in report.num_subjects for item in content[part]]
+    assert len(items) == 6
+    same = {item["subject"]: LoadSlice()(tmp_path / "s" / item["image"]) for item in items}
+    np.testing.assert_allclose(same["micron"].numpy(), same["sub-01"].numpy(), atol=1e-3)
+    np.testing.assert_allclose(same["micron"].affine, same["sub-01"].affine, atol=1e-3)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from monai_vqgen.data import discover_volumes
-from monai_vqgen.data.slices.sources import subject_of
+from monai_vqgen.data.slices.sources import find_scans, subject_of
 from monai_vqgen.errors import DatalistError, InputError
 
 
@@ -127,3 +128,60 @@ def test_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
     shuffled = lambda self: iter(np.random.default_rng(1).permutation(list(real(self))).tolist())  # noqa: E731
     monkeypatch.setattr(Path, "iterdir", shuffled)
     assert discover_volumes(tmp_path) == expected
+
+
+def test_links_without_content_are_records_and_linked_folders_are_followed_once(tmp_path):
+    folder = touch(tmp_path / "set", "sub-01/anat/sub-01_T1w.nii.gz")
+    touch(tmp_path / "far", "anat/sub-02_T1w.nii.gz")
+    (folder / "sub-02").symlink_to(tmp_path / "far")
+    (folder / "sub-03" / "anat").mkdir(parents=True)
+    (folder / "sub-03" / "anat" / "sub-03_T1w.nii.gz").symlink_to("../../.git/annex/objects/gone")
+    (folder / "sub-03" / "loop").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "sub-01")
+    found = find_scans(folder)
+    assert [record.subject for record in found.records] == ["sub-01", "sub-02", "sub-03"]
+    assert {entry["file"] for entry in found.skipped} == {"again", "sub-03/loop"}
+    assert all("counted once" in entry["reason"] for entry in found.skipped)
+
+
+def test_scans_beside_those_that_are_taken_are_listed(tmp_path, caplog):
+    touch(tmp_path, "a.nii", "b/c.nii", "b/d/e.nii.gz", "f/notes.txt")
+    found = find_scans(tmp_path)
+    assert [record.path.name for record in found.records] == ["a.nii"]
+    assert [entry["file"] for entry in found.skipped] == ["b"]
+    assert "2 scans beside those of" in found.skipped[0]["reason"]
+    discover_volumes(tmp_path)
+    assert "skipped: b: 2 scans" in caplog.text
+
+
+def test_a_series_beside_nifti_files_is_listed(tmp_path):
+    touch(tmp_path, "x/a.nii")
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "1").write_bytes(bytes(128) + b"DICM")
+    found = find_scans(tmp_path)
+    assert ([record.path.name for record in found.records], found.skipped[0]["file"]) == (["y"], "x")
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
+    touch(tmp_path, "sub-01/a.nii", "sub-02/b.nii")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("sub-02"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = find_scans(tmp_path)
+    assert len(found.records) == 1
+    assert [entry["reason"] for entry in found.skipped] == [
+        "sub-02: cannot be listed (Permission denied); change permissions"
+    ]
+
+
+def test_names_are_short_enough_for_a_file_system_and_stay_apart(tmp_path):
+    touch(tmp_path, *("ä" * 110 + f"_{i}.nii" for i in range(2)), "short.nii")
+    names = [record.name for record in discover_volumes(tmp_path)]
+    assert len(set(names)) == 3
+    assert max(len(name.encode()) for name in names) <= 150
+    assert "short" in names

@@ -1,4 +1,4 @@
-"""Bits per code against closed forms and brute force."""
+"""Use of codebooks and bits per code against numpy and what is known in closed form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,37 @@ import pytest
 import torch
 
 from monai_vqgen.errors import CodesMismatchError, InputError
-from monai_vqgen.metrics.likelihood import PositionHistogram, bits_per_code, uniform_bits_per_code
+from monai_vqgen.metrics.codes import (
+    CodebookCounter,
+    PositionHistogram,
+    bits_per_code,
+    codebook_use,
+    uniform_bits_per_code,
+)
+
+
+def test_usage_and_perplexity_of_batches_equal_numpy_over_all_codes():
+    random = np.random.default_rng(0)
+    codes = random.zipf(1.5, (5, 7, 9)) % 20
+    counter = CodebookCounter(40)
+    for batch in np.array_split(codes, 3):
+        counter.update(torch.from_numpy(batch))
+    frequencies = np.unique(codes, return_counts=True)[1] / codes.size
+    result = counter.compute()
+    assert result.codes_in_use == len(frequencies)
+    assert result.usage == len(frequencies) / 40
+    assert result.perplexity == pytest.approx(np.exp(-np.sum(frequencies * np.log(frequencies))))
+
+
+def test_extremes():
+    assert codebook_use(torch.ones(16)).perplexity == pytest.approx(16)
+    assert codebook_use(torch.tensor([0, 9, 0])).perplexity == pytest.approx(1)
+    assert codebook_use(torch.zeros(4)) == (4, 0, 0.0, 0.0)
+
+
+def test_a_code_outside_the_codebook_is_refused():
+    with pytest.raises(CodesMismatchError, match="outside"):
+        CodebookCounter(4).update(torch.tensor([4]))
 
 
 def test_a_uniform_model_pays_log2_k():
@@ -52,7 +82,7 @@ def test_smoothing_is_chosen_as_leaving_one_out_by_hand_would():
     assert held_out_bits(chosen) <= min(tried.values()) + 1e-9
     histogram = PositionHistogram(16).fit(torch.from_numpy(train))
     for smoothing, bits in tried.items():
-        assert histogram._leave_one_out_bits(torch.from_numpy(train).flatten(1), smoothing) == pytest.approx(bits)
+        assert histogram._mean_bits(torch.from_numpy(train).flatten(1), smoothing, left_out=1) == pytest.approx(bits)
 
 
 def test_what_cannot_be_scored_is_refused():

@@ -1,4 +1,4 @@
-"""The figures of an evaluation stand beside the strongest baseline, and look at the images they say they look at."""
+"""The figures of an evaluation stand beside the strongest baseline, and are of the images and passes they name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from factories import tiny_autoencoder
 from near_ties import assert_same_codes
 
-from monai_vqgen.evaluation.scores import encode_slices, prior_figures
+from monai_vqgen.evaluation import sections
+from monai_vqgen.evaluation.sections import WHOLE_GRID_PASSES, encode_slices, prior_figures, whole_grid_seconds
 from monai_vqgen.metrics import PositionHistogram
 from monai_vqgen.models import SamplingSettings, TrainedModel
 from monai_vqgen.models.loading import LoadedPriors
@@ -97,3 +98,27 @@ def test_mirrored_codes_are_those_of_images_flipped_along_the_last_axis():
     for found, grid in zip(mirrored, expected, strict=True):
         assert_same_codes(found, grid)  # computed in batches of 2 and of 5
     assert not torch.equal(mirrored[1], encode_slices(model, slices)[1])
+
+
+class Clocked(torch.nn.Module):
+    """A prior whose pass over the whole grid takes as many seconds, on a clock of the test's, as it is told."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+        self.seen: list[tuple] = []
+
+    def forward(self, codes, coarser, condition):
+        self.clock[0] += self.seconds
+        self.seen.append((codes.shape, len(coarser), condition))
+
+
+def test_whole_grid_time_is_one_pass_for_every_position_of_every_level(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(sections, "finished_time", lambda device: clock[0])
+    networks = (Clocked(clock, 0.5), Clocked(clock, 2.0))
+    codes = [torch.zeros(3, 2, 4, dtype=torch.long), torch.zeros(3, 4, 8, dtype=torch.long)]
+    condition = torch.zeros(3, 1)
+    assert whole_grid_seconds(networks, codes, condition) == 8 * 0.5 + 32 * 2.0
+    for level, network in enumerate(networks):
+        assert network.seen == [(codes[level].shape, level, condition)] * (WHOLE_GRID_PASSES + 1)  # one to warm up

@@ -1,4 +1,4 @@
-"""The default quantizer: a codebook that starts by k-means and learns by exponential moving averages.
+"""Codebooks that learn: the default by k-means and exponential moving averages, another by gradient descent.
 
 Shape suffixes: b batch, s spatial axes (2 or 3), d code dimension, k codebook size, n vectors.
 """
@@ -8,27 +8,17 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks.quantizers.base import (
-    Quantized,
-    Quantizer,
-    check_codebook,
-    nearest_codes,
-    pass_gradient,
-    rows_to_grid,
-    to_rows,
-)
-
-__all__ = ["EMACodebook", "all_gather_rows", "all_reduce_sum", "canonical_order", "kmeans"]
+from monai_vqgen.networks.quantizers.base import Codebook, nearest_codes, to_rows
 
 _SMOOTHING = 1e-5  # Laplace smoothing of counts, as in the code published with the paper (sonnet)
 _LARGEST = 1e15  # of a latent's coordinates: a million latents' sums and squared distances stay finite in float32
 _KMEANS_ROWS_PER_CODE = 32  # Lloyd's algorithm gains little from more (faiss warns below 39)
 
 
-class EMACodebook(Quantizer):
+class EMACodebook(Codebook):
     """Vector quantizer whose codebook follows the latents by exponential moving averages.
 
     ::
@@ -79,17 +69,14 @@ class EMACodebook(Quantizer):
         gradient_estimator: str = "straight_through",
         initial_count: float = 1.0,
     ) -> None:
-        super().__init__()
-        check_codebook(num_codes, dim, gradient_estimator)
+        super().__init__(num_codes, dim, commitment=commitment, gradient_estimator=gradient_estimator)
         if not 0 <= decay < 1:
             raise InputError(f"decay={decay} must lie in [0, 1)")
         if restart_below >= 1:
             raise InputError(f"restart_below={restart_below} must be under 1, the count that a code starts with")
         if initial_count < 0:
             raise InputError(f"initial_count={initial_count} must not be negative")
-        self.num_codes, self.dim = num_codes, dim
-        self.decay, self.commitment, self.restart_below, self.kmeans = decay, commitment, restart_below, kmeans
-        self.gradient_estimator = gradient_estimator
+        self.decay, self.restart_below, self.kmeans = decay, restart_below, kmeans
         self.initial_count = float(initial_count)
         embeddings_kd = torch.randn(num_codes, dim)
         self.register_buffer("embeddings_kd", embeddings_kd)
@@ -98,21 +85,6 @@ class EMACodebook(Quantizer):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("initialized", torch.tensor(not kmeans))
 
-    def forward(self, latents_bds: Tensor) -> Quantized:
-        """Quantize latents ``(b, d, *s)``; pure in both modes."""
-        with torch.autocast(latents_bds.device.type, enabled=False):
-            rows_nd = to_rows(latents_bds)
-            codes_n = nearest_codes(rows_nd, self.embeddings_kd)
-            chosen_nd = F.embedding(codes_n, self.embeddings_kd)
-            loss = self.commitment * F.mse_loss(rows_nd, chosen_nd) if rows_nd.shape[0] else rows_nd.sum()
-            embeddings_nd = pass_gradient(rows_nd, chosen_nd, self.gradient_estimator)
-        codes_bs = codes_n.reshape(latents_bds.shape[0], *latents_bds.shape[2:])
-        return Quantized(rows_to_grid(embeddings_nd, latents_bds), codes_bs, loss)
-
-    def lookup(self, codes_bs: Tensor) -> Tensor:
-        """Return the embeddings ``(b, d, *s)`` of codes."""
-        return F.embedding(codes_bs, self.embeddings_kd).movedim(-1, 1)
-
     def prepare(self, latents_bds: Tensor) -> None:
         """Initialize the codebook by k-means over the first training batch of all processes."""
         if not self.initialized:
@@ -120,7 +92,8 @@ class EMACodebook(Quantizer):
                 self._initialize(to_rows(latents_bds.detach()))
 
     def _initialize(self, rows_nd: Tensor) -> None:
-        rows_nd = all_gather_rows(_sound(rows_nd))
+        sound_n = _sound_mask(rows_nd)
+        rows_nd = all_gather_rows(rows_nd if sound_n is None else rows_nd[sound_n])
         if rows_nd.shape[0] == 0:
             return
         generator = torch.Generator().manual_seed(0)
@@ -175,6 +148,41 @@ class EMACodebook(Quantizer):
         self.sums_kd[dead] = fresh_nd
 
 
+class GradientCodebook(Codebook):
+    """Vector quantizer whose codebook is a parameter, pulled to the latents by the codebook loss.
+
+    van den Oord et al. 2017, equation 3: ``||sg[z] - e||^2 + commitment ||z - sg[e]||^2``, means over elements.
+
+    Args:
+        num_codes: codebook size K.
+        dim: code dimension D.
+        commitment: weight of the commitment term.
+        gradient_estimator: ``"straight_through"`` or ``"rotation"``.
+
+    Raises:
+        InputError: for a value outside its range.
+
+    Examples:
+        >>> codebook = GradientCodebook(16, 4)
+        >>> codebook(torch.zeros(1, 4, 2, 2)).loss.item() > 0
+        True
+    """
+
+    def __init__(
+        self,
+        num_codes: int = 512,
+        dim: int = 16,
+        *,
+        commitment: float = 0.25,
+        gradient_estimator: str = "straight_through",
+    ) -> None:
+        super().__init__(num_codes, dim, commitment=commitment, gradient_estimator=gradient_estimator)
+        self.embeddings_kd = nn.Parameter(torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes))
+
+    def _loss(self, rows_nd: Tensor, chosen_nd: Tensor) -> Tensor:
+        return F.mse_loss(chosen_nd, rows_nd.detach()) + super()._loss(rows_nd, chosen_nd)
+
+
 def _sound_mask(rows_nd: Tensor) -> Tensor | None:
     """Return which rows are finite and of bearable size, or None where all are: extremes cost less than a mask."""
     if rows_nd.numel() == 0:
@@ -183,11 +191,6 @@ def _sound_mask(rows_nd: Tensor) -> Tensor | None:
     if torch.maximum(-low, high) <= _LARGEST:  # which no NaN is
         return None
     return (rows_nd.abs() <= _LARGEST).all(1)
-
-
-def _sound(rows_nd: Tensor) -> Tensor:
-    mask_n = _sound_mask(rows_nd)
-    return rows_nd if mask_n is None else rows_nd[mask_n]
 
 
 @torch.no_grad()
@@ -207,11 +210,7 @@ def kmeans(rows_nd: Tensor, num_codes: int, *, generator: torch.Generator, itera
 
     With fewer rows than centers the rows repeat with a small seeded jitter (1 % of the rows' deviation).
 
-    Args:
-        rows_nd: at least one finite row.
-        num_codes: number of centers.
-        generator: CPU generator that draws the seeds (Arthur and Vassilvitskii 2007).
-        iterations: Lloyd steps.
+    The CPU generator draws the seeds (Arthur and Vassilvitskii 2007); at least one row, all finite.
     """
     if rows_nd.shape[0] < num_codes:
         return _repeat_with_jitter(rows_nd, num_codes, generator)
@@ -250,12 +249,11 @@ def _repeat_with_jitter(rows_nd: Tensor, num_codes: int, generator: torch.Genera
 
 
 def _is_parallel() -> bool:
-    """Say whether more than one process trains together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Add ``tensor`` up over all processes, in place; alone, leave it."""
+    """Add ``tensor`` up over all processes, in place."""
     if _is_parallel():
         dist.all_reduce(tensor)
     return tensor
@@ -265,12 +263,6 @@ def all_gather_rows(rows_nd: Tensor) -> Tensor:
     """Return the rows of all processes, rank by rank; the number of rows may differ between processes."""
     if not _is_parallel():
         return rows_nd
-    world = dist.get_world_size()
-    sizes = [torch.zeros(1, dtype=torch.int64, device=rows_nd.device) for _ in range(world)]
-    dist.all_gather(sizes, torch.tensor([rows_nd.shape[0]], device=rows_nd.device))
-    longest = int(max(sizes))
-    padded = rows_nd.new_zeros(longest, rows_nd.shape[1])
-    padded[: rows_nd.shape[0]] = rows_nd
-    parts = [torch.empty_like(padded) for _ in range(world)]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+    parts: list[Tensor] = [rows_nd] * dist.get_world_size()
+    dist.all_gather_object(parts, rows_nd.cpu())
+    return torch.cat(parts).to(rows_nd.device)
