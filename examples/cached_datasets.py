@@ -55,9 +55,9 @@ def main() -> None:
         print(f"{name}: {tuple(slices[0].shape)}, from {slices.min():.2f} to {slices.max():.2f}")
     print(f"equal: {torch.equal(images['memory'], images['disk'])}")
     volumes = images["memory"][:, :, 0].unflatten(1, (len(scans), len(POSITIONS)))
-    rows = [PictureRow(scan.subject, volumes[:, i].flatten(0, 1).numpy()) for i, scan in enumerate(scans)]
-    titles = [f"epoch {epoch}, {position:.0f} mm" for epoch in range(1, EPOCHS + 1) for position in POSITIONS]
-    save_rows(rows, output / "epochs.png", titles=titles, pixels=160)
+    marks = [f"epoch {epoch}, {position:.0f} mm" for epoch in range(1, EPOCHS + 1) for position in POSITIONS]
+    rows = [PictureRow(scan.subject, volumes[:, i].flatten(0, 1).numpy(), marks=marks) for i, scan in enumerate(scans)]
+    save_rows(rows, output / "epochs.png", pixels=160)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ def main() -> None:
     for plane, image in zip(planes, [item["image"] for item in items], strict=True):
         print(f"{plane}: {image.meta['position_mm']:+.1f} mm from the brain's middle, affine\n{image.affine.numpy()}")
     rows = [
-        PictureRow(label, np.stack([item[key][0].numpy() for item in items]))
+        PictureRow(label, np.stack([item[key][0].numpy() for item in items]), marks=planes)
         for label, key in {"cut": "before", "denoised,\nas written": "image"}.items()
     ]
-    save_rows(rows, output / "planes.png", titles=planes, pixels=256)
+    save_rows(rows, output / "planes.png", pixels=256)
 
 
 if __name__ == "__main__":

@@ -67,10 +67,10 @@ def main() -> None:
     print(f"PSNR on other subjects: {scores[0]:.1f} dB (mean training image: {scores[1]:.1f} dB)")
     shown = torch.linspace(0, len(again) - 1, min(8, len(again))).long().tolist()
     drawn = {"test slices": test.images, "reconstructed": again}
-    rows = [PictureRow(name, images[shown, 0].numpy()) for name, images in drawn.items()]
+    marks = [test.names[i] for i in shown]
+    rows = [PictureRow(name, images[shown, 0].numpy(), marks=marks) for name, images in drawn.items()]
     Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-    titles = [test.names[i] for i in shown]
-    save_rows(rows, Path(options.output_dir) / "reconstructions.png", titles=titles)
+    save_rows(rows, Path(options.output_dir) / "reconstructions.png")
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ def main() -> None:
         scores = mean_scores([reconstruction_scores(images, slices)])
         print(f"{' '.join(name.split())}: PSNR {scores['psnr']:.1f} dB, SSIM {scores['ssim']:.3f}")
     drawn = [model.sample(position_mm=position, seed=SEED).images for position in POSITIONS]  # settings as recorded
-    rows = [PictureRow(name, images[:, 0].numpy()) for name, images in {"scan": slices, **again}.items()]
+    marks = [f"{position:.0f} mm" for position in positions]
+    rows = [PictureRow(name, images[:, 0].numpy(), marks=marks) for name, images in {"scan": slices, **again}.items()]
     difference = (again["reconstruction"] - slices)[:, 0].numpy()
     rows.append(PictureRow("reconstruction\nminus scan", difference, signed=True))
     rows.append(PictureRow("drawn anew,\nsynthetic", torch.cat(drawn)[:, 0].numpy()))
     Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-    titles = [f"{position:.0f} mm" for position in positions]
-    save_rows(rows, Path(options.output_dir) / "slices.png", titles=titles)
+    save_rows(rows, Path(options.output_dir) / "slices.png")
 
 
 if __name__ == "__main__":

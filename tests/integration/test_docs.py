@@ -44,12 +44,17 @@ def test_links_and_pictures_of_the_pages_exist():
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def shipped_and_trained(commands: list[str]) -> tuple[list[str], list[str]]:
+    """Part the card's commands: those that use the weights that ship, and those that train others, from scans on."""
+    first = next(i for i, command in enumerate(commands) if "extract_slices.json" in command)
+    return commands[:first], commands[first:]
+
+
 @pytest.mark.slow
 def test_the_cards_commands_run_one_after_another_in_the_bundles_folder(tiny_clone, documented):
     place = tiny_clone._replace(folder=tiny_clone.folder / "bundle")
     make_phantoms(place.folder / "SCANS", 8, seed=1, voxel_mm=4.0, progress=False)
-    shipped, commands = documented(CARD)[:2], documented(CARD)[2:]
-    assert all("--model" not in command for command in shipped)
+    (scored, *_), commands = shipped_and_trained(documented(CARD))
     assert len(commands) == 11
     for command in commands:
         output = place.folder / command.split()[-1]
@@ -64,6 +69,10 @@ def test_the_cards_commands_run_one_after_another_in_the_bundles_folder(tiny_clo
     assert {path.suffix for path in (place.folder / "EXPORT").iterdir()} >= {".ts", ".onnx"}
     metrics = json.loads((place.folder / "EVALUATION/metrics.json").read_text())
     assert {"reconstruction", "prior", "sampling"} <= metrics.keys()
+    assert "--num_samples 512" in scored
+    shutil.rmtree(place.folder / "EVALUATION")
+    place.run(scored.replace("--num_samples 512", "--num_samples 64"))
+    assert "position" in json.loads((place.folder / "EVALUATION/metrics.json").read_text())["sampling"]
 
 
 @pytest.mark.slow
@@ -73,7 +82,9 @@ def test_the_cards_commands_for_the_weights_that_ship_need_nothing_else(clone, d
     for name in ("configs", "models"):
         (place.folder / name).symlink_to(ROOT / "bundle" / name)
     make_phantoms(place.folder / "SCANS", 1, seed=1, voxel_mm=4.0, progress=False)
-    for command in documented(CARD)[:2]:
+    (_, *commands), _ = shipped_and_trained(documented(CARD))
+    assert len(commands) == 2
+    for command in commands:
         place.run(command)
     samples = json.loads((place.folder / "SAMPLES/samples.json").read_text())["samples"]
     assert [sample["condition"] for sample in samples] == [{"age": 30, "position_mm": 65, "sex": "f"}] * 16
