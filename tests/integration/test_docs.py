@@ -71,6 +71,7 @@ def test_the_cards_commands_run_one_after_another_in_the_bundles_folder(tiny_clo
     assert {"reconstruction", "prior", "sampling"} <= metrics.keys()
     assert "--num_samples 512" in scored
     shutil.rmtree(place.folder / "EVALUATION")
+    (place.folder / "models").symlink_to(ROOT / "bundle" / "models")
     place.run(scored.replace("--num_samples 512", "--num_samples 64"))
     assert "position" in json.loads((place.folder / "EVALUATION/metrics.json").read_text())["sampling"]
 
