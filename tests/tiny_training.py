@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -57,8 +58,11 @@ def write_slices(folder: Path, size: int = 16) -> None:
     (folder / "datalist.json").write_text(json.dumps(datalist))
 
 
-def workflow(name: str, *, overlay: Path | None = None, kind: str | None = "train", **options) -> ConfigWorkflow:
-    files = [str(CONFIGS / f"{name}.json")] + ([str(overlay)] if overlay else [])
+def workflow(
+    name: str, *, overlay: Path | Sequence[Path] | None = None, kind: str | None = "train", **options
+) -> ConfigWorkflow:
+    overlays = [overlay] if isinstance(overlay, Path) else overlay or []
+    files = [str(CONFIGS / f"{name}.json"), *map(str, overlays)]
     tiny = {} if overlay else TINY
     if name == "extract_codes":
         tiny = {"batch_size": 3}

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from monai_vqgen.engines.encoding import check_mirroring as check_mirroring, write_codes as write_codes
     from monai_vqgen.engines.objectives import (
         AutoencoderObjective as AutoencoderObjective,
+        DecoderObjective as DecoderObjective,
         PriorObjective as PriorObjective,
         objective_loss as objective_loss,
     )

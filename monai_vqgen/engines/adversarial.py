@@ -37,13 +37,15 @@ class AdversarialUpdate:
 
     ::
 
-        autoencoder    loss of the objective + share * (a * softplus(-D(y)) + f * mean over layers of |D_l(y) - D_l(x)|)
-        discriminator  softplus(-D(x)) + softplus(D(y)) + r1_weight * |grad of D(x)|^2
+        autoencoder    loss of the objective + share * (a * softplus(-D(y)) + f * mean over layers of |D_l(y) - D_l(x)|
+                                                        + d * softplus(-D(z)))
+        discriminator  softplus(-D(x)) + softplus(D(y, z)) + r1_weight * |grad of D(x)|^2
 
     The non-saturating loss of Goodfellow et al. 2014 on patches (Isola et al. 2017), feature matching (Salimans et al.
     2016) and the penalty R1 (Mescheder et al. 2018, without their factor of a half; D is the mean over patches). The
-    weights a and f follow the gradients at the reconstruction y, as in Esser et al. 2021, equation 7: the norm of each
-    term's gradient is held at `adversarial_weight` and `feature_weight` times that of the objective's loss.
+    weights a, f and d follow the gradients at the images made, as in Esser et al. 2021, equation 7: the norm of each
+    term's gradient is held at `adversarial_weight`, `feature_weight` and `drawn_weight` times that of the objective's
+    loss. Images z of codes that priors have drawn come from an objective that returns them, `DecoderObjective`.
 
     Give it to MONAI's `SupervisedTrainer` as ``iteration_update``, and to `TrainingState` as a part. Handlers see one
     iteration. Several processes share the discriminator's gradients and the balance. The objective returns ``loss`` and
@@ -57,6 +59,7 @@ class AdversarialUpdate:
         optimizer: of the discriminator; its learning rate is at each step the autoencoder's.
         adversarial_weight: of the patch loss, relative to the objective's.
         feature_weight: of feature matching, likewise.
+        drawn_weight: of the loss of images of drawn codes, likewise.
         start: iterations before the discriminator begins to learn.
         ramp: iterations from there in which the share of its terms rises to all.
         r1_weight: of the penalty. Without it stripes appear; too much of it blinds the discriminator.
@@ -84,6 +87,7 @@ class AdversarialUpdate:
         *,
         adversarial_weight: float = 0.4,
         feature_weight: float = 1.5,
+        drawn_weight: float = 0.0,
         start: int = 600,
         ramp: int = 300,
         r1_weight: float = 0.15,
@@ -93,7 +97,10 @@ class AdversarialUpdate:
         accumulation_steps: int = 1,
     ) -> None:
         self.terms = {"adversarial_loss": adversarial_weight, "feature_loss": feature_weight}
-        weights = {"adversarial_weight": adversarial_weight, "feature_weight": feature_weight, "r1_weight": r1_weight}
+        if drawn_weight:
+            self.terms["drawn_loss"] = drawn_weight
+        weights = {"adversarial_weight": adversarial_weight, "feature_weight": feature_weight}
+        weights.update(drawn_weight=drawn_weight, r1_weight=r1_weight)
         if min(weights.values()) < 0 or adversarial_weight + feature_weight <= 0:
             raise InputError(f"{weights}: none may be negative, and one of the first two must be positive")
         if min(start, ramp) < 0 or min(r1_every, balance_every) < 1:
@@ -152,7 +159,7 @@ class AdversarialUpdate:
         output["loss"].backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if step >= self.start:  # before the autoencoder's step, so that no step is taken where this fails
-            prediction["discriminator_loss"] = self._learn(engine, images_bcs, prediction["reconstruction"], step)
+            prediction["discriminator_loss"] = self._learn(engine, images_bcs, torch.cat(_made(prediction)), step)
         engine.optimizer.step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output  # as the event's handlers left it: decollated, for example
@@ -185,32 +192,40 @@ class AdversarialUpdate:
 
     def _adversary(self, images_bcs: Tensor, prediction: dict[str, Any], loss: Tensor, step: int) -> Tensor:
         """What the discriminator adds to the autoencoder's loss."""
-        reconstruction_bcs = prediction["reconstruction"]
+        images, count = _made(prediction), len(images_bcs)
         self.discriminator.requires_grad_(False)
-        *made, judgment = self._features(reconstruction_bcs)
+        *made, judgment = self._features(torch.cat(images))
         with torch.no_grad():
             real = self._features(images_bcs)[:-1]
-        distances = [F.l1_loss(ours, theirs) for ours, theirs in zip(made, real, strict=True)]
-        terms = {"adversarial_loss": F.softplus(-judgment).mean(), "feature_loss": torch.stack(distances).mean()}
+        distances = [F.l1_loss(ours[:count], theirs) for ours, theirs in zip(made, real, strict=True)]
+        terms = {
+            "adversarial_loss": F.softplus(-judgment[:count]).mean(),
+            "feature_loss": torch.stack(distances).mean(),
+        }
+        if "drawn_loss" in self.terms:
+            terms["drawn_loss"] = F.softplus(-judgment[count:]).mean()
         if not self.weights or step % self.balance_every == 0:
-            self._balance({"loss": loss, **terms}, reconstruction_bcs)
+            self._balance({"loss": loss, **terms}, images)
         prediction.update({name: value.detach() for name, value in terms.items()})
         share = min(1.0, (step - self.start) / self.ramp) if self.ramp else 1.0
         return share * torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
-    def _balance(self, losses: Mapping[str, Tensor], reconstruction_bcs: Tensor) -> None:
-        """Move the weights towards those at which the gradients at the reconstruction have their ratio."""
-        gradients = [torch.autograd.grad(loss, reconstruction_bcs, retain_graph=True)[0] for loss in losses.values()]
-        squares = all_reduce_sum(torch.stack([gradient.float().square().sum() for gradient in gradients]))
+    def _balance(self, losses: Mapping[str, Tensor], images: Sequence[Tensor]) -> None:
+        """Move the weights towards those at which the gradients at the images made have their ratio."""
+        gradients = [
+            torch.autograd.grad(loss, images, retain_graph=True, materialize_grads=True) for loss in losses.values()
+        ]
+        sums = [torch.stack([part.float().square().sum() for part in parts]).sum() for parts in gradients]
+        squares = all_reduce_sum(torch.stack(sums))
         norms = dict(zip(losses, squares.sqrt().tolist(), strict=True))
         for name, wanted in self.terms.items():
             found = min(wanted * norms["loss"] / max(norms[name], 1e-12), _LARGEST_WEIGHT)
             self.weights[name] = _KEPT * self.weights.get(name, found) + (1 - _KEPT) * found
 
-    def _learn(self, engine: SupervisedTrainer, images_bcs: Tensor, reconstruction_bcs: Tensor, step: int) -> Tensor:
+    def _learn(self, engine: SupervisedTrainer, images_bcs: Tensor, made_bcs: Tensor, step: int) -> Tensor:
         """One step of the discriminator; return its loss without the penalty."""
         self.discriminator.train().requires_grad_(True)
-        real, made = self._features(images_bcs)[-1], self._features(reconstruction_bcs.detach())[-1]
+        real, made = self._features(images_bcs)[-1], self._features(made_bcs.detach())[-1]
         loss = F.softplus(-real).mean() + F.softplus(made).mean()
         total = loss
         if self.r1_weight and step % self.r1_every == 0:
@@ -247,3 +262,8 @@ class AdversarialUpdate:
             logger.warning(
                 "The discriminator has won: its loss is %.3f (1.39 is chance), so %s", self.mean_loss, advice
             )
+
+
+def _made(prediction: Mapping[str, Tensor]) -> list[Tensor]:
+    """The reconstructions and, where the objective returns some, the images of drawn codes."""
+    return [prediction[name] for name in ("reconstruction", "drawn") if name in prediction]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from monai_vqgen.errors import InputError
 from monai_vqgen.metrics.reconstruction import WINDOW
 
-__all__ = ["AutoencoderObjective", "PriorObjective", "objective_loss"]
+__all__ = ["AutoencoderObjective", "DecoderObjective", "PriorObjective", "objective_loss"]
 
 _SMALLEST_MSE = 1e-10  # 100 dB: an exact reconstruction has a finite PSNR
 
@@ -105,9 +105,10 @@ class AutoencoderObjective(nn.Module):
         self._check_size(images_bcs)
         with torch.autocast(images_bcs.device.type, dtype=torch.bfloat16, enabled=self.amp):
             if self.training:
-                reconstruction_bcs, levels = self.autoencoder.train_pass(images_bcs)
-                codes: Sequence[Tensor] = [level.codes_bs for level in levels]
+                passed = self._train_pass(images_bcs)
+                reconstruction_bcs, codes = passed["reconstruction"], passed.pop("codes")
             else:
+                passed = {}
                 codes = self.autoencoder.encode(images_bcs)
                 # Sizes that do not divide are padded at the end of an axis, so the image is at its start.
                 window = (..., *(slice(size) for size in images_bcs.shape[2:]))
@@ -119,7 +120,7 @@ class AutoencoderObjective(nn.Module):
             )
         difference_bn = (reconstruction_bcs.float() - images_bcs.float()).flatten(1)
         mse_b, mae_b = difference_bn.square().mean(1), difference_bn.abs().mean(1)
-        result = {"reconstruction": reconstruction_bcs, "mse": mse_b, "mae": mae_b}
+        result = {**passed, "reconstruction": reconstruction_bcs, "mse": mse_b, "mae": mae_b}
         result["psnr"] = -10 * mse_b.detach().clamp_min(_SMALLEST_MSE).log10()
         result.update({f"codes_{level}": codes_bs for level, codes_bs in enumerate(codes)})
         result["loss"] = self.mse_weight * mse_b.mean() + self.l1_weight * mae_b.mean()
@@ -128,10 +129,16 @@ class AutoencoderObjective(nn.Module):
             result["loss"] = result["loss"] + self.smooth_l1_weight * smooth_l1
         if self.ssim_loss is not None:
             result["loss"] = result["loss"] + self.ssim_weight * self.ssim_loss(reconstruction_bcs.float(), images_bcs)
-        if self.training:
-            result["codebook_loss"] = torch.stack([level.loss.float() for level in levels]).sum()
+        if "codebook_loss" in result:
             result["loss"] = result["loss"] + self.codebook_weight * result["codebook_loss"]
         return result
+
+    def _train_pass(self, images_bcs: Tensor) -> dict[str, Any]:
+        """Reconstructions, codes and what else a training batch gives."""
+        reconstruction_bcs, levels = self.autoencoder.train_pass(images_bcs)
+        loss = torch.stack([level.loss.float() for level in levels]).sum()
+        codes = [level.codes_bs for level in levels]
+        return {"reconstruction": reconstruction_bcs, "codes": codes, "codebook_loss": loss}
 
     def _check_size(self, images_bcs: Tensor) -> None:
         size = tuple(images_bcs.shape[2:])
@@ -140,6 +147,61 @@ class AutoencoderObjective(nn.Module):
                 f"ssim_weight={self.ssim_weight} with slices of {size} pixels: SSIM's window is {WINDOW} pixels wide; "
                 "give ssim_weight=0 or larger slices"
             )
+
+
+class DecoderObjective(AutoencoderObjective):
+    """Trains the decoder of a trained VQ-VAE alone, on the codes of images and on codes that priors have drawn.
+
+    What priors draw differs from what encoders write, and a decoder that has never seen it turns the difference into
+    speckle. Encoder and codebooks are frozen, so the priors still fit. `AdversarialUpdate` with a `drawn_weight` judges
+    the images of drawn codes, which have no original to be compared with.
+
+    Args:
+        autoencoder: with trained weights; keeps the autoencoder contract and has its decoder in ``upsamplers``.
+        drawn: grids ``(n, *grid)`` a level, coarsest first, of which each training batch takes at random as many as it
+            has images; None takes none.
+        options: of `AutoencoderObjective`; quantizers have no loss here.
+
+    Returns of ``forward(images_bcs)``: as `AutoencoderObjective`, and in training ``drawn`` (b, c, *s), images of drawn
+    codes.
+
+    Raises:
+        InputError: as `AutoencoderObjective`; an autoencoder without ``upsamplers``; grids of another number of levels;
+            at a call, grids that are not those of the images.
+
+    Examples:
+        >>> from monai_vqgen.networks import HierarchicalVQVAE
+        >>> network = HierarchicalVQVAE(channels=8, residual_channels=4)
+        >>> drawn = network.encode(torch.rand(5, 1, 32, 32))
+        >>> DecoderObjective(network, drawn)(torch.rand(2, 1, 32, 32))["drawn"].shape
+        torch.Size([2, 1, 32, 32])
+    """
+
+    def __init__(self, autoencoder: nn.Module, drawn: Sequence[Tensor] | None = None, **options: Any) -> None:
+        if not isinstance(getattr(autoencoder, "upsamplers", None), nn.Module):
+            raise InputError(f"{type(autoencoder).__name__} has no upsamplers, so no decoder of its own can be trained")
+        super().__init__(autoencoder, **options)
+        if drawn is not None and len(drawn) != self.autoencoder.num_levels:
+            raise InputError(f"{len(drawn)} levels of drawn codes for {self.autoencoder.num_levels} of the autoencoder")
+        self.drawn = drawn
+        autoencoder.requires_grad_(False)
+        self.autoencoder.upsamplers.requires_grad_(True)
+
+    def _train_pass(self, images_bcs: Tensor) -> dict[str, Any]:
+        with torch.no_grad():
+            codes = self.autoencoder.encode(images_bcs)
+        count, wanted = len(images_bcs), codes
+        if self.drawn is not None:
+            if any(grid.shape[1:] != mine.shape[1:] for grid, mine in zip(self.drawn, codes, strict=True)):
+                grids = [[tuple(level.shape[1:]) for level in levels] for levels in (codes, self.drawn)]
+                raise InputError(f"images become grids {grids[0]}, the drawn codes are {grids[1]}: set image_size")
+            which_b = torch.randint(len(self.drawn[0]), (count,))
+            drawn = [grid[which_b].to(mine) for grid, mine in zip(self.drawn, codes, strict=True)]
+            wanted = [torch.cat(pair) for pair in zip(codes, drawn, strict=True)]
+        window = (..., *(slice(size) for size in images_bcs.shape[2:]))
+        decoded_bcs = self.autoencoder.decode(wanted)[window]
+        result = {"reconstruction": decoded_bcs[:count], "codes": codes, "codebook_loss": decoded_bcs.new_zeros(())}
+        return result if self.drawn is None else {**result, "drawn": decoded_bcs[count:]}
 
 
 class PriorObjective(nn.Module):

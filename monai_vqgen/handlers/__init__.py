@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING
 from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
-    from monai_vqgen.handlers.checkpoints import BestCheckpoint as BestCheckpoint, TrainingState as TrainingState
+    from monai_vqgen.handlers.checkpoints import (
+        BestCheckpoint as BestCheckpoint,
+        MovingAverage as MovingAverage,
+        TrainingState as TrainingState,
+    )
     from monai_vqgen.handlers.guards import (
         GradientGuard as GradientGuard,
         Patience as Patience,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,7 +22,7 @@ from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.files import forget_earlier, previous_path, write_json
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
-__all__ = ["BestCheckpoint", "TrainingState"]
+__all__ = ["BestCheckpoint", "MovingAverage", "TrainingState"]
 
 _PLACE_IN_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 _HOW_NOT_WHAT = ("foreach", "fused", "capturable", "differentiable")
@@ -105,6 +106,22 @@ class BestCheckpoint:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best value so far."""
         self.best = float(state_dict["best"])
+
+
+class MovingAverage(EMAHandler):
+    """Ignite's moving average of weights; frozen parameters stay bit for bit what they are.
+
+    A mean of equal numbers is not always that number in float32, and priors fit only the very encoder they know.
+
+    Examples:
+        >>> MovingAverage(nn.Linear(1, 1), momentum=0.005).attach(Engine(lambda engine, batch: None))
+    """
+
+    def _update_ema_model(self, engine: Engine, name: str) -> None:
+        super()._update_ema_model(engine, name)
+        for averaged, own in zip(self.ema_model.parameters(), self.model.parameters(), strict=True):
+            if not own.requires_grad:
+                averaged.copy_(own)
 
 
 class TrainingState:

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     )
     from monai_vqgen.models.samples import (
         Samples as Samples,
+        draw_codes as draw_codes,
         draw_conditions as draw_conditions,
         join_conditions as join_conditions,
     )
+    from monai_vqgen.models.saving import hand_down_priors as hand_down_priors
     from monai_vqgen.models.scans import (
         LoadScand as LoadScand,
         UsableScans as UsableScans,

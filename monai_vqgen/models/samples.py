@@ -18,7 +18,15 @@ from monai_vqgen.errors import InputError
 from monai_vqgen.models.record import SamplingSettings
 from monai_vqgen.networks.conditions import ConditionEncoder
 
-__all__ = ["Samples", "check_names", "code_masks", "draw_conditions", "encode_conditions", "join_conditions"]
+__all__ = [
+    "Samples",
+    "check_names",
+    "code_masks",
+    "draw_codes",
+    "draw_conditions",
+    "encode_conditions",
+    "join_conditions",
+]
 
 CONDITION_STREAM = 0xC0DE  # keeps the draws of conditions apart from the sampler's noise of the same seed
 
@@ -107,6 +115,36 @@ def draw_conditions(
         conditions.append({**drawn, **given})
     encoder.encode(conditions)  # refuses a value outside the trained range before any work
     return conditions
+
+
+def draw_codes(
+    model: Any, num_samples: int, *, seed: int = 0, like: Sequence[Mapping[str, Any]] | None = None
+) -> list[Tensor]:
+    """Draw codes without decoding them, with the recorded settings.
+
+    Args:
+        model: a `TrainedModel` with priors.
+        num_samples: how many, at least 1.
+        seed: of the draws.
+        like: records of slices, each sample's condition is that of one of them; None draws from the trained ranges.
+
+    Returns:
+        Grids ``(num_samples, *grid)`` a level, coarsest first.
+
+    Raises:
+        CheckpointError: the model has no priors.
+        InputError: no sample is asked for.
+    """
+    from monai_vqgen.engines.conditions import fitted_conditions
+    from monai_vqgen.inferers.draws import one_thread
+
+    sampler, encoder = model.sampler(), model.condition
+    like = fitted_conditions(encoder, like) if like and encoder is not None else None
+    conditions = draw_conditions(encoder, num_samples, seed=seed, like=like)
+    features = None if encoder is None else encoder.encode(conditions).to(model.device)
+    with one_thread(), torch.inference_mode(False), torch.no_grad():
+        codes = sampler.sample(model.grids, num_samples=num_samples, seed=seed, condition=features)
+    return [grid.cpu().clone() for grid in codes]
 
 
 def encode_conditions(encoder: ConditionEncoder | None, count: int, given: Mapping[str, Any]) -> Tensor | None:

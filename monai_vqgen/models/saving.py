@@ -6,11 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from monai_vqgen.errors import CodesMismatchError
 from monai_vqgen.files import claim_place, clean, publish, write_json
+from monai_vqgen.models.loading import load_autoencoder
 from monai_vqgen.models.record import autoencoder_record, prior_name, prior_record
 from monai_vqgen.weights import fingerprint, save_weights
 
-__all__ = ["describe", "saved_files", "write_model"]
+__all__ = ["describe", "hand_down_priors", "saved_files", "write_model"]
 
 _OURS = re.compile(rf"model\.(pt|json)|{prior_name(0)[:-1]}\d+\.(pt|json)")
 
@@ -34,6 +38,33 @@ def write_model(model: Any, folder: Path) -> Path:
     del known["fingerprint"]
     record = autoencoder_record(model.autoencoder, **known)
     write_json(folder / "model.json", {**record, "fingerprint": model.record.fingerprint}, sealed=True)
+    _write_priors(model, folder, model.record)
+    return publish(folder)
+
+
+def hand_down_priors(model: Any, weights: str | Path) -> None:
+    """Write the priors of a model beside weights whose decoder alone was trained further (`DecoderObjective`).
+
+    Args:
+        model: a `TrainedModel` with the priors.
+        weights: `model.pt` of the further training, beside its record.
+
+    Raises:
+        CodesMismatchError: the encoder or the codebooks changed, so that the priors do not fit any more.
+        CheckpointError: the weights are missing or damaged.
+    """
+    path = Path(weights)
+    autoencoder, record = load_autoencoder(path)
+    ours, theirs = model.autoencoder.state_dict(), autoencoder.state_dict()
+    for name, value in ours.items():
+        if not name.startswith("upsamplers.") and not torch.equal(value.cpu(), theirs[name].cpu()):
+            raise CodesMismatchError(
+                f"{path} writes other codes than the priors know ({name} differs): train them again"
+            )
+    _write_priors(model, path.parent, record)
+
+
+def _write_priors(model: Any, folder: Path, record: Any) -> None:
     for level, prior in enumerate(model.priors):
         save_weights(prior, folder / f"{prior_name(level)}.pt")
         settings = {name: values[level] for name, values in model.settings._asdict().items()}
@@ -41,12 +72,11 @@ def write_model(model: Any, folder: Path) -> Path:
             prior,
             level,
             grid=model.grids[level],
-            autoencoder=model.record,
+            autoencoder=record,
             condition=model.condition,
             sampling=settings,
         )
         write_json(folder / f"{prior_name(level)}.json", {**sidecar, "fingerprint": fingerprint(prior)}, sealed=True)
-    return publish(folder)
 
 
 def describe(model: Any) -> str:

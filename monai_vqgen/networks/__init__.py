@@ -25,5 +25,6 @@ if TYPE_CHECKING:
         GradientCodebook as GradientCodebook,
     )
     from monai_vqgen.networks.quantizers.fsq import FiniteScalarQuantizer as FiniteScalarQuantizer
+    from monai_vqgen.networks.slice_discriminator import SliceDiscriminator as SliceDiscriminator
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -51,6 +51,8 @@ class GenerativeVQVAE(HierarchicalVQVAE):
         out_channels: channels of the reconstruction.
         strides: image pixels per code along an axis, coarsest level first, as in `HierarchicalVQVAE`.
         widths: channels at full resolution, at half of it, and so on down to the coarsest grid; multiples of 8.
+        decoder_widths: those of the decoder, the same number of them; ``None`` takes `widths`. Detail that the codes do
+            not hold is drawn by the finer layers, so that it pays to make them wider than the encoder's.
         num_heads: of the attention at the coarsest grid; divides the last of `widths`.
         num_codes: codes of each level's `EMACodebook`, one number or one a level; the blank one comes on top.
         code_dim: dimension of their vectors, likewise.
@@ -79,6 +81,7 @@ class GenerativeVQVAE(HierarchicalVQVAE):
         out_channels: int = 1,
         strides: Sequence[int] = (8,),
         widths: Sequence[int] = (24, 48, 96, 192),
+        decoder_widths: Sequence[int] | None = None,
         num_heads: int = 4,
         num_codes: int | Sequence[int] = 1024,
         code_dim: int | Sequence[int] = 8,
@@ -89,7 +92,9 @@ class GenerativeVQVAE(HierarchicalVQVAE):
     ) -> None:
         nn.Module.__init__(self)
         self._start(spatial_dims, in_channels, strides, finer_dropout=finer_dropout)
+        decoder_widths = widths if decoder_widths is None else decoder_widths
         _check_widths(strides, widths, num_heads)
+        _check_widths(strides, decoder_widths, num_heads, name="decoder_widths")
         if blank_margin < 0 or blank_margin != int(blank_margin):
             raise InputError(f"blank_margin={blank_margin} must be a whole number of cells, 0 or more")
         self._start_quantizers(quantizers, num_codes=num_codes, code_dim=code_dim)
@@ -97,7 +102,7 @@ class GenerativeVQVAE(HierarchicalVQVAE):
             self.quantizers = nn.ModuleList(_WithBlank(quantizer) for quantizer in self._quantizers)
         self.blank_threshold, self.blank_margin = blank_threshold, int(blank_margin)
         for level, (stride, finer) in enumerate(pairwise([*strides, 1])):
-            inner = list(widths[halvings(finer) : halvings(stride) + 1])
+            inner, outer = (list(all_[halvings(finer) : halvings(stride) + 1]) for all_ in (widths, decoder_widths))
             finest, context = level == len(strides) - 1, inner[-1] if level else 0
             heads = 0 if level else num_heads
             dim = self._quantizers[level].dim
@@ -105,7 +110,7 @@ class GenerativeVQVAE(HierarchicalVQVAE):
             down = _downsampler(spatial_dims, width_in, inner, heads)
             self.downsamplers.append(nn.Sequential(_Centered(), *down) if finest else nn.Sequential(*down))
             self.to_latents.append(Conv[Conv.CONV, spatial_dims](inner[-1] + context, dim, 1))
-            self.upsamplers.append(nn.Sequential(*_upsampler(spatial_dims, dim + context, inner, width_out, heads)))
+            self.upsamplers.append(nn.Sequential(*_upsampler(spatial_dims, dim + context, outer, width_out, heads)))
 
     def _quantize_level(self, level: int, latents_bds: Tensor, images_bcs: Tensor, *, learning: bool) -> Quantized:
         quantizer = self.quantizers[level]
@@ -170,15 +175,15 @@ class _Centered(nn.Module):
         return images_bcs * 2 - 1
 
 
-def _check_widths(strides: Sequence[int], widths: Sequence[int], num_heads: int) -> None:
+def _check_widths(strides: Sequence[int], widths: Sequence[int], num_heads: int, *, name: str = "widths") -> None:
     needed = halvings(strides[0]) + 1
     if len(widths) != needed or any(width < 1 or width % _GROUPS for width in widths):
         raise InputError(
-            f"widths={tuple(widths)} for strides={tuple(strides)}: give {needed} multiples of {_GROUPS}, from full "
+            f"{name}={tuple(widths)} for strides={tuple(strides)}: give {needed} multiples of {_GROUPS}, from full "
             "resolution down to the coarsest grid"
         )
     if num_heads < 1 or widths[-1] % num_heads:
-        raise InputError(f"num_heads={num_heads} must be at least 1 and divide the last width, {widths[-1]}")
+        raise InputError(f"num_heads={num_heads} must be at least 1 and divide the last of {name}, {widths[-1]}")
 
 
 def _residual(spatial_dims: int, channels: int) -> AEKLResBlock:

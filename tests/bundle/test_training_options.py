@@ -79,4 +79,4 @@ def test_both_trainings_have_the_same_knobs_of_a_step(stage):
     assert {name: config[name] for name in knobs} == dict(zip(knobs, (1, False, False, "inductor"), strict=True))
     trainer = config["train"]["trainer"]
     assert trainer["iteration_update"] == "$monai_vqgen.engines.accumulated_update(@accumulation_steps)"
-    assert (trainer["compile"], trainer["compile_kwargs"]) == ("@compile", {"backend": "@compile_backend"})
+    assert (trainer["compile"], trainer["compile_kwargs"]) == ("@compile", "$dict(backend=@compile_backend)")

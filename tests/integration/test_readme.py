@@ -129,13 +129,14 @@ def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
     (verify,) = (command for command in commands if " verify " in command)  # by tests/unit/data/test_verify.py
     assert build_parser().parse_args(shlex.split(verify)[3:]).verb == "verify"
     commands.remove(verify)
-    assert len(commands) == 6
+    assert len(commands) == 7
     assert ["sample.json" in commands[0], "inference.json" in commands[1]] == [True, True]
     assert "train_generative.json" in commands[2]
-    assert "--nproc_per_node=2" in commands[3]
-    assert "--positions_mm" in commands[4]
+    assert "train_decoder.json" in commands[3]
+    assert "--nproc_per_node=2" in commands[4]
+    assert "--positions_mm" in commands[5]
     # run against a local server by tests/unit/data/test_download.py; here, that it is understood
-    options = build_parser().parse_args(shlex.split(commands[5])[3:])
+    options = build_parser().parse_args(shlex.split(commands[6])[3:])
     assert (options.verb, options.accession, options.output) == ("download", "ds002748", "out/ds002748")
 
 
@@ -170,9 +171,9 @@ def test_the_command_for_own_scans_cuts_one_coronal_slice_a_scan(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_command_for_generation_trains_against_a_discriminator(tmp_path: Path) -> None:
+def test_the_commands_for_generation_train_against_discriminators(tmp_path: Path) -> None:
     write_slices(tmp_path / "out/slices")
-    arguments = prepared(fenced_command("train_generative.json"), tmp_path)
+    arguments = prepared(fenced_command("--output_dir out/generative"), tmp_path)
     for name, value in TINY_GENERATIVE.items():
         arguments += [f"--{name}", value]
     for name in TINY_NETWORK:  # those of another network
@@ -184,6 +185,19 @@ def test_the_command_for_generation_trains_against_a_discriminator(tmp_path: Pat
     assert history["discriminator_loss"][0] > 0
     record = json.loads((tmp_path / "out/generative/model.json").read_text())
     assert record["architecture"]["widths"] == [8, 8, 8, 16]
+    for command in stage_commands()[2:4]:  # codes and the prior of the first level
+        place = command.replace("out/autoencoder", "out/generative").replace("out/priors", "out/generative")
+        unconditional = ["--condition_names", "[]"] if "train_prior" in command else []  # its slices have no position
+        done = run([*prepared(place, tmp_path), *unconditional], tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    arguments = prepared(fenced_command("train_decoder.json"), tmp_path)
+    for name in TINY_NETWORK:
+        del arguments[(place := arguments.index(f"--{name}")) : place + 2]
+    arguments += ["--discriminator_def::widths", "[8,8,8]", "--adversarial_start", "0", "--num_drawn", "8"]
+    done = run(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "out/decoder/history.json").read_text())["train"]["drawn_loss"][0] > 0
+    assert (tmp_path / "out/decoder/model_prior_level0.pt").is_file()
 
 
 @pytest.mark.slow

@@ -1,0 +1,108 @@
+"""The overlay that trains a decoder on what the priors draw: what stays, what changes, what it resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny_training import CONFIGS, own_error, run
+
+from monai_vqgen.errors import CodesMismatchError, InputError
+from monai_vqgen.models import TrainedModel, hand_down_priors
+from monai_vqgen.networks import GenerativeVQVAE, HierarchicalVQVAE
+
+OVERLAYS = [CONFIGS / "train_generative.json", CONFIGS / "train_decoder.json"]
+TINY = {
+    "discriminator_def::widths": [8, 8, 8],
+    "batch_size": 4,
+    "max_epochs": 2,
+    "num_drawn": 6,
+    "adversarial_start": 0,
+    "adversary::ramp": 0,
+    "average_decay": 0.9,  # no power of two: the mean of equal numbers is not always that number
+    "learning_rate": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(slices, tmp_path_factory):
+    """A tiny generative model with a prior."""
+    folder = tmp_path_factory.mktemp("trained")
+    network = {"strides": [4], "widths": [8, 8, 8], "num_codes": 8, "code_dim": 4, "blank_margin": 0}
+    autoencoder = {f"network_def::{name}": value for name, value in network.items()}
+    adversary = {"discriminator_def::channels": 4, "discriminator_def::num_layers_d": 1, "adversarial_start": 1}
+    run(
+        "train", overlay=OVERLAYS[0], dataset_dir=slices, output_dir=folder, batch_size=4, max_epochs=1,
+        **autoencoder, **adversary,
+    )  # fmt: skip
+    run("extract_codes", dataset_dir=slices, model=folder / "model.pt", output_dir=folder / "codes", kind=None)
+    run("train_prior", dataset_dir=folder / "codes", output_dir=folder, max_epochs=1)
+    return folder
+
+
+def train(trained, slices, output_dir, **options):
+    return run(
+        "train", overlay=OVERLAYS, dataset_dir=slices, model=trained / "model.pt", output_dir=output_dir,
+        **{**TINY, **options},
+    )  # fmt: skip
+
+
+def test_only_the_decoder_changes_and_the_priors_come_along(trained, slices, tmp_path):
+    train(trained, slices, tmp_path)
+    before, after = TrainedModel.from_bundle(trained), TrainedModel.from_bundle(tmp_path)
+    changed = {
+        name.split(".")[0]
+        for name, value in after.autoencoder.state_dict().items()
+        if not torch.equal(value, before.autoencoder.state_dict()[name])
+    }
+    assert changed == {"upsamplers"}
+    ours, theirs = before.sample(3, seed=1, position_mm=41.0), after.sample(3, seed=1, position_mm=41.0)
+    assert torch.equal(ours.codes[0], theirs.codes[0])
+    assert not torch.equal(ours.images, theirs.images)
+    history = json.loads((tmp_path / "history.json").read_text())["train"]
+    assert min(history["drawn_loss"]) > 0
+    assert min(history["discriminator_loss"]) > 0
+
+
+def test_a_resumed_training_equals_one_that_was_never_interrupted(trained, slices, tmp_path):
+    options = {"total_steps": 8}
+    train(trained, slices, tmp_path / "whole", **options, **{"train::trainer::max_epochs": 4})
+    train(trained, slices, tmp_path / "parts", **options, **{"train::trainer::max_epochs": 2})
+    train(trained, slices, tmp_path / "parts", **options, **{"train::trainer::max_epochs": 4}, resume=True)
+    whole, parts = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_a_model_without_priors_is_refused_before_any_training(trained, slices, tmp_path):
+    for name in ("model.pt", "model.json"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    with pytest.raises(RuntimeError) as caught:
+        train(tmp_path, slices, tmp_path / "run")
+    assert "has no priors" in str(own_error(caught.value))
+    assert not (tmp_path / "run" / "model.pt").exists()
+
+
+def test_priors_are_not_handed_down_to_weights_that_write_other_codes(trained, tmp_path):
+    model = TrainedModel.from_bundle(trained)
+    network = GenerativeVQVAE(strides=(4,), widths=(8, 8, 8), num_codes=8, code_dim=4, blank_margin=0)
+    TrainedModel(network, record=model.record._replace(fingerprint="")).save(tmp_path)
+    with pytest.raises(CodesMismatchError, match="other codes than the priors know"):
+        hand_down_priors(model, tmp_path / "model.pt")
+    assert not list(tmp_path.glob("model_prior*"))
+
+
+def test_priors_of_another_grid_are_refused(trained, slices, tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        train(trained, slices, tmp_path / "run", image_size=[32, 32])
+    assert "grids [(8, 8)], the drawn codes are [(4, 4)]: set image_size" in str(own_error(caught.value))
+
+
+def test_an_autoencoder_without_a_decoder_of_its_own_is_refused():
+    from monai_vqgen.engines import DecoderObjective
+
+    with pytest.raises(InputError, match="has no upsamplers"):
+        DecoderObjective(torch.nn.Linear(1, 1))
+    network = HierarchicalVQVAE(channels=8, residual_channels=4)
+    with pytest.raises(InputError, match="1 levels of drawn codes for 2"):
+        DecoderObjective(network, network.encode(torch.zeros(1, 1, 16, 16))[:1])
