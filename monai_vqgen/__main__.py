@@ -1,14 +1,16 @@
-"""The command line: `python -m monai_vqgen demo`, `... phantoms`, `... download`, `... verify`, `... run`."""
+"""The command line: the stages under short names, and `demo`, `phantoms`, `download`, `verify`, `run`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import shtab
 
@@ -29,13 +31,32 @@ Research use only, not for diagnosis.
 """
 EPILOG = """\
 examples:
+  monai-vqgen sample --position_mm 65 --sex f         slices drawn with the weights that come with the package
+  monai-vqgen reconstruct SCAN_OR_FOLDER              scans written into codes and read back
+  monai-vqgen train SCANS                             a model of your own scans, and a report on it
   monai-vqgen demo                                    phantoms to a report, about ten minutes on two cores
   monai-vqgen demo --data SCANS --output out/mine     the same with scans of your own
   monai-vqgen demo --help                             every option of a verb
 
-Every stage of the demo is also a command of MONAI's:
-  python -m monai.bundle run --config_file bundle/configs/sample.json --num_samples 16 ...
+sample, reconstruct, slices and evaluate print the command of MONAI's that does the same, and take all of its options.
 """
+
+
+class Stage(NamedTuple):
+    """A stage of the bundle as a verb."""
+
+    config: str
+    folder: str | None
+    output: str
+    summary: str
+
+
+STAGES = {
+    "sample": Stage("sample", None, "out/samples", "draw new slices with trained weights"),
+    "reconstruct": Stage("inference", "SCANS", "out/reconstructions", "write scans into codes and read them back"),
+    "slices": Stage("extract_slices", "SCANS", "out/slices", "cut scans into slices, split by subject"),
+    "evaluate": Stage("evaluate", "SLICES", "out/evaluation", "score a model on the test subjects' slices"),
+}
 
 Verbs = Any  # argparse gives what add_subparsers returns no public name
 
@@ -51,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"monai_vqgen {monai_vqgen.__version__}")
     shtab.add_argument_to(parser, "--print-completion", help="print what makes a shell complete this command")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for add in (_add_demo, _add_phantoms, _add_download, _add_verify):
+    for name, stage in STAGES.items():
+        add_verb(verbs, name, stage.summary, _verify)
+    for add in (_add_train, _add_demo, _add_phantoms, _add_download, _add_verify):
         add(verbs)
     add_verb(verbs, "run", "a stage of the bundle: takes what `python -m monai.bundle run` takes", _verify)
     return parser
@@ -63,6 +86,14 @@ def _add_demo(verbs: Verbs) -> None:
     add_path(verb, "--output", default="out/demo", help="where everything goes")
     add_seed(verb)
     verb.add_argument("--size", help="small (default for phantoms), standard (default for scans), tiny, or a YAML file")
+
+
+def _add_train(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "train", "train a model of your own scans, every stage, and report on it", _demo)
+    verb.add_argument("data", metavar="SCANS", help="a folder of scans (NIfTI, BIDS or DICOM series)")
+    add_path(verb, "--output", default="out/model", help="where everything goes")
+    add_seed(verb)
+    verb.add_argument("--size", help="standard (default), small, tiny, or a YAML file: how long and how large")
 
 
 def _add_phantoms(verbs: Verbs) -> None:
@@ -165,12 +196,46 @@ def _verify(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and words[0] in STAGES:
+        return _run_stage(words[0], words[1:])
     if words[:1] == ["run"] and words[1:] not in (["-h"], ["--help"]):  # its options are MONAI's, not argparse's
         from monai_vqgen.engines.command_line import run_bundle
 
         run_bundle(words[1:])
         return 0
     return run_verb(build_parser().parse_args(words))
+
+
+def _run_stage(verb: str, words: list[str]) -> int:
+    """Run a stage by its short name: the folder stands alone, hyphens are as good as underscores."""
+    from monai_vqgen.bundles import bundle_root
+    from monai_vqgen.engines.command_line import run_bundle
+    from monai_vqgen.files import read_json
+
+    stage, root = STAGES[verb], bundle_root()
+    file = root / "configs" / f"{stage.config}.json"
+    if {"-h", "--help"} & {*words}:
+        known = read_json(file).items()
+        options = {name: value for name, value in known if not isinstance(value, list | dict) and name != "bundle_root"}
+        options = {name: value for name, value in options.items() if name == "model" or str(value)[:1] not in "$%"}
+        print(f"usage: {PROGRAM} {verb} {stage.folder + ' ' if stage.folder else ''}[--option value ...]")
+        print(f"\n{stage.summary}; options and their defaults:\n")
+        print(
+            "\n".join(f"  --{name:20} {json.dumps(value)}" for name, value in options.items() if name != "bundle_root")
+        )
+        return 0
+    given = [f"--{word[2:].replace('-', '_')}" if word.startswith("--") else word for word in words]
+    if stage.folder and given and not given[0].startswith("--"):
+        given.insert(0, "--dataset_dir")
+    if stage.folder and "--dataset_dir" not in given:
+        print(f"error: {verb} needs {stage.folder}: {PROGRAM} {verb} {stage.folder}", file=sys.stderr)
+        return ERROR_STATUS
+    if "--output_dir" not in given:
+        given += ["--output_dir", stage.output]
+    command = ["--config_file", str(file), "--bundle_root", str(root), *given]
+    print(f"python -m monai.bundle run {shlex.join(command)}", flush=True)
+    run_bundle(command)
+    return 0
 
 
 def run_verb(options: argparse.Namespace) -> int:

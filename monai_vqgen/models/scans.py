@@ -30,7 +30,7 @@ BUNDLE_PIXEL_MM = 1.736  # mm, of `extract_slices.json`: for weights whose recor
 
 
 def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list[dict[str, Any]]:
-    """What to reconstruct: the slices of a split where the folder holds a datalist, else every volume in it.
+    """What to reconstruct: one file, the slices of a split where the folder holds a datalist, else every volume in it.
 
     Folders named train, validate and test hold slices too.
 
@@ -39,12 +39,14 @@ def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list
         InputError: no such split.
     """
     folder = Path(dataset_dir).resolve()
+    if folder.is_file():
+        return [{"image": str(folder), "subject": folder.name.split(".")[0]}]
     try:
         return [dict(item) for item in load_datalist(folder, split)]
     except DatalistError:
         if not folder.is_dir():
             raise DatalistError(
-                f"{folder} is not a folder: give --dataset_dir, a folder of scans or of slices"
+                f"{folder} is not there: give --dataset_dir, a scan or a folder of scans or of slices"
             ) from None
         if (folder / "datalist.json").is_file():
             raise

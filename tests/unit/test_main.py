@@ -15,19 +15,21 @@ from monai_vqgen.errors import InputError
 # verb -> the function it calls
 VERBS = {
     "demo": "monai_vqgen.demo.run.run_demo",
+    "train": "monai_vqgen.demo.run.run_demo",
     "phantoms": "monai_vqgen.data.make_phantoms",
     "download": "monai_vqgen.data.download_openneuro",
     "verify": "monai_vqgen.data.verify.verify_folder",
     "run": "monai_vqgen.engines.command_line.run_bundle",
 }
-WORDS = {"verify": ["verify", "scans"], "run": ["run", "--seed", "1"]}
+STAGES = ("sample", "reconstruct", "slices", "evaluate")
+WORDS = {"train": ["train", "scans"], "verify": ["verify", "scans"], "run": ["run", "--seed", "1"]}
 
 
 def test_these_are_all_verbs():
-    assert set(build_parser()._subparsers._group_actions[0].choices) == set(VERBS)
+    assert set(build_parser()._subparsers._group_actions[0].choices) == {*VERBS, *STAGES}
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"verify"}))
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"verify", "train"}))
 def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
     call = call_of(main, WORDS.get(verb, [verb]), VERBS[verb])
     assert call.given == call.defaults | {name: call.given[name] for name in call.required}
@@ -37,6 +39,7 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
     ("line", "expected"),
     [
         ("demo --data a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
+        ("train a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
         ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
         (
             "download ds9 --output a --subjects 01 02 --suffix T2w --overwrite --mirror b",
@@ -153,3 +156,35 @@ def test_every_shell_is_told_every_verb(shell, capsys):
 def test_the_name_that_is_completed_is_the_one_that_is_installed():
     scripts = (Path(__file__).parents[2] / "setup.cfg").read_text()
     assert f"{PROGRAM} = monai_vqgen.__main__:main" in scripts
+
+
+@pytest.mark.parametrize(
+    ("line", "config", "words"),
+    [
+        (
+            "sample --num-samples 2 --sex f",
+            "sample",
+            ["--num_samples", "2", "--sex", "f", "--output_dir", "out/samples"],
+        ),
+        ("reconstruct a --output-dir b", "inference", ["--dataset_dir", "a", "--output_dir", "b"]),
+        ("slices a", "extract_slices", ["--dataset_dir", "a", "--output_dir", "out/slices"]),
+        ("evaluate --dataset_dir a", "evaluate", ["--dataset_dir", "a", "--output_dir", "out/evaluation"]),
+    ],
+)
+def test_a_stage_has_a_short_name_and_tells_monais_command(line, config, words, call_of, capsys):
+    given = call_of(main, line.split(), VERBS["run"]).given["words"]
+    assert given[0] == "--config_file"
+    assert given[1].endswith(f"bundle/configs/{config}.json")
+    assert given[2] == "--bundle_root"
+    assert given[4:] == words
+    assert capsys.readouterr().out == f"python -m monai.bundle run {' '.join(given)}\n"
+
+
+def test_a_stage_tells_its_options_and_what_it_misses(capsys):
+    assert main(["reconstruct", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "usage: monai-vqgen reconstruct SCANS [--option value ...]" in told
+    assert '--output_dir           "out/reconstructions"' in told
+    assert "_target_" not in told
+    assert main(["reconstruct"]) == 2
+    assert "error: reconstruct needs SCANS: monai-vqgen reconstruct SCANS" in capsys.readouterr().err
