@@ -155,7 +155,7 @@ def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypat
         (
             "/home/me/out",
             "run --dataset_dir /home/me/out/slices --a /home/me/out",
-            "out/slices --output_dir out",
+            "out/slices --a out",
         ),
         ("/home/my runs/out", "run --dataset_dir '/home/my runs/out/slices' --a 1/2", "'out/slices' --a 1/2"),
         (
