@@ -196,6 +196,7 @@ def read_record(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
         for key in needed:
             content[key]
         ModelRecord.from_json(content)
+        dict(content.get("architecture", {}))
         if not all(isinstance(content.get(key, ""), str) for key in ("fingerprint", "autoencoder_fingerprint")):
             raise TypeError("a fingerprint is no text")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

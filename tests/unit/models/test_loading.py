@@ -113,6 +113,7 @@ def test_a_record_that_is_newer_damaged_or_of_other_weights_is_named(folder):
         {"percentiles": ["low", 1]},
         {"fingerprint": 12},
         {"fingerprint": ["a"]},
+        {"architecture": 12},
     ],
     ids=str,
 )
@@ -127,9 +128,10 @@ def test_a_record_that_does_not_match_the_tensors_is_named(folder):
     edit(folder / "model.json", architecture={**architecture, "channels": 16})
     with pytest.raises(CheckpointError, match=r"model\.pt does not fit"):
         TrainedModel.from_bundle(folder)
-    edit(folder / "model.json", architecture={**architecture, "chanels": 16})
-    with pytest.raises(CheckpointError, match=r"architecture of HierarchicalVQVAE cannot be built.*chanels"):
-        TrainedModel.from_bundle(folder)
+    for wrong in ({"chanels": 16}, {"in_channels": -1}, {"channels": [2]}, {"strides": 0}):
+        edit(folder / "model.json", architecture={**architecture, **wrong})
+        with pytest.raises(CheckpointError, match=r"architecture of HierarchicalVQVAE cannot be built"):
+            TrainedModel.from_bundle(folder)
 
 
 def test_a_record_builds_networks_of_this_package_and_nothing_else(folder, tmp_path):
