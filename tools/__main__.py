@@ -1,4 +1,4 @@
-"""What maintainers run from a clone: `python -m tools reproduce`, `... compare`, `... package_bundle`."""
+"""What maintainers run from a clone: `python -m tools reproduce`, `... compare`, `... package_bundle`, `... fuzz`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options; each verb names the function that it runs as `run`."""
     parser = argparse.ArgumentParser(prog="python -m tools", description="Tools for maintainers, run from a clone")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for add in (_add_reproduce, _add_compare, _add_package_bundle, _add_imagenet_features):
+    for add in (_add_reproduce, _add_compare, _add_package_bundle, _add_imagenet_features, _add_fuzz, _add_soak):
         add(verbs)
     return parser
 
@@ -61,6 +61,23 @@ def _add_imagenet_features(verbs: Verbs) -> None:
     add_file(verb, "--output", default="out/efficientnet_lite0.ts", help="a TorchScript file (default: %(default)s)")
 
 
+def _add_fuzz(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "fuzz", "changed files through the product's readers, in processes with limits", _fuzz)
+    add_path(verb, "--output", default="out/fuzz", help="findings go there, and fuzz.json")
+    verb.add_argument("--targets", nargs="*", default=(), metavar="NAME", help="kinds of files (default: all)")
+    verb.add_argument("--count", type=int, default=20_000, help="files of each kind (default: %(default)s)")
+    add_seed(verb, "seed of the changes")
+
+
+def _add_soak(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "soak", "a tiny training, killed each minute and resumed, against one left alone", _soak)
+    add_path(verb, "--output", default="out/soak", help="an empty or new folder")
+    verb.add_argument("--minutes", type=float, default=30.0, help="how long (default: %(default)s)")
+    verb.add_argument("--within", type=float, default=60.0, help="seconds in which a kill comes (default: %(default)s)")
+    verb.add_argument("--epochs", type=int, default=60, help="of the training (default: %(default)s)")
+    add_seed(verb, "seed of the moments of the kills")
+
+
 def _reproduce(options: argparse.Namespace) -> None:
     from tools.reproduce import reproduce
 
@@ -85,6 +102,19 @@ def _imagenet_features(options: argparse.Namespace) -> None:
     from tools.imagenet_features import write_imagenet_features
 
     print(write_imagenet_features(options.output))
+
+
+def _fuzz(options: argparse.Namespace) -> int:
+    from tools.fuzz import fuzz
+
+    return int(fuzz(options.output, targets=options.targets, count=options.count, seed=options.seed) > 0)
+
+
+def _soak(options: argparse.Namespace) -> int:
+    from tools.soak import soak
+
+    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
+    return int(soak(**given) > 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

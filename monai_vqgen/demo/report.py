@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,8 @@ from monai_vqgen.plots.pictures import Curve, save_curves
 __all__ = ["write_report"]
 
 SKIPS_SHOWN = 12
+ABSOLUTE = re.compile(r"(?<![\w.$])/[^\s'\"]*/(?=[^\s'\"])")
+"""Where a file lies on this machine, without the file's name."""
 
 
 class ScoreRow(NamedTuple):
@@ -160,7 +163,7 @@ def write_report(folder: str | Path, *, stages: Sequence[StageRecord], phantoms:
             }.items()
         },
         sampled=_json(folder / "real_and_sampled.json").get("sampled", []),
-        stages=stages,
+        stages=[stage._replace(command=_portable(stage.command, folder)) for stage in stages],
         total_seconds=total,
         phantoms=phantoms,
         machine=machine(),
@@ -169,6 +172,11 @@ def write_report(folder: str | Path, *, stages: Sequence[StageRecord], phantoms:
     with replace_file(report) as file:
         file.write(page.encode())
     return report
+
+
+def _portable(command: str, folder: Path) -> str:
+    """A command that does not tell where on this machine things lie: as typed beside the run's folder."""
+    return ABSOLUTE.sub("", command.replace(f"{folder.absolute().parent}/", ""))
 
 
 def _template() -> Any:

@@ -90,7 +90,7 @@ def run_demo(
         split_subjects([scan.subject for scan in found], seed=seed)  # so are too few of them
     folder = claim_demo_folder(output)
     scans = Path(data) if data is not None else folder / "phantoms"
-    write_json(folder / MARKER, {"data": str(scans), "seed": seed, "size": chosen._asdict()})
+    write_json(folder / MARKER, {"data": scans.name, "seed": seed, "size": chosen._asdict()})
     stages = [] if data is not None else [_phantom_stage(chosen, scans, seed)]
     stages += bundle_stages(chosen, scans=scans, output=folder, seed=seed)
     records = run_stages(stages, folder)

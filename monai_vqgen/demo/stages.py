@@ -36,6 +36,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 TIMINGS = "timings.json"
+HERE = "{output}"  # in place of the run's folder, which may be moved
 
 
 class Leftovers(Enum):
@@ -132,13 +133,15 @@ class _Notes(NamedTuple):
 
 
 def _note(folder: Path, records: Sequence[StageRecord], *, running: str | None) -> None:
-    write_json(folder / TIMINGS, {"stages": [record._asdict() for record in records], "running": running})
+    told = json.dumps({"stages": [record._asdict() for record in records], "running": running})
+    home = json.dumps(str(folder))[1:-1]
+    write_json(folder / TIMINGS, json.loads(told.replace(home, HERE) if folder.is_absolute() else told))
 
 
 def _noted(folder: Path) -> _Notes:
     if not (folder / TIMINGS).is_file():
         return _Notes({}, None)
-    content = json.loads((folder / TIMINGS).read_text())
+    content = json.loads((folder / TIMINGS).read_text().replace(HERE, json.dumps(str(folder))[1:-1]))
     return _Notes({row["command"]: StageRecord(**row) for row in content["stages"]}, content.get("running"))
 
 

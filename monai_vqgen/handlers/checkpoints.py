@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monai_vqgen.data.processes import process_count, process_rank, wait_for_all
 from monai_vqgen.errors import CheckpointError, InputError
-from monai_vqgen.files import forget_earlier, previous_path, write_json
+from monai_vqgen.files import forget_earlier, previous_path, read_json, write_json
 from monai_vqgen.weights import fingerprint, plain_state, read_state, save_weights, write_state
 
 __all__ = ["BestCheckpoint", "MovingAverage", "TrainingState"]
@@ -48,7 +49,8 @@ class BestCheckpoint:
     """Keep the weights with the lowest value of a validation metric, and what to know about them beside them.
 
     Attach to the evaluator. ``path`` always holds a complete state dict: it is written under a temporary name in the
-    same folder and renamed, so a full disk or a kill leaves the previous best.
+    same folder and renamed, so a full disk or a kill leaves the previous best. The record comes first, and until the
+    weights are there names those that it ``replaces``: a kill between the two leaves a pair that belongs together.
 
     Args:
         module: the network whose weights are saved (not the objective around it).
@@ -91,13 +93,25 @@ class BestCheckpoint:
         self.best = value
         if process_rank() > 0:
             return
-        save_weights(self.module, self.path)
+        record, replaced = self.path.with_suffix(".json"), self._fingerprints()
+        figures = {f"validation_{self.metric}": value} if self.metric else {}
+        known = {**(self.description or {}), "fingerprint": fingerprint(self.module), **figures}
         if self.description is not None:
-            figures = {f"validation_{self.metric}": value} if self.metric else {}
-            known = {"fingerprint": fingerprint(self.module), **figures}
-            write_json(self.path.with_suffix(".json"), {**self.description, **known}, sealed=True)
+            write_json(record, {**known, "replaces": replaced} if replaced else known, sealed=True)
+        save_weights(self.module, self.path)
+        if replaced:
+            write_json(record, known, sealed=True)
         name = self.metric or "minus the epoch"
         logger.info("Epoch %d: %s %.6g is the best so far, saved %s", engine.state.epoch, name, value, self.path)
+
+    def _fingerprints(self) -> list[str]:
+        """Of the weights that may lie at the path: those of the record, or, after a kill, those that they replace."""
+        if self.description is None or not self.path.is_file():
+            return []
+        with contextlib.suppress(OSError, ValueError, TypeError):  # damaged, or none
+            record = read_json(self.path.with_suffix(".json"))
+            return list(dict.fromkeys([*record.get("replaces", []), str(record.get("fingerprint"))]))
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""

@@ -195,7 +195,11 @@ def read_record(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
         version = int(content.get("format_version", 0))
         for key in needed:
             content[key]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        ModelRecord.from_json(content)
+        dict(content.get("architecture", {}))
+        if not all(isinstance(content.get(key, ""), str) for key in ("fingerprint", "autoencoder_fingerprint")):
+            raise TypeError("a fingerprint is no text")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): copy it again, or train again") from error
     if version > FORMAT_VERSION:
         raise CheckpointError(

@@ -119,7 +119,7 @@ class MyApp(MONAILabelApp):
         path = datastore.get_image_uri(image)
         if path:
             return path if os.path.exists(image) else image  # MONAI Label takes a path in the working folder for it
-        if image and Path(image).is_file() and self._is_upload(Path(image).resolve()):
+        if image and os.path.isfile(image) and self._is_upload(Path(image).resolve()):
             return image
         raise HTTPException(
             NOT_FOUND, f"there is no image {image!r} among the studies; send a file, or the id of a study"

@@ -75,7 +75,7 @@ def build(description: Mapping[str, Any]) -> Any:
     arguments = {key: _built(value) for key, value in description.items() if key != _TARGET}
     try:
         return cls(**arguments)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a record from anywhere can make a constructor raise anything
         raise CheckpointError(f"the recorded architecture of {name} cannot be built: {error}") from error
 
 

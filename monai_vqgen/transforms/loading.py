@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import warnings
 import zlib
@@ -79,7 +80,7 @@ class LoadSlice(Transform):
     def __call__(self, filename: str | Path) -> MetaTensor:
         """Load one file."""
         path = Path(filename)
-        if not path.is_file():
+        if not os.path.isfile(path):  # which takes names of any length
             raise ScanError(f"{path}: no such file")
         if path.name.lower().endswith(PICTURE_SUFFIXES):
             pixels, affine, meta = self._picture(path), np.eye(4), dict[str, Any]()

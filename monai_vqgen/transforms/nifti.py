@@ -34,7 +34,7 @@ MAX_RATIO = 64  # scans shrink to a half to a twentieth; gzip could do a thousan
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540  # of the header
 COMMENT, SEARCHED = 6, 2**20  # the code of a comment, and how many bytes of extensions are looked through
 MM = {1: 1e3, 3: 1e-3}  # by the code of xyzt_units: meters, micrometers
-FAULTS = (OSError, EOFError, zlib.error, HeaderDataError, WrapStructError, ValueError, OverflowError)
+FAULTS = (OSError, EOFError, zlib.error, HeaderDataError, WrapStructError, ValueError, OverflowError, LookupError)
 """What gzip and nibabel raise for files that are truncated, damaged or not NIfTI."""
 
 
@@ -125,7 +125,9 @@ def _from_stream(
     check_unfolding(path, between + math.prod(shape) * max(4, dtype.itemsize), max_bytes)
     affine = check_affine(header.get_best_affine(), str(path))
     if scale := MM.get(int(header["xyzt_units"]) & 7):
-        logger.warning("%s: the header states %s; positions are converted", path, header.get_xyzt_units()[0])
+        logger.warning(
+            "%s: the header states %s; positions are converted", path, "meters" if scale > 1 else "micrometers"
+        )
         affine[:3] *= scale
     slope, offset = header.get_slope_inter()
     extensions = stream.read(between)

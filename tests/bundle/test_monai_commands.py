@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,13 @@ OTHER_SIZE = (3, 1, 40, 24)  # a batch and a size that no graph is made with
 TRUSTED = "ignore:parsing config_file:UserWarning"  # that configurations are code
 
 
-def monai(command: str, *words: str, folder: Path, **options: object) -> None:
-    """`python -m monai.bundle COMMAND` in another folder."""
+def monai(command: str, *words: str, folder: Path, **options: object) -> str:
+    """What `python -m monai.bundle COMMAND` prints in another folder, where it ends well."""
     line = [sys.executable, "-m", "monai.bundle", command, *words]
     line += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,14 @@ def images() -> torch.Tensor:
 def test_monais_command_finds_the_network_as_the_metadata_say(config, tmp_path):
     """At the bundle's own size: input and output of `network_data_format`."""
     files = {"meta_file": CONFIGS / "metadata.json", "config_file": CONFIGS / f"{config}.json"}
-    monai("verify_net_in_out", "network_def", folder=tmp_path, device="cpu", **files)
+    told = monai("verify_net_in_out", "network_def", folder=tmp_path, device="cpu", **files)
+    assert "data shape of network is verified with no error" in told
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 2
+    files["meta_file"] = tmp_path / "metadata.json"
+    files["meta_file"].write_text(json.dumps(metadata))
+    with pytest.raises(AssertionError, match="output channel number `1` doesn't match: `2`"):
+        monai("verify_net_in_out", "network_def", folder=tmp_path, device="cpu", **files)
 
 
 @pytest.mark.slow

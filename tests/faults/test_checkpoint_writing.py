@@ -7,10 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import pytest
 import torch
+from factories import tiny_autoencoder
 from torch import nn
 
+from monai_vqgen.errors import CheckpointError
+from monai_vqgen.files import read_json
+from monai_vqgen.handlers import BestCheckpoint
+from monai_vqgen.models.loading import load_autoencoder
+from monai_vqgen.models.record import autoencoder_record
 from monai_vqgen.weights import load_weights, save_weights
 
 WRITER = """
@@ -61,3 +69,49 @@ def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
         process.stdout.close()
     weights = load_weights(nn.Linear(700, 700), path).weight.detach()
     assert torch.equal(weights, torch.full_like(weights, float(weights[0, 0])))
+
+
+class Killed(BaseException):
+    """Nothing that runs catches it."""
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_kill_between_weights_and_their_record_leaves_two_that_belong_together(tmp_path, monkeypatch, renames):
+    network, path = tiny_autoencoder(), tmp_path / "model.pt"
+    saver = BestCheckpoint(network, path, metric="loss", description=autoencoder_record(network, pixel_mm=3.0))
+
+    def save(loss, weight):
+        for parameter in network.parameters():
+            torch.nn.init.constant_(parameter, weight)
+        saver(SimpleNamespace(state=SimpleNamespace(metrics={"loss": loss}, epoch=1)))
+
+    save(9.0, 0.25)
+    replace, values = os.replace, [0.25]
+    for loss in (8.0, 7.0):  # and once more before the first is mended
+        left = [renames]
+
+        def killing(source, target, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", killing)
+        if renames < 3:
+            with pytest.raises(Killed):
+                save(loss, loss)
+        else:
+            save(loss, loss)
+        monkeypatch.undo()
+        values.append(loss)
+        loaded, record = load_autoencoder(path)
+        assert next(loaded.parameters()).flatten()[0].item() in values
+        assert record.pixel_mm == 3.0
+    save(1.0, 0.5)
+    assert load_autoencoder(path)[1].fingerprint == read_json(tmp_path / "model.json")["fingerprint"]
+    assert "replaces" not in read_json(tmp_path / "model.json")
+    turned = load_autoencoder(path)[0]
+    torch.nn.init.constant_(next(turned.parameters()), 3.0)
+    save_weights(turned, path)
+    with pytest.raises(CheckpointError, match="record of other weights"):
+        load_autoencoder(path)

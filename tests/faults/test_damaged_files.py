@@ -175,6 +175,23 @@ def test_the_state_before_the_last_is_taken_with_a_warning_and_the_run_ends_alik
     assert read_state(tmp_path / "state.previous.pt")["place"]["epoch"] == 4
 
 
+def test_a_state_written_through_a_linked_folder_lies_whole_behind_the_link(tmp_path):
+    for name in ("whole", "disk"):
+        (tmp_path / name).mkdir()
+    engine, whole = engine_of(tmp_path / "whole", epochs=4)
+    engine.run([0], max_epochs=4)
+    link = tmp_path / "link"
+    link.symlink_to("disk", target_is_directory=True)
+    for place, epochs in ((link, 2), (tmp_path / "disk", 3), (link, 4)):
+        engine, module = engine_of(place, epochs=epochs, resume=epochs > 2)
+        engine.run([0], max_epochs=epochs)
+    assert torch.equal(whole.weight, module.weight)
+    assert link.is_symlink()
+    names = ["state.previous.pt", "state.pt"]
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir() if not path.is_symlink()) == names
+    assert [read_state(tmp_path / "disk" / name)["place"]["epoch"] for name in names] == [3, 4]
+
+
 def test_where_both_states_are_damaged_the_run_is_refused_and_nothing_is_removed(tmp_path):
     engine, _ = engine_of(tmp_path, epochs=2)
     engine.run([0], max_epochs=2)

@@ -73,6 +73,7 @@ def whole(data, tmp_path_factory) -> Path:
 RENAMES = [
     ("training_state.pt", 1),
     *[(name, epoch) for epoch in (1, 2) for name in ("model.pt", "model.json", "history.json", "state.previous.pt")],
+    ("model.json", 3),  # of the second epoch's two, the one that says that the earlier weights are replaced
     ("training_state.pt", 2),
     ("training_state.pt", 3),
 ]
@@ -158,6 +159,18 @@ def test_a_second_run_into_the_folder_of_one_that_lives_is_refused_and_touches_n
     finally:
         end(process)
     claim_training(tmp_path, **{"resume": True, **options})  # killed, it holds nothing
+
+
+def test_a_second_run_through_a_linked_folder_is_refused_too(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk", target_is_directory=True)
+    for held, asked in (("disk", "link"), ("link", "disk")):
+        process = holder_of(tmp_path / held)
+        try:
+            with pytest.raises(OutputExistsError, match=r"another run is writing model\.pt"):
+                claim_training(tmp_path / asked)
+        finally:
+            end(process)
 
 
 @pytest.mark.parametrize("locks", [True, False])

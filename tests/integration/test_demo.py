@@ -88,6 +88,15 @@ def test_the_report_is_self_contained_and_shows_every_number_with_its_baseline(d
 
 
 @pytest.mark.slow
+def test_what_is_sent_on_does_not_tell_where_it_was_made(demo):
+    """Logs, and the note of a run from which it goes on, name the scans that were given."""
+    texts = {path.relative_to(demo): path.read_text() for path in demo.rglob("*") if path.suffix in (".json", ".html")}
+    assert {"demo.json", "report.html", "metrics.json", "model.json", "history.json"} <= {p.name for p in texts}
+    assert [str(name) for name, text in texts.items() if str(demo.parent) in text] == ["timings.json"]
+    assert str(demo) not in (demo / "timings.json").read_text()
+
+
+@pytest.mark.slow
 def test_a_second_demo_moves_the_first_aside(demo, capsys):
     first = (demo / "metrics.json").read_bytes()
     assert main(["demo", "--data", str(demo.parent / "scans"), "--output", str(demo), "--size", "huge"]) == 2

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import monai_vqgen
-from monai_vqgen.data.io.dicom import dicom_headers, is_dicom
+from monai_vqgen.data.io.dicom import dicom_headers, is_dicom, read_dicom_file
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.files import write_bytes
 from monai_vqgen.transforms.geometry import PLANES, PlaneView, view_plane
@@ -164,15 +164,13 @@ def _source_headers(source: Path | None) -> Sequence[Any]:
     """The headers of the source's images."""
     if source is None:
         return ()
-    import pydicom
-
     if source.is_dir():
         headers = [header for _, header in dicom_headers(source, stop_before_pixels=True)]
         if not headers:
             raise ScanError(f"{source}: holds no DICOM image; give the folder of the source series")
         return headers
     try:
-        return [pydicom.dcmread(source, stop_before_pixels=True, force=is_dicom(source))]
+        return [read_dicom_file(source, stop_before_pixels=True, force=is_dicom(source))]
     except Exception as error:  # pydicom raises many kinds for files that are not DICOM
         raise ScanError(f"{source}: not a DICOM file ({error}); give a file of the source series") from error
 

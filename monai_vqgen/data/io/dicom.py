@@ -5,6 +5,7 @@ files --is_dicom--> images --planes_of--> planes --stack_planes--> checked, in o
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,12 +19,32 @@ from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.geometry import check_affine
 from monai_vqgen.transforms.nifti import StoredVoxels, check_unfolding
 
-__all__ = ["dicom_headers", "dicom_series_folders", "is_dicom", "patient_id", "read_dicom_series"]
+__all__ = ["dicom_headers", "dicom_series_folders", "is_dicom", "patient_id", "read_dicom_file", "read_dicom_series"]
 
 logger = logging.getLogger(__name__)
 
 FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # 0002 and 0008, the latter also with the high byte first
 RESCALING = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is never asked for more than it has: Python sets aside what a lying length announces."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def read_dicom_file(path: Path, **options: Any) -> Any:
+    """One file by pydicom, with the options of its `dcmread`; raises whatever that does."""
+    import pydicom
+
+    with _Bounded(path) as file:
+        return pydicom.dcmread(file, **{"force": True, **options})
 
 
 def is_dicom(path: Path) -> bool:
@@ -43,10 +64,7 @@ def is_dicom(path: Path) -> bool:
 
 def _names_its_class(path: Path) -> bool:
     try:
-        import pydicom
-
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
-        return "SOPClassUID" in header
+        return "SOPClassUID" in read_dicom_file(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
     except Exception:  # pydicom raises many kinds for what is not DICOM; without pydicom nothing is read anyway
         return False
 
@@ -66,15 +84,14 @@ def dicom_headers(folder: Path, **options: Any) -> list[tuple[Path, Any]]:
     Raises:
         ScanError: a file that cannot be read, or has lost its image.
     """
-    import pydicom
-
     images: list[tuple[Path, Any]] = []
     others: list[tuple[Path, Any]] = []
     for path in sorted(folder.iterdir()):
         if not is_dicom(path):
             continue
         try:
-            image = pydicom.dcmread(path, force=True, **options)
+            image = read_dicom_file(path, **options)
+            _class(image)  # values are decoded when they are first looked at
             (images if "Rows" in image else others).append((path, image))
         except Exception as error:  # pydicom raises many kinds for damaged files
             raise ScanError(f"{path}: unreadable DICOM file ({error}); export it again") from error
@@ -97,9 +114,7 @@ def patient_id(folder: Path) -> str | None:
     if first is None:
         return None
     try:
-        import pydicom
-
-        header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"], force=True)
+        header = read_dicom_file(first, stop_before_pixels=True, specific_tags=["PatientID"])
         return str(header.get("PatientID") or "").strip() or None
     except Exception:  # pydicom raises many kinds for damaged files; reading the series reports the fault
         return None
@@ -123,6 +138,15 @@ def read_dicom_series(folder: Path, *, max_bytes: int | None = None) -> StoredVo
         import highdicom  # noqa: F401
     except ImportError as error:
         raise ScanError(f"{folder}: reading DICOM needs highdicom; pip install 'monai-vqgen[dicom]'") from error
+    try:
+        return _series(folder, max_bytes)
+    except ScanError:
+        raise
+    except Exception as error:  # pydicom and highdicom raise many kinds for damaged files, and wherever a value is read
+        raise ScanError(f"{folder}: unreadable DICOM series ({error}); export it again") from error
+
+
+def _series(folder: Path, max_bytes: int | None) -> StoredVoxels:
     found = dicom_headers(folder)
     images = [image for _, image in found]
     planes = [plane for path, image in found for plane in planes_of(path.name, image)]
@@ -132,10 +156,7 @@ def read_dicom_series(folder: Path, *, max_bytes: int | None = None) -> StoredVo
     first = planes[0]
     count = len(planes) * first.get("Rows") * first.get("Columns") * 8  # rescaled values are float64
     check_unfolding(folder, count, max_bytes, file_bytes=sum(path.stat().st_size for path, _ in found))
-    try:
-        voxels = _pixels(images, planes, first=stack.positions[0])
-    except Exception as error:  # pydicom and highdicom raise many kinds for damaged files
-        raise ScanError(f"{folder}: unreadable DICOM series ({error}); export it again") from error
+    voxels = _pixels(images, planes, first=stack.positions[0])
     if inverted:
         voxels = voxels.max() - voxels.astype(np.float64)  # a difference of int16 may not fit in int16
     return StoredVoxels(np.ascontiguousarray(voxels), check_affine(stack.affine, str(folder)))

@@ -149,7 +149,7 @@ def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]
     for item in parts[split]:
         if folder not in Path(item["image"]).parents:  # as written: links inside may lead elsewhere
             raise DatalistError(f"{path} lists {item['image']}, which is outside the folder; move it inside")
-        if not Path(item["image"]).is_file():
+        if not os.path.isfile(item["image"]):  # which takes names of any length
             raise DatalistError(f"{path} lists {item['image']}, which is missing; extract again")
     return parts[split]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import monai_vqgen
 from monai_vqgen.__main__ import main
 from monai_vqgen.bundles import bundle_root, run_stage, stage_command
 from monai_vqgen.data import make_phantoms
-from monai_vqgen.demo.report import write_report
+from monai_vqgen.demo.report import _portable, write_report
 from monai_vqgen.demo.run import claim_demo_folder
 from monai_vqgen.demo.sizes import read_size, size_names
 from monai_vqgen.demo.stages import bundle_stages
@@ -146,6 +147,27 @@ def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypat
     for axes in figure.axes:
         assert all(float(tick).is_integer() for tick in axes.get_xticks()), "there is no epoch 1.5"
     assert figure.axes[0].lines[1].get_marker() == "o"  # a single point would be invisible as a line
+
+
+@pytest.mark.parametrize(
+    ("folder", "command", "shown"),
+    [
+        (
+            "/home/me/out",
+            "run --dataset_dir /home/me/out/slices --a /home/me/out",
+            "out/slices --a out",
+        ),
+        ("/home/my runs/out", "run --dataset_dir '/home/my runs/out/slices' --a 1/2", "'out/slices' --a 1/2"),
+        (
+            "/home/me/out",
+            "run --dataset_dir /data/scans/ds --a \"['/x/a.json']\"",
+            "ds --a \"['a.json']\"",
+        ),
+        ("out/demo", "run --dataset_dir out/demo/slices --output_dir ./x", "out/demo/slices --output_dir ./x"),
+    ],
+)
+def test_commands_of_a_report_do_not_tell_where_on_a_machine_things_lie(folder, command, shown):
+    assert _portable(command, Path(folder)) == f"run --dataset_dir {shown}"
 
 
 def test_a_report_needs_metrics(tmp_path):

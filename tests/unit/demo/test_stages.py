@@ -49,6 +49,22 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
     assert seen == [("a", Leftovers.REPLACE), ("b --longer", Leftovers.REPLACE), ("c", Leftovers.REPLACE)]
 
 
+def test_a_run_that_was_moved_goes_on_and_its_notes_do_not_tell_where_it_was(tmp_path):
+    seen = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        run_stages(fake_stages(folder, seen, f"a --output_dir {folder}"), _made(folder), resume=True)
+        assert str(tmp_path) not in (folder / "timings.json").read_text()
+        if name == "first":
+            folder.rename(tmp_path / "second")
+    assert len(seen) == 1
+
+
+def _made(folder):
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.mark.parametrize(("platform", "peak"), [("linux", 300 * 1024), ("darwin", 300)])
 def test_a_stage_notes_the_largest_memory_of_the_run_and_its_children(tmp_path, monkeypatch, platform, peak):
     usage = {resource.RUSAGE_SELF: 200, resource.RUSAGE_CHILDREN: 300}

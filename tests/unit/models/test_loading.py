@@ -99,7 +99,26 @@ def test_a_record_that_is_newer_damaged_or_of_other_weights_is_named(folder):
     edit(folder / "model.json", format_version=1, fingerprint="0" * 64)
     with pytest.raises(CheckpointError, match=r"model\.json is the record of other weights"):
         TrainedModel.from_bundle(folder)
-    (folder / "model.json").write_text("{")
+    for text in ("{", '{"format_version": 1e999}', '{"image_size": [1e999, 16]}'):
+        (folder / "model.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"model\.json is damaged"):
+            TrainedModel.from_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_size": ["wide", 16]},
+        {"image_size": 16},
+        {"percentiles": ["low", 1]},
+        {"fingerprint": 12},
+        {"fingerprint": ["a"]},
+        {"architecture": 12},
+    ],
+    ids=str,
+)
+def test_values_of_a_record_that_are_no_such_values_are_damage(folder, wrong):
+    edit(folder / "model.json", **wrong)
     with pytest.raises(CheckpointError, match=r"model\.json is damaged"):
         TrainedModel.from_bundle(folder)
 
@@ -109,9 +128,10 @@ def test_a_record_that_does_not_match_the_tensors_is_named(folder):
     edit(folder / "model.json", architecture={**architecture, "channels": 16})
     with pytest.raises(CheckpointError, match=r"model\.pt does not fit"):
         TrainedModel.from_bundle(folder)
-    edit(folder / "model.json", architecture={**architecture, "chanels": 16})
-    with pytest.raises(CheckpointError, match=r"architecture of HierarchicalVQVAE cannot be built.*chanels"):
-        TrainedModel.from_bundle(folder)
+    for wrong in ({"chanels": 16}, {"in_channels": -1}, {"channels": [2]}, {"strides": 0}):
+        edit(folder / "model.json", architecture={**architecture, **wrong})
+        with pytest.raises(CheckpointError, match=r"architecture of HierarchicalVQVAE cannot be built"):
+            TrainedModel.from_bundle(folder)
 
 
 def test_a_record_builds_networks_of_this_package_and_nothing_else(folder, tmp_path):

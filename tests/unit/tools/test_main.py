@@ -14,6 +14,8 @@ VERBS = {
     "compare": ("tools.compare.compare", ["--data", "SCANS"]),
     "package_bundle": ("tools.package_bundle.package_bundle", []),
     "imagenet_features": ("tools.imagenet_features.write_imagenet_features", []),
+    "fuzz": ("tools.fuzz.fuzz", []),
+    "soak": ("tools.soak.soak", []),
 }
 
 
@@ -41,6 +43,14 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
             | {"comparison": Comparison("b", steps=50, size="d", split="test", seed=3)},
         ),
         ("package_bundle --output a", {"output_dir": "a"}),
+        (
+            "fuzz --output a --targets b c --count 5 --seed 3",
+            {"output": "a", "targets": ["b", "c"], "count": 5, "seed": 3},
+        ),
+        (
+            "soak --output a --minutes 2 --within 3 --epochs 4 --seed 5",
+            {"output": "a", "minutes": 2.0, "within": 3.0, "epochs": 4, "seed": 5},
+        ),
     ],
 )
 def test_every_option_reaches_the_function(line, expected, call_of):

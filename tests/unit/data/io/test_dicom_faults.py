@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -285,3 +286,30 @@ def test_sequences_within_sequences_are_refused_by_name_or_read_and_end(tmp_path
     path.write_bytes(content[:at] + nested + content[at:])
     with contextlib.suppress(ScanError):
         assert_is_the_head(read_volume(tmp_path))
+
+
+@pytest.mark.parametrize("value", ["class", "series", "row"])
+def test_a_value_that_cannot_be_decoded_is_refused_wherever_it_is_looked_at(tmp_path, write_series, value):
+    write_series(tmp_path, VOXELS, HEAD.affine)
+    path = sorted(tmp_path.glob("*.dcm"))[0]
+    tag = {"class": b"\x08\x00\x16\x00", "series": b"\x20\x00\x0e\x00", "row": b"\x28\x00\x10\x00"}[value]
+    content = bytearray(path.read_bytes())
+    at = content.index(tag, 132) + 4
+    assert content[at : at + 2] in (b"UI", b"US")
+    content[at : at + 2] = b"U\x09"  # no kind of value
+    path.write_bytes(content)
+    with pytest.raises(ScanError, match="unreadable DICOM"):
+        read_volume(tmp_path)
+
+
+def test_a_length_that_lies_takes_no_memory(tmp_path, write_series):
+    write_series(tmp_path, VOXELS, HEAD.affine)
+    path = sorted(tmp_path.glob("*.dcm"))[0]
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00OW") + 8
+    path.write_bytes(content[:at] + (2**31 - 2).to_bytes(4, "little") + content[at + 4 :])
+    tracemalloc.start()
+    assert_is_the_head(read_volume(tmp_path))  # nothing is missing
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e7

@@ -152,6 +152,15 @@ def test_positions_are_millimeters_whatever_the_unit(tmp_path, unit, factor, cap
     assert ("positions are converted" in caplog.text) == (factor != 1)
 
 
+def test_units_that_are_no_units_change_nothing(tmp_path):
+    image = nib.Nifti2Image(VALUES, np.diag([1e-3, 1e-3, 1e-3, 1]) @ AFFINE)
+    nib.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[500:504] = (0x12345601).to_bytes(4, "little")  # meters, and bits that nothing is known of
+    (tmp_path / "a.nii").write_bytes(content)
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nii").affine, AFFINE, atol=1e-5)
+
+
 def test_a_link_without_content_says_how_to_fetch_it(tmp_path):
     (tmp_path / "a.nii.gz").symlink_to("../.git/annex/objects/gone")
     with pytest.raises(ScanError, match=r"a\.nii\.gz: no such file, only a link .*git annex get"):

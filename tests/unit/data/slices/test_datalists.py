@@ -10,7 +10,8 @@ import pytest
 
 from monai_vqgen.data import load_datalist, read_slice_geometry, records_digest
 from monai_vqgen.data.slices.datalists import evenly_spaced
-from monai_vqgen.errors import DatalistError, InputError
+from monai_vqgen.errors import DatalistError, InputError, ScanError
+from monai_vqgen.transforms import LoadSlice
 
 
 def test_a_datalist_gives_absolute_paths_and_keeps_the_rest(tmp_path):
@@ -76,6 +77,14 @@ def test_names_in_a_list_never_leave_the_folder(tmp_path, image):
     (tmp_path / "set").mkdir()
     with pytest.raises(DatalistError, match="outside the folder"):
         load_datalist(write_list(tmp_path / "set", training=[{"image": image}]), "training")
+
+
+@pytest.mark.parametrize("image", ["A" * 300, "a/" * 3000 + "b.nii", "a\0.nii"])
+def test_names_that_no_file_can_have_are_missing_files(tmp_path, image):
+    with pytest.raises(DatalistError, match="which is missing"):
+        load_datalist(write_list(tmp_path, training=[{"image": image}]), "training")
+    with pytest.raises(ScanError, match="no such file"):
+        LoadSlice()(tmp_path / image)
 
 
 def test_a_list_may_name_files_in_full_and_folders_may_be_links(tmp_path):
