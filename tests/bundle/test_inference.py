@@ -169,7 +169,7 @@ def test_one_file_is_reconstructed_by_itself(tmp_path, model):
         write_blob(tmp_path / "scans" / name, (12, 12, 4), np.eye(4))
     run(tmp_path / "scans" / "b.nii.gz", tmp_path / "out", model, pixel_mm=2.0)
     assert [path.name for path in (tmp_path / "out").rglob("*.nii.gz")] == ["b_recon.nii.gz"]
-    with pytest.raises(DatalistError, match="c.nii.gz is not there: give --dataset_dir, a scan or a folder"):
+    with pytest.raises(DatalistError, match=r"c\.nii\.gz is not there: give --dataset_dir, a scan or a folder"):
         run(tmp_path / "scans" / "c.nii.gz", tmp_path / "out2", model)
 
 
