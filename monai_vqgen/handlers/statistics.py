@@ -101,9 +101,13 @@ class CodebookHealth:
 
     def attach(self, engine: Engine) -> None:
         """Register with an engine."""
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: [counter.reset() for counter in self.counters])
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _reset(self, engine: Engine) -> None:
+        for counter in self.counters:
+            counter.reset()
 
     def _update(self, engine: Engine) -> None:
         output: Any = engine.state.output
