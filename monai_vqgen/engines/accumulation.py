@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from monai.engines import IterationEvents, SupervisedTrainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks import Quantizer
@@ -87,7 +87,8 @@ class AccumulatedUpdate:
             )
             args, kwargs = more or ((), {})
             last = part == number - 1
-            with contextlib.nullcontext() if last else _without_exchange(engine.network):
+            # DDP exchanges the processes' gradients with the last part alone
+            with contextlib.nullcontext() if last else getattr(engine.network, "no_sync", contextlib.nullcontext)():
                 prediction = engine.inferer(inputs, engine.network, *args, **kwargs)
                 share = (stop - start) / size
                 (share * engine.loss_function(prediction, targets).mean()).backward()
@@ -96,12 +97,6 @@ class AccumulatedUpdate:
             shares.append(share)
         joined = {name: _join([prediction[name] for prediction in predictions], shares) for name in predictions[0]}
         return {"image": torch.cat(images), "label": None, "pred": joined, "loss": joined["loss"]}
-
-
-def _without_exchange(network: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """DDP's `no_sync`: the processes' gradients are exchanged with the last part alone."""
-    no_sync = getattr(network, "no_sync", None)
-    return contextlib.nullcontext() if no_sync is None else no_sync()
 
 
 def _join(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -71,7 +71,8 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
         >>> check_command_line(["a_program_of_yours.py", "--anything", "1"])
     """
     words = sys.argv if arguments is None else arguments
-    typed = _options(words[2:], as_typed=True) if _is_bundle_run(words) else None
+    is_run = len(words) > 1 and words[1] == "run" and re.search(r"monai[/\\.]bundle", words[0])
+    typed = _options(words[2:], as_typed=True) if is_run else None
     call = _call() if arguments is None else None
     if call is not None and typed is not None:
         _show_errors_plainly(call.workflow.parser.get())
@@ -180,10 +181,6 @@ def _show_plainly(
     print(f"\n{line}", file=sys.stderr)
 
 
-def _is_bundle_run(words: Sequence[str]) -> bool:
-    return len(words) > 1 and words[1] == "run" and bool(re.search(r"monai[/\\.]bundle", words[0]))
-
-
 def _call() -> _Call | None:
     """The innermost call of MONAI's that made a workflow of these configurations."""
     frame = inspect.currentframe()
@@ -246,9 +243,11 @@ def _is_text(path: str, default: Any) -> bool:
 
 def _expected(default: Any, value: Any, is_text: bool) -> str | None:
     """What is wanted in place of a value; None where it will do."""
+    if isinstance(value, str) and value.startswith(_EXPRESSIONS):
+        return None
     if isinstance(default, bool):
-        return None if _switches(value) else "write {name} True or {name} False"
-    if value is None or (isinstance(value, str) and value.startswith(_EXPRESSIONS)):
+        return None if value == "true" or value in (0, 1) else "write {name} True or {name} False"
+    if value is None:
         return None
     if is_text:
         return "expected text, such as the name of a folder" if isinstance(value, bool) else None
@@ -257,11 +256,6 @@ def _expected(default: Any, value: Any, is_text: bool) -> str | None:
     if isinstance(default, float) and isinstance(value, str | bool):
         return "expected a number, such as {name} " + str(default)
     return None
-
-
-def _switches(value: Any) -> bool:
-    """True, False, 1, 0, or what MONAI evaluates."""
-    return value == "true" or value in (0, 1) or (isinstance(value, str) and value.startswith(_EXPRESSIONS))
 
 
 def _check_device(value: Any, name: str) -> None:

@@ -102,7 +102,11 @@ class AutoencoderObjective(nn.Module):
 
     def forward(self, images_bcs: Tensor) -> dict[str, Tensor]:
         """Return the losses, reconstructions and codes of a batch."""
-        self._check_size(images_bcs)
+        if self.ssim_loss is not None and min(images_bcs.shape[2:]) < WINDOW:
+            raise InputError(
+                f"ssim_weight={self.ssim_weight} with slices of {tuple(images_bcs.shape[2:])} pixels: SSIM's window is "
+                f"{WINDOW} pixels wide; give ssim_weight=0 or larger slices"
+            )
         with torch.autocast(images_bcs.device.type, dtype=torch.bfloat16, enabled=self.amp):
             if self.training:
                 passed = self._train_pass(images_bcs)
@@ -139,14 +143,6 @@ class AutoencoderObjective(nn.Module):
         loss = torch.stack([level.loss.float() for level in levels]).sum()
         codes = [level.codes_bs for level in levels]
         return {"reconstruction": reconstruction_bcs, "codes": codes, "codebook_loss": loss}
-
-    def _check_size(self, images_bcs: Tensor) -> None:
-        size = tuple(images_bcs.shape[2:])
-        if self.ssim_loss is not None and min(size) < WINDOW:
-            raise InputError(
-                f"ssim_weight={self.ssim_weight} with slices of {size} pixels: SSIM's window is {WINDOW} pixels wide; "
-                "give ssim_weight=0 or larger slices"
-            )
 
 
 class DecoderObjective(AutoencoderObjective):

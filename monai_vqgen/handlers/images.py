@@ -157,7 +157,9 @@ class SampleImages(_Pictures):
         with eval_mode(self.prior):
             codes_bs = self._sample(grid, len(items), coarser, condition)
         if self.autoencoder is None:
-            return image_rows([self._shades(codes_bs)])
+            shades = codes_bs[:, None].float() / max(1, int(self.prior.num_codes) - 1)
+            factor = max(1, _LARGEST_CELL // (2 * max(grid)))
+            return image_rows([torch.nn.functional.interpolate(shades, scale_factor=factor, mode="nearest")])
         decoder_device = next(self.autoencoder.parameters()).device
         codes = [grid_bs.to(decoder_device) for grid_bs in (*coarser, codes_bs)]
         return image_rows([self.autoencoder.decode(codes)])
@@ -176,8 +178,3 @@ class SampleImages(_Pictures):
             drawn.append(codes_b)
             walk.push(codes_b.to(next(self.prior.parameters()).device))
         return torch.stack(drawn, dim=1).reshape(batch_size, *grid)
-
-    def _shades(self, codes_bs: Tensor) -> Tensor:
-        shades = codes_bs[:, None].float() / max(1, int(self.prior.num_codes) - 1)
-        factor = max(1, _LARGEST_CELL // (2 * max(codes_bs.shape[1:])))
-        return torch.nn.functional.interpolate(shades, scale_factor=factor, mode="nearest")

@@ -109,7 +109,7 @@ class Truncation:
     """
 
     def __init__(self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
-        if not (_is_finite(temperature) and temperature > 0):
+        if not (isinstance(temperature, Real) and 0 < float(temperature) < math.inf):
             raise InputError(
                 f"temperature is {temperature}; give a number above 0. For the most probable code at every position "
                 "(temperature 0) use top_k=1"
@@ -139,10 +139,6 @@ class Truncation:
             outside_bk[:, 0] = False
             ordered_bk = ordered_bk.masked_fill(outside_bk, -torch.inf)
         return torch.empty_like(ordered_bk).scatter_(1, order_bk, ordered_bk)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(float(value))
 
 
 def device_of(prior: Prior) -> torch.device:

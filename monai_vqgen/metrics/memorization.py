@@ -89,15 +89,6 @@ class Alignment(NamedTuple):
         return moved_mhw
 
 
-def _mean_squares(images_mhw: Tensor, training_nhw: Tensor, alignment: Alignment, squares_n: Tensor) -> Tensor:
-    """Mean squared difference over the overlap of all pairs, (m, n), by one matrix product."""
-    rows, columns = alignment.overlap(images_mhw.shape[1:])
-    moved_mp = alignment.apply(images_mhw).flatten(1)
-    products_mn = moved_mp @ training_nhw.flatten(1).T
-    area = (rows.stop - rows.start) * (columns.stop - columns.start)
-    return (moved_mp.square().sum(1, keepdim=True) + squares_n - 2 * products_mn) / area
-
-
 def _best_alignments(
     images_mhw: Tensor, training_nhw: Tensor, alignments: Sequence[Alignment]
 ) -> tuple[Tensor, Tensor]:
@@ -111,9 +102,12 @@ def _best_alignments(
         for number, alignment in enumerate(alignments):
             rows, columns = alignment.overlap(chunk_nhw.shape[1:])
             squares_n = squares_nhw[:, rows, columns].sum((1, 2))
+            area = (rows.stop - rows.start) * (columns.stop - columns.start)
             for first in range(0, len(images_mhw), IMAGE_CHUNK):
                 part = slice(first, first + IMAGE_CHUNK)
-                nearest = _mean_squares(images_mhw[part], chunk_nhw, alignment, squares_n).min(1)
+                moved_mp = alignment.apply(images_mhw[part]).flatten(1)  # all pairs by one matrix product
+                products_mn = moved_mp @ chunk_nhw.flatten(1).T
+                nearest = ((moved_mp.square().sum(1, keepdim=True) + squares_n - 2 * products_mn) / area).min(1)
                 nearer = nearest.values < best_m[part]
                 best_m[part] = torch.where(nearer, nearest.values, best_m[part])
                 index_m[part] = torch.where(nearer, nearest.indices + start, index_m[part])

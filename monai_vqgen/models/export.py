@@ -185,7 +185,7 @@ def _check(part: _Part, run: Callable[..., Any], format: str) -> None:
     """Compare on a batch and a size that the graph was not made with."""
     inputs = tuple(torch.cat([value, value[:1]]).repeat(1, *(1,) * (value.ndim - 2), 2) for value in part.inputs)
     expected, given = part.module(*inputs), run(*inputs)
-    for right, got in zip(_as_list(expected), _as_list(given), strict=True):
+    for right, got in zip(*([one] if isinstance(one, Tensor) else one for one in (expected, given)), strict=True):
         if right.dtype == torch.int64:
             same = float((right == got).float().mean()) if right.shape == got.shape else 0.0
             if same < SAME_CODES:
@@ -197,7 +197,3 @@ def _check(part: _Part, run: Callable[..., Any], format: str) -> None:
         if not float((difference <= LARGEST_DIFFERENCE).float().mean()) >= SAME_PIXELS[part.name]:
             worst = float(difference.max())
             raise StageError(f"images of the {format} {part.name} differ by {worst:.2g} from the network's")
-
-
-def _as_list(outputs: Any) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)

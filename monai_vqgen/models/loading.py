@@ -182,10 +182,10 @@ def load_priors(folder: Path, autoencoder: Any, priors: Sequence[Any] | None = N
     for key in _MADE_ALIKE:
         if any(record.get(key) != records[0].get(key) for record in records):
             raise CheckpointError(f"the priors in {folder} were trained with a different {key}: train them alike")
-    encoder = _encoder(records[0])
+    encoder = ConditionEncoder.from_dict(records[0].get("condition") or {})
     networks = []
     for level, record in enumerate(records):
-        prior = priors[level] if priors is not None else _prior(record, level, encoder)
+        prior = priors[level] if priors is not None else _prior(record, level, encoder.dim)
         path = folder / f"{prior_name(level)}.pt"
         known = priors is not None or "architecture" in record
         _check_fingerprint(path, record, _loaded(prior, path, recorded=known))
@@ -200,7 +200,7 @@ def load_priors(folder: Path, autoencoder: Any, priors: Sequence[Any] | None = N
     return LoadedPriors(
         tuple(networks),
         grids,
-        encoder,
+        encoder if encoder.dim else None,
         SamplingSettings.recorded(records),
         image_size,
         plane=records[0].get("plane"),
@@ -231,13 +231,7 @@ def _check_made_for(records: Sequence[dict[str, Any]], folder: Path, mine: str) 
             )
 
 
-def _encoder(record: dict[str, Any]) -> ConditionEncoder | None:
-    spec = record.get("condition")
-    encoder = ConditionEncoder.from_dict(spec) if spec else None
-    return encoder if encoder is not None and encoder.dim > 0 else None
-
-
-def _prior(record: dict[str, Any], level: int, encoder: ConditionEncoder | None) -> Any:
+def _prior(record: dict[str, Any], level: int, condition_dim: int) -> Any:
     """The recorded prior; for weights of version 0.1, which have no architecture, that of its release."""
     if "architecture" in record:
         return build(record["architecture"])
@@ -248,6 +242,6 @@ def _prior(record: dict[str, Any], level: int, encoder: ConditionEncoder | None)
         num_layers=layers,
         attention_every=attention,
         coarser_codes=record.get("coarser", ()),
-        condition_dim=encoder.dim if encoder else 0,
+        condition_dim=condition_dim,
         dropout=0.1,
     )

@@ -82,7 +82,7 @@ def _write_priors(model: Any, folder: Path, record: Any) -> None:
 def describe(model: Any) -> str:
     """What a model is, trained on what, and how many weights it has."""
     record, grids = model.record, [" x ".join(map(str, grid)) for grid in model.grids]
-    size = f"{_product(record.image_size)} pixels" if record.image_size else "any size"
+    size = f"{' x '.join(map(str, record.image_size))} pixels" if record.image_size else "any size"
     spacing = f" of {record.pixel_mm:g} mm" if record.pixel_mm else ""
     plane = f"{record.plane} slices" if record.plane else "images"
     sizes = ", ".join(map(str, model.autoencoder.codebook_sizes))
@@ -103,10 +103,6 @@ def describe(model: Any) -> str:
     about = [f"version {record.version}" if record.version else "", record.license and f"license {record.license}"]
     lines.append(", ".join([*filter(None, about), f"fingerprint {record.fingerprint[:12]}"]))
     return "TrainedModel(\n    " + "\n    ".join(lines) + "\n)"
-
-
-def _product(sizes: tuple[int, ...]) -> str:
-    return " x ".join(map(str, sizes))
 
 
 def _weights(module: object) -> int:

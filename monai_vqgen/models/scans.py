@@ -181,7 +181,12 @@ def _load(path: Path) -> MetaTensor:
         image = LoadSlice()(path)
         return MetaTensor(image.as_tensor(), affine=image.affine, meta=_meta(path, image.affine, image.shape[1:]))
     shape = _flat_shape(path)
-    return _load_volume(path) if shape is None else _load_slice(path, shape)
+    if shape is not None:
+        return _load_slice(path, shape)
+    volume = read_volume(path)
+    values = torch.from_numpy(np.ascontiguousarray(volume.voxels_s, dtype=np.float32)) * volume.slope
+    meta = _meta(path, volume.affine, tuple(values.shape))
+    return MetaTensor(values[None], affine=torch.as_tensor(volume.affine), meta=meta)
 
 
 def _meta(path: Path, affine: Any, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -193,13 +198,6 @@ def _meta(path: Path, affine: Any, shape: tuple[int, ...]) -> dict[str, Any]:
         "original_channel_dim": "no_channel",
         "space": "RAS",
     }
-
-
-def _load_volume(path: Path) -> MetaTensor:
-    volume = read_volume(path)
-    values = torch.from_numpy(np.ascontiguousarray(volume.voxels_s, dtype=np.float32)) * volume.slope
-    meta = _meta(path, volume.affine, tuple(values.shape))
-    return MetaTensor(values[None], affine=torch.as_tensor(volume.affine), meta=meta)
 
 
 def _load_slice(path: Path, shape: tuple[int, ...]) -> MetaTensor:

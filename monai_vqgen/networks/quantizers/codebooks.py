@@ -120,13 +120,11 @@ class EMACodebook(Codebook):
         all_reduce_sum(batch_counts_k)
         self.counts_k.lerp_(batch_counts_k, 1 - self.decay)
         self.sums_kd.lerp_(batch_sums_kd, 1 - self.decay)
-        torch.div(self.sums_kd, self._smoothed_counts()[:, None], out=self.embeddings_kd)
+        total = self.counts_k.sum()
+        smoothed_k = (self.counts_k + _SMOOTHING) / (total + self.num_codes * _SMOOTHING) * total
+        torch.div(self.sums_kd, smoothed_k[:, None], out=self.embeddings_kd)
         self._restart(rows_nd)
         self.num_updates.add_(1)
-
-    def _smoothed_counts(self) -> Tensor:
-        total = self.counts_k.sum()
-        return (self.counts_k + _SMOOTHING) / (total + self.num_codes * _SMOOTHING) * total
 
     def _restart(self, rows_nd: Tensor) -> None:
         dead = torch.nonzero(self.counts_k < self.restart_below).flatten()
