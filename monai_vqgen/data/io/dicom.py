@@ -38,17 +38,18 @@ def is_dicom(path: Path) -> bool:
             head = file.read(132)
     except OSError:
         return False
-    return head[128:] == b"DICM" or (head[:2] in FIRST_GROUPS and _names_its_class(path))
+    return head[128:] == b"DICM" or (head[:2] in FIRST_GROUPS and _tag(path, "SOPClassUID") is not None)
 
 
-def _names_its_class(path: Path) -> bool:
+def _tag(path: Path, keyword: str) -> str | None:
+    """A value of a file's header, as text; None where it is missing or the file cannot be read."""
     try:
         import pydicom
 
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
-        return "SOPClassUID" in header
-    except Exception:  # pydicom raises many kinds for what is not DICOM; without pydicom nothing is read anyway
-        return False
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[keyword], force=True)
+        return str(header.get(keyword) or "") if keyword in header else None
+    except Exception:  # pydicom raises many kinds for what is not DICOM or damaged: reading the series reports it
+        return None
 
 
 def dicom_series_folders(files: Iterable[Path]) -> list[Path]:
@@ -94,15 +95,7 @@ def _class(image: Any) -> str:
 def patient_id(folder: Path) -> str | None:
     """PatientID of the first DICOM file in a folder; None where it is empty, missing or cannot be read."""
     first = next((path for path in sorted(folder.iterdir()) if is_dicom(path)), None)
-    if first is None:
-        return None
-    try:
-        import pydicom
-
-        header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"], force=True)
-        return str(header.get("PatientID") or "").strip() or None
-    except Exception:  # pydicom raises many kinds for damaged files; reading the series reports the fault
-        return None
+    return ((first and _tag(first, "PatientID")) or "").strip() or None
 
 
 def read_dicom_series(folder: Path, *, max_bytes: int | None = None) -> StoredVoxels:
