@@ -34,11 +34,8 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict as plain contiguous CPU tensors, without DDP's prefix and without MONAI's MetaTensor."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         module = module.module
-    return {name: _plain(tensor) for name, tensor in module.state_dict().items()}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().as_subclass(torch.Tensor).cpu().clone(memory_format=torch.contiguous_format)
+    plain = {name: tensor.detach().as_subclass(torch.Tensor).cpu() for name, tensor in module.state_dict().items()}
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in plain.items()}
 
 
 def fingerprint(module: nn.Module) -> str:

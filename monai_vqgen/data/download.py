@@ -16,7 +16,6 @@ import itertools
 import logging
 import math
 import os
-import queue
 import re
 import shutil
 import threading
@@ -24,6 +23,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -346,29 +346,22 @@ def _stay_on_https(response: requests.Response, **_: Any) -> None:
 
 def _within(action: Callable[[], T], url: str, deadline: float) -> T:
     """Call ``action``; DownloadError at the deadline, whatever it waits for then: each read may take its timeout."""
-    answer: queue.Queue[Callable[[], T]] = queue.Queue()
+    answer: Future[T] = Future()
 
     def work() -> None:
         try:
-            result = action()
+            answer.set_result(action())
         except BaseException as error:
-            answer.put(partial(_raise, error))
-        else:
-            answer.put(lambda: result)
+            answer.set_exception(error)
 
     threading.Thread(target=work, name="download", daemon=True).start()
     left = deadline - time.monotonic()
-    try:
-        return answer.get(timeout=None if left == math.inf else max(left, 0.0))()
-    except queue.Empty:
+    if not wait([answer], timeout=None if left == math.inf else max(left, 0.0)).done:
         raise DownloadError(
             f"{url} sends less than {LEAST_RATE >> 10} KiB a second: the time for this download is over. Run the same "
             "command again: it resumes where it stopped"
-        ) from None
-
-
-def _raise(error: BaseException) -> Any:
-    raise error
+        )
+    return answer.result()
 
 
 def _try_again(action: Callable[[], T], url: str, deadline: float) -> T:

@@ -138,9 +138,12 @@ def gather(item: Item) -> list[Item]:
         return [item]
     items: list[Any] = [None] * process_count()
     try:
-        dist.all_gather_object(items, item, group=_patient_group())
+        dist.all_gather_object(items, item, group=_group_beside(dist.group.WORLD))
     except RuntimeError as error:
-        raise _left_alone() from error
+        raise StageError(
+            f"process {process_rank()} of {process_count()} stops because another one has ended; look at that one's "
+            "error"
+        ) from error
     return items
 
 
@@ -150,12 +153,7 @@ def wait_for_all() -> None:
     Raises:
         StageError: another process ended before it reached this point.
     """
-    if process_count() == 1:
-        return
-    try:
-        dist.barrier(group=_patient_group())
-    except RuntimeError as error:
-        raise _left_alone() from error
+    gather(None)
 
 
 @contextlib.contextmanager
@@ -198,17 +196,7 @@ def parts_of_all(own: Mapping[str, Tensor], output_dir: str | os.PathLike[str]) 
     wait_for_all()
 
 
-def _patient_group() -> Any:
-    return _group_beside(dist.group.WORLD)
-
-
 @functools.lru_cache(maxsize=1)
 def _group_beside(world: Any) -> Any:
     """A second group of all processes, patient and on the CPU whatever the training uses; made when first used."""
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
-
-
-def _left_alone() -> StageError:
-    return StageError(
-        f"process {process_rank()} of {process_count()} stops because another one has ended; look at that one's error"
-    )

@@ -94,7 +94,9 @@ class MyApp(MONAILabelApp):
             own = root_cause(error)
             if not isinstance(own, VQGenError):
                 raise
-            raise HTTPException(_status(own), str(own)) from error
+            raise HTTPException(
+                CONFLICT if isinstance(own, CheckpointError | CodesMismatchError) else BAD_REQUEST, str(own)
+            ) from error
 
     def train(self, request: Mapping[str, Any]) -> Any:
         """Run a job, in the process that the server has started for it.
@@ -136,10 +138,6 @@ class MyApp(MONAILabelApp):
             return path.name.startswith(tempfile.gettempprefix())
         sessions = self.sessions()  # None where they are switched off
         return sessions is not None and path.is_relative_to(Path(sessions.store_path).resolve())
-
-
-def _status(error: VQGenError) -> int:
-    return CONFLICT if isinstance(error, CheckpointError | CodesMismatchError) else BAD_REQUEST
 
 
 def _device(request: Mapping[str, Any]) -> str:

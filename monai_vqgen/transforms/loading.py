@@ -129,7 +129,8 @@ class LoadSlice(Transform):
         if not np.isfinite(pixels).all():
             raise ScanError(f"{path}: has NaN or infinite values; exclude or fix the slice")
         if self.value_range is not None:
-            return self._windowed(pixels)
+            start, stop = self.value_range
+            return np.clip((np.asarray(pixels, dtype=np.float32) - start) / (stop - start), 0, 1)
         if is_byte:
             return np.asarray(pixels, dtype=np.float32) / 255
         low, high = float(pixels.min()), float(pixels.max())
@@ -139,11 +140,6 @@ class LoadSlice(Transform):
                 "with extract_slices.json, or load them in Python with LoadSlice(value_range=(low, high))"
             )
         return np.clip(pixels, 0, 1)
-
-    def _windowed(self, pixels: NDArray) -> NDArray:
-        assert self.value_range is not None
-        low, high = self.value_range
-        return np.clip((np.asarray(pixels, dtype=np.float32) - low) / (high - low), 0, 1)
 
 
 def _read_picture(path: Path) -> tuple[str, NDArray]:

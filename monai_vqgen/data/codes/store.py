@@ -9,12 +9,12 @@ Shape suffixes: n slices, s spatial axes (2 or 3), k codebook size, d code dimen
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pooch
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,7 +29,6 @@ __all__ = ["CodeStore", "CodesDataset", "code_type", "save_codes"]
 
 _TENSORS, _DESCRIPTION = "codes.safetensors", "codes.json"
 _FORMAT_VERSION = 1
-_BLOCK_BYTES = 1 << 20
 
 
 def save_codes(
@@ -64,7 +63,7 @@ def save_codes(
     folder.mkdir(parents=True, exist_ok=True)
     with replace_path(folder / _TENSORS) as partial:
         save_file(tensors, partial)
-        written = {"name": _TENSORS, "bytes": partial.stat().st_size, "sha256": _sha256(partial)}
+        written = {"name": _TENSORS, "bytes": partial.stat().st_size, "sha256": pooch.file_hash(str(partial))}
     geometry = geometry or SliceGeometry()
     description = {
         "format_version": _FORMAT_VERSION,
@@ -112,15 +111,6 @@ def _whole(numbers: Iterable[Any]) -> tuple[int, ...]:
     if not all(type(number) is int and number > 0 for number in found):
         raise ValueError(f"whole numbers: {found}")
     return found
-
-
-def _sha256(path: Path) -> str:
-    """Read in blocks: `hashlib.file_digest` came with Python 3.11."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def code_type(size: int) -> torch.dtype:
@@ -266,7 +256,7 @@ class CodeStore:
             raise self._damaged(f"{_TENSORS} is missing")
         if path.stat().st_size != file["bytes"]:
             raise self._damaged(f"{_TENSORS} has {path.stat().st_size} bytes instead of {file['bytes']}")
-        if _sha256(path) != file["sha256"]:
+        if pooch.file_hash(str(path)) != file["sha256"]:
             raise self._damaged(f"the checksum of {_TENSORS} is wrong")
         try:
             with safe_open(path, framework="pt") as tensors:

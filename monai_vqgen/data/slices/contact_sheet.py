@@ -33,10 +33,6 @@ def _rows(items: Sequence[Mapping[str, Any]], rows: int, columns: int) -> list[l
     return [[slices[index] for index in evenly_spaced(columns, len(slices))] for slices in chosen]
 
 
-def _label(item: Mapping[str, Any]) -> str:
-    return f"{item['subject'][-12:]} {round(item['position_mm'], 1):g} mm"
-
-
 def _load(path: Path) -> NDArray:
     pixels = np.asarray(nib.load(path).dataobj, dtype=np.float32)[:, :, 0]  # type: ignore[attr-defined]
     times = -(-LEAST_WIDTH_PX // pixels.shape[1])
@@ -65,7 +61,7 @@ def write_contact_sheet(
         for c, (item, tile) in enumerate(zip(row, row_tiles, strict=True)):
             x, y = c * width, r * height
             sheet.paste(Image.fromarray(tile), (x, y + LABEL_PX))
-            draw.text((x + 2, y + 1), _label(item), fill=200)
+            draw.text((x + 2, y + 1), f"{item['subject'][-12:]} {round(item['position_mm'], 1):g} mm", fill=200)
             left, right = SIDES[item["plane"]]
             draw.text((x + 2, y + height // 2), left, fill=120)
             draw.text((x + width - 8, y + height // 2), right, fill=120)

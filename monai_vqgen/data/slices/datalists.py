@@ -35,6 +35,7 @@ FOLDER_NAMES = {
     "validation": ("validation", "validate", "valid", "val"),
     "test": ("test", "testing"),
 }
+_SPLIT_OF = {name: split for split, names in FOLDER_NAMES.items() for name in names}
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
@@ -72,7 +73,9 @@ def load_datalist(dataset_dir: str | Path, split: str, *, disjoint: bool = True)
             folder, or a subject or file in two splits.
         InputError: an unknown split, or volumes beside the folders of slices.
     """
-    folder, split = Path(dataset_dir).resolve(), _split_of(split)
+    folder, wish = Path(dataset_dir).resolve(), split
+    if (split := _SPLIT_OF.get(wish, "")) not in SPLITS:
+        raise InputError(f"split {wish!r} is unknown; choose one of {', '.join(SPLITS)}")
     if not folder.is_dir():
         raise DatalistError(f"{folder} is not a folder: give --dataset_dir, the folder that extract_slices.json wrote")
     listed = (folder / "datalist.json").is_file()
@@ -120,13 +123,6 @@ def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = ""
     ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return f"{len(told)} records, sha256 {digest[:12]}"
-
-
-def _split_of(name: str) -> str:
-    for split, names in FOLDER_NAMES.items():
-        if name in names:
-            return split
-    raise InputError(f"split {name!r} is unknown; choose one of {', '.join(SPLITS)}")
 
 
 def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]:
@@ -177,5 +173,4 @@ def _from_folders(folder: Path, split: str) -> list[dict[str, Any]]:
 
 def _split_named(folder: Path) -> str | None:
     """The split that a folder's name stands for."""
-    last = folder.name.lower().split("_")[-1]
-    return next((split for split, names in FOLDER_NAMES.items() if last in names), None)
+    return _SPLIT_OF.get(folder.name.lower().split("_")[-1])

@@ -129,22 +129,17 @@ def _of_split(found: FoundScans, split: SplitOptions) -> list[ScanRecord]:
     if process_rank() == 0:
         for entry in found.skipped:
             logger.warning("skipped: %s", entry["reason"])
-        _warn_of_guesses(records)
+        if guesses := [record for record in records if record.guessed]:
+            logger.warning(
+                "%d of %d scans do not name their subject (for example %s): each counts as a subject of its own. If a "
+                "subject has several scans, name it with --subject_pattern, or it may end up in both training and test",
+                len(guesses),
+                len(records),
+                guesses[0].path.name,
+            )
         if others := sorted(set(subjects) - members):
             logger.warning("%s does not list %s: their scans are left out", split.file, ", ".join(others))
     return [record for record in records if record.subject in members]
-
-
-def _warn_of_guesses(records: Sequence[ScanRecord]) -> None:
-    guesses = [record for record in records if record.guessed]
-    if guesses:
-        logger.warning(
-            "%d of %d scans do not name their subject (for example %s): each counts as a subject of its own. If a "
-            "subject has several scans, name it with --subject_pattern, or it may end up in both training and test",
-            len(guesses),
-            len(records),
-            guesses[0].path.name,
-        )
 
 
 class _Scans(Dataset[ScanOutcome]):

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,12 +111,6 @@ def subject_of(path: Path, *, pattern: str | None = None, patient: str | None = 
     return None
 
 
-def _niftis(paths: Iterable[Path]) -> list[Path]:
-    """NIfTI files, and links to files that are not there: reading these says so."""
-    named = [path for path in paths if path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")]
-    return [path for path in named if path.is_file() or (path.is_symlink() and not path.is_dir())]
-
-
 def _walk(folder: Path, skipped: list[dict[str, str]]) -> list[Path]:
     """The files below a folder; linked folders come last, and none is entered twice, so that loops of links end."""
 
@@ -145,15 +138,12 @@ def _skip(path: Path, folder: Path, reason: str) -> dict[str, str]:
     return {"file": name, "reason": f"{name}: {reason}"}
 
 
-def _is_bids(path: Path) -> bool:
-    """Whether a path relative to the data set is a BIDS tree's anatomical scan."""
-    return path.parent.name == "anat" and any(part.startswith("sub-") for part in path.parts)
-
-
 def _find(folder: Path, suffix: str, skipped: list[dict[str, str]]) -> list[Path]:
     files = _walk(folder, skipped)
-    niftis = _niftis(files)
-    bids = [path for path in niftis if _is_bids(path.relative_to(folder))]
+    named = [path for path in files if path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")]
+    niftis = [path for path in named if path.is_file() or (path.is_symlink() and not path.is_dir())]
+    below = {path: path.relative_to(folder).parts for path in niftis}
+    bids = [p for p, parts in below.items() if "anat" in parts[-2:-1] and any(n.startswith("sub-") for n in parts)]
     if bids:
         bids = [path for path in bids if scan_stem(path).endswith(suffix)]
         if not bids:
@@ -206,8 +196,11 @@ def find_scans(folder: str | Path, *, suffix: str = "T1w", subject_pattern: str 
             "(derivatives and sourcedata are skipped)"
         )
     table = read_participants(folder / "participants.tsv")
-    found = {path: subject_of(_inside(path, folder), pattern=subject_pattern, patient=_patient(path)) for path in paths}
-    subjects = {path: subject or _stand_in(path, folder) for path, subject in found.items()}
+    patients = {path: patient_id(path) if path.is_dir() else None for path in paths}
+    found = {p: subject_of(_inside(p, folder), pattern=subject_pattern, patient=patients[p]) for p in paths}
+    # series often have the same name ("T1", "1"): only the whole path distinguishes their subjects
+    unnamed = {path: _inside(path, folder).as_posix() if path.is_dir() else scan_stem(path) for path in paths}
+    subjects = {path: subject or unnamed[path] for path, subject in found.items()}
     participants = rows_of_subjects(table, subjects.values())
     scans_of = Counter(subjects.values())
     records = []
@@ -223,18 +216,6 @@ def find_scans(folder: str | Path, *, suffix: str = "T1w", subject_pattern: str 
 def _inside(path: Path, folder: Path) -> Path:
     """The path relative to the data set; the folder's own name where it is itself the series."""
     return path.relative_to(folder) if path != folder else Path(folder.resolve().name)
-
-
-def _patient(path: Path) -> str | None:
-    return patient_id(path) if path.is_dir() else None
-
-
-def _stand_in(path: Path, folder: Path) -> str:
-    """The name used as the subject where nothing names it.
-
-    Series often have the same name ("T1", "1"), so only the whole path distinguishes their subjects.
-    """
-    return _inside(path, folder).as_posix() if path.is_dir() else scan_stem(path)
 
 
 def _unused(names: set[str], wish: str, path: Path) -> str:

@@ -57,8 +57,6 @@ def test_codebooks_come_back_and_may_be_absent(tmp_path):
 def test_the_checksum_is_that_of_the_file_without_what_python_3_11_brought(tmp_path, monkeypatch):
     monkeypatch.delattr("hashlib.file_digest", raising=False)
     write(tmp_path)
-    monkeypatch.setattr("monai_vqgen.data.codes.store._BLOCK_BYTES", 100)  # so that the file takes several blocks
-    assert (tmp_path / "codes.safetensors").stat().st_size > 200
     assert CodeStore(tmp_path).splits == ("training", "validation")
 
 
