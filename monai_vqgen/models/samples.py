@@ -91,17 +91,21 @@ def draw_conditions(
         num_samples: how many, at least 1.
         seed: of the draws.
         given: values by name for all samples; None counts as not given.
-        like: records of slices; the names that are not given are then drawn together, from one of the records.
+        like: records of slices; the names that are not given are then drawn together, from one of the records, whose
+            values are moved into the trained ranges.
 
     Raises:
         InputError: no sample is asked for, or a name or value that the priors were not trained with.
     """
+    from monai_vqgen.engines.conditions import fitted_conditions
+
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise InputError(f"num_samples is {num_samples!r}; give a whole number, at least 1")
     given = {name: value for name, value in (given or {}).items() if value is not None}
     check_names(encoder, given)
     if encoder is None:
         return [{} for _ in range(num_samples)]
+    like = fitted_conditions(encoder, like) if like else None
     conditions = []
     for sample in range(num_samples):
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, CONDITION_STREAM + sample]))
@@ -111,7 +115,7 @@ def draw_conditions(
         choices = sorted(encoder.categorical.items())
         drawn.update({name: values[int(rng.integers(len(values)))] for name, values in choices})
         if like:
-            drawn = encoder.select(like[int(rng.integers(len(like)))])
+            drawn = like[int(rng.integers(len(like)))]
         conditions.append({**drawn, **given})
     encoder.encode(conditions)  # refuses a value outside the trained range before any work
     return conditions
@@ -135,11 +139,9 @@ def draw_codes(
         CheckpointError: the model has no priors.
         InputError: no sample is asked for.
     """
-    from monai_vqgen.engines.conditions import fitted_conditions
     from monai_vqgen.inferers.draws import one_thread
 
     sampler, encoder = model.sampler(), model.condition
-    like = fitted_conditions(encoder, like) if like and encoder is not None else None
     conditions = draw_conditions(encoder, num_samples, seed=seed, like=like)
     features = None if encoder is None else encoder.encode(conditions).to(model.device)
     with one_thread(), torch.inference_mode(False), torch.no_grad():

@@ -37,6 +37,12 @@ def test_values_are_one_for_all_or_one_each_and_unknown_where_left_out():
         encode_conditions(None, 2, {"age": 30})
 
 
+def test_records_outside_the_trained_ranges_are_moved_into_them():
+    encoder = ConditionEncoder({"age": (20.0, 60.0)}, {"sex": ("f", "m")})
+    drawn = draw_conditions(encoder, 3, like=[{"age": 71.0, "sex": "unknown", "subject": "sub-01"}])
+    assert drawn == [{"age": 60.0, "sex": None}] * 3
+
+
 def test_draws_like_records_keep_the_values_of_a_record_together():
     records = [{"age": 25.0, "sex": "f", "subject": "a"}, {"age": 55.0, "sex": "m", "subject": "b"}]
     drawn = draw_conditions(ENCODER, 40, seed=3, like=records)
