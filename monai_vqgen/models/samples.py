@@ -97,15 +97,16 @@ def draw_conditions(
     Raises:
         InputError: no sample is asked for, or a name or value that the priors were not trained with.
     """
-    from monai_vqgen.engines.conditions import fitted_conditions
-
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise InputError(f"num_samples is {num_samples!r}; give a whole number, at least 1")
     given = {name: value for name, value in (given or {}).items() if value is not None}
     check_names(encoder, given)
     if encoder is None:
         return [{} for _ in range(num_samples)]
-    like = fitted_conditions(encoder, like) if like else None
+    if like:
+        from monai_vqgen.engines.conditions import fitted_conditions
+
+        like = fitted_conditions(encoder, like)
     conditions = []
     for sample in range(num_samples):
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, CONDITION_STREAM + sample]))
