@@ -193,6 +193,10 @@ class AdversarialUpdate:
     def _adversary(self, images_bcs: Tensor, prediction: dict[str, Any], loss: Tensor, step: int) -> Tensor:
         """What the discriminator adds to the autoencoder's loss."""
         images, count = _made(prediction), len(images_bcs)
+        if "drawn_loss" in self.terms and len(images) == 1:
+            raise InputError(
+                "drawn_weight is for an objective that returns images of drawn codes: see DecoderObjective"
+            )
         self.discriminator.requires_grad_(False)
         *made, judgment = self._features(torch.cat(images))
         with torch.no_grad():

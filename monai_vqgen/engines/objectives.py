@@ -184,7 +184,7 @@ class DecoderObjective(AutoencoderObjective):
         self.autoencoder.upsamplers.requires_grad_(True)
 
     def _train_pass(self, images_bcs: Tensor) -> dict[str, Any]:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(images_bcs.device.type, enabled=False):  # the codes that priors know
             codes = self.autoencoder.encode(images_bcs)
         count, wanted = len(images_bcs), codes
         if self.drawn is not None:

@@ -145,7 +145,7 @@ def draw_codes(
     sampler, encoder = model.sampler(), model.condition
     conditions = draw_conditions(encoder, num_samples, seed=seed, like=like)
     features = None if encoder is None else encoder.encode(conditions).to(model.device)
-    with one_thread(), torch.inference_mode(False), torch.no_grad():
+    with one_thread():
         codes = sampler.sample(model.grids, num_samples=num_samples, seed=seed, condition=features)
     return [grid.cpu().clone() for grid in codes]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from monai_vqgen.data.processes import process_rank
 from monai_vqgen.errors import CodesMismatchError
 from monai_vqgen.files import claim_place, clean, publish, write_json
 from monai_vqgen.models.loading import load_autoencoder
@@ -45,6 +46,8 @@ def write_model(model: Any, folder: Path) -> Path:
 def hand_down_priors(model: Any, weights: str | Path) -> None:
     """Write the priors of a model beside weights whose decoder alone was trained further (`DecoderObjective`).
 
+    Of several processes the first writes.
+
     Args:
         model: a `TrainedModel` with the priors.
         weights: `model.pt` of the further training, beside its record.
@@ -53,11 +56,15 @@ def hand_down_priors(model: Any, weights: str | Path) -> None:
         CodesMismatchError: the encoder or the codebooks changed, so that the priors do not fit any more.
         CheckpointError: the weights are missing or damaged.
     """
+    if process_rank() > 0:
+        return
     path = Path(weights)
     autoencoder, record = load_autoencoder(path)
     ours, theirs = model.autoencoder.state_dict(), autoencoder.state_dict()
     for name, value in ours.items():
-        if not name.startswith("upsamplers.") and not torch.equal(value.cpu(), theirs[name].cpu()):
+        if not name.startswith("upsamplers.") and not torch.equal(
+            value.cpu(), theirs.get(name, value.new_empty(0)).cpu()
+        ):
             raise CodesMismatchError(
                 f"{path} writes other codes than the priors know ({name} differs): train them again"
             )

@@ -14,7 +14,7 @@ from monai.engines import IterationEvents, SupervisedTrainer
 from monai.networks.nets import PatchDiscriminator
 from torch import nn
 
-from monai_vqgen.engines import AdversarialUpdate, AutoencoderObjective, PrepareImages, objective_loss
+from monai_vqgen.engines import AdversarialUpdate, AutoencoderObjective, DecoderObjective, PrepareImages, objective_loss
 from monai_vqgen.errors import CheckpointError, InputError, VQGenError
 from monai_vqgen.handlers import GradientGuard, TrainingState
 from monai_vqgen.networks import GenerativeVQVAE
@@ -136,6 +136,57 @@ def test_gradients_at_the_image_have_the_ratio_that_the_weights_ask_for() -> Non
     trainer.run()
     for name, wanted in {"adversarial_loss": 0.3, "feature_loss": 2.0}.items():
         assert update.weights[name] * found[name] == pytest.approx(wanted * found["loss"], rel=1e-4)
+
+
+def decoder_objective(**options: Any) -> DecoderObjective:
+    network = objective().autoencoder
+    drawn = network.encode(torch.rand(6, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3)))
+    return DecoderObjective(network, drawn, mse_weight=0.0, smooth_l1_weight=1.0, **options)
+
+
+def test_images_of_drawn_codes_are_judged_by_themselves_and_seen_by_the_discriminator() -> None:
+    update, (first, second) = adversary(r1_weight=0.0, drawn_weight=0.6), batches(2)
+    found: dict[str, Any] = {}
+
+    def measure(engine: Any) -> None:  # at the second step, before the discriminator learns
+        pred = engine.state.output["pred"]
+        if engine.state.iteration < 2:
+            return
+        drawn = pred["drawn"].detach().requires_grad_(True)
+        again = pred["reconstruction"].detach().requires_grad_(True)
+        *_, judgment = update.discriminator(4 * drawn - 1)
+        term = -nn.functional.logsigmoid(judgment).mean()
+        loss = nn.functional.smooth_l1_loss(again, second["image"], beta=0.02)
+        norms = [float(torch.autograd.grad(value, image)[0].norm()) for value, image in ((term, drawn), (loss, again))]
+        made = seen(update.discriminator, torch.cat([again, drawn]).detach())[-1]
+        real = seen(update.discriminator, second["image"])[-1]
+        told = np.logaddexp(0, -real).mean() + np.logaddexp(0, made).mean()
+        found.update(drawn_loss=float(term.detach()), norms=norms, discriminator_loss=told)
+
+    outputs: list[Any] = []
+    trainer = trainer_of(decoder_objective(), [first, second], update)
+    trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, measure)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output["pred"]))
+    trainer.run()
+    for name in ("drawn_loss", "discriminator_loss"):
+        assert float(outputs[1][name]) == pytest.approx(found[name], rel=1e-5)
+    of_term, of_loss = found["norms"]
+    assert update.weights["drawn_loss"] * of_term == pytest.approx(0.6 * of_loss, rel=1e-4)
+
+
+def test_a_weight_of_drawn_images_wants_an_objective_that_returns_some() -> None:
+    with pytest.raises(InputError, match="see DecoderObjective"):
+        trainer_of(objective(), batches(2), adversary(drawn_weight=0.6)).run()
+
+
+def test_a_decoder_learns_from_the_codes_that_float32_gives() -> None:
+    module, (batch,) = decoder_objective(amp=True), batches(1)
+    assert torch.equal(module.train()(batch["image"])["codes_0"], module.autoencoder.encode(batch["image"])[0])
+    dtypes = []
+    module.autoencoder.downsamplers[0].register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
+    module.autoencoder.upsamplers[0].register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
+    module(batch["image"])
+    assert dtypes == [torch.float32, torch.bfloat16]
 
 
 def test_the_balance_moves_a_fifth_of_the_way_at_each_measurement() -> None:
