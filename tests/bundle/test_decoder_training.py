@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -48,21 +51,46 @@ def train(trained, slices, output_dir, **options):
     )  # fmt: skip
 
 
+def changed_parts(before: TrainedModel, after: TrainedModel) -> set[str]:
+    was = before.autoencoder.state_dict()
+    return {n.split(".")[0] for n, value in after.autoencoder.state_dict().items() if not torch.equal(value, was[n])}
+
+
 def test_only_the_decoder_changes_and_the_priors_come_along(trained, slices, tmp_path):
     train(trained, slices, tmp_path)
     before, after = TrainedModel.from_bundle(trained), TrainedModel.from_bundle(tmp_path)
-    changed = {
-        name.split(".")[0]
-        for name, value in after.autoencoder.state_dict().items()
-        if not torch.equal(value, before.autoencoder.state_dict()[name])
-    }
-    assert changed == {"upsamplers"}
+    assert changed_parts(before, after) == {"upsamplers"}
     ours, theirs = before.sample(3, seed=1, position_mm=41.0), after.sample(3, seed=1, position_mm=41.0)
     assert torch.equal(ours.codes[0], theirs.codes[0])
     assert not torch.equal(ours.images, theirs.images)
     history = json.loads((tmp_path / "history.json").read_text())["train"]
     assert min(history["drawn_loss"]) > 0
     assert min(history["discriminator_loss"]) > 0
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_decoder_and_one_of_them_writes_the_priors(trained, slices, tmp_path):
+    overlay = tmp_path / "tiny.json"
+    overlay.write_text(json.dumps({key: value for key, value in TINY.items() if key != "batch_size"}))
+    files = [CONFIGS / "train.json", *OVERLAYS, overlay, CONFIGS / "multi_gpu_train.json"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
+    command += ["training", "--config_file", str([str(file) for file in files]), "--bundle_root", str(CONFIGS.parent)]
+    command += [
+        "--dataset_dir",
+        str(slices),
+        "--model",
+        str(trained / "model.pt"),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *command, "--batch_size", "2"], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = TrainedModel.from_bundle(tmp_path / "run")
+    assert changed_parts(TrainedModel.from_bundle(trained), after) == {"upsamplers"}
+    assert after.sample(2, seed=1, position_mm=41.0).images.shape == (2, 1, 16, 16)
 
 
 def test_a_resumed_training_equals_one_that_was_never_interrupted(trained, slices, tmp_path):

@@ -63,8 +63,8 @@ extraction.extract_slices(sys.argv[1], sys.argv[2], num_workers=2, progress=Fals
 """
 
 
-def killed_once_all_write(command: list[str], files: list[Path]) -> None:
-    """Kill the parent when the children write, and see that they stop."""
+def stop_with_their_parent(command: list[str], files: list[Path]) -> bool:
+    """Kill the parent when all children write; say whether they then write no more."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + SECONDS
@@ -78,20 +78,22 @@ def killed_once_all_write(command: list[str], files: list[Path]) -> None:
     time.sleep(4)
     written = [file.read_text() for file in files]
     time.sleep(1)
-    assert [file.read_text() for file in files] == written
+    return [file.read_text() for file in files] == written
 
 
 @pytest.mark.parametrize("by_kernel", [True, False])
 def test_a_child_ends_with_its_parent(tmp_path, by_kernel):
     command = [sys.executable, "-c", PARENT, CHILD, str(tmp_path / "child"), str(by_kernel)]
-    killed_once_all_write(command, [tmp_path / "child"])
+    assert stop_with_their_parent(command, [tmp_path / "child"])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_worker_lives_as_long_as_its_parent_however_it_was_started(tmp_path, method):
     script = tmp_path / "work.py"
     script.write_text(WORKER)
-    killed_once_all_write([sys.executable, str(script), str(tmp_path / "worker"), method], [tmp_path / "worker"])
+    assert stop_with_their_parent(
+        [sys.executable, str(script), str(tmp_path / "worker"), method], [tmp_path / "worker"]
+    )
 
 
 def test_the_workers_of_an_extraction_end_with_it(tmp_path):
@@ -99,14 +101,14 @@ def test_the_workers_of_an_extraction_end_with_it(tmp_path):
 
     make_phantoms(tmp_path / "scans", 3, voxel_mm=8.0, progress=False)
     command = [sys.executable, "-c", WORKERS, str(tmp_path / "scans"), str(tmp_path / "slices")]
-    killed_once_all_write(command, [tmp_path / "slices" / name for name in ("sub-01", "sub-02")])
+    assert stop_with_their_parent(command, [tmp_path / "slices" / name for name in ("sub-01", "sub-02")])
 
 
 def test_the_processes_of_torchrun_end_with_it(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), f"{tmp_path}/rank"]
-    killed_once_all_write([sys.executable, *launcher], [tmp_path / "rank0", tmp_path / "rank1"])
+    assert stop_with_their_parent([sys.executable, *launcher], [tmp_path / "rank0", tmp_path / "rank1"])
 
 
 def test_a_stage_whose_starter_has_ended_before_it_began_does_not_begin():
