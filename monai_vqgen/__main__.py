@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"monai_vqgen {monai_vqgen.__version__}")
     shtab.add_argument_to(parser, "--print-completion", help="print what makes a shell complete this command")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for name, stage in STAGES.items():
+    for name, stage in STAGES.items():  # their options are MONAI's, as those of `run`: `main` hands them on
         add_verb(verbs, name, stage.summary, _verify)
     for add in (_add_train, _add_demo, _add_phantoms, _add_download, _add_verify):
         add(verbs)
@@ -215,16 +215,12 @@ def _run_stage(verb: str, words: list[str]) -> int:
     stage, root = STAGES[verb], bundle_root()
     file = root / "configs" / f"{stage.config}.json"
     if {"-h", "--help"} & {*words}:
-        known = read_json(file).items()
-        options = {name: value for name, value in known if not isinstance(value, list | dict) and name != "bundle_root"}
-        options = {name: value for name, value in options.items() if name == "model" or str(value)[:1] not in "$%"}
-        print(f"usage: {PROGRAM} {verb} {stage.folder + ' ' if stage.folder else ''}[--option value ...]")
-        print(f"\n{stage.summary}; options and their defaults:\n")
-        print(
-            "\n".join(f"  --{name:20} {json.dumps(value)}" for name, value in options.items() if name != "bundle_root")
-        )
+        print(_stage_help(verb, stage, read_json(file)))
         return 0
-    given = [f"--{word[2:].replace('-', '_')}" if word.startswith("--") else word for word in words]
+    given = []
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        given += [f"--{name[2:].replace('-', '_')}" if word.startswith("--") else name, *([value] if equals else [])]
     if stage.folder and given and not given[0].startswith("--"):
         given.insert(0, "--dataset_dir")
     if stage.folder and "--dataset_dir" not in given:
@@ -236,6 +232,17 @@ def _run_stage(verb: str, words: list[str]) -> int:
     print(f"python -m monai.bundle run {shlex.join(command)}", flush=True)
     run_bundle(command)
     return 0
+
+
+def _stage_help(verb: str, stage: Stage, config: Mapping[str, Any]) -> str:
+    """Usage, and the options that are plain values; what MONAI computes from them is for those who read the file."""
+    lines = [f"usage: {PROGRAM} {verb} {stage.folder + ' ' if stage.folder else ''}[--option value ...]", ""]
+    lines += [f"{stage.summary}; options and their defaults:", ""]
+    for name, value in config.items():
+        computed = isinstance(value, list | dict) or str(value)[:1] in "$%"
+        if name != "bundle_root" and (name == "model" or not computed):
+            lines.append(f"  --{name:20} {json.dumps(value)}")
+    return "\n".join(lines)
 
 
 def run_verb(options: argparse.Namespace) -> int:

@@ -167,6 +167,11 @@ def test_the_name_that_is_completed_is_the_one_that_is_installed():
             ["--num_samples", "2", "--sex", "f", "--output_dir", "out/samples"],
         ),
         ("reconstruct a --output-dir b", "inference", ["--dataset_dir", "a", "--output_dir", "b"]),
+        (
+            "evaluate a --model=my-run/m.pt",
+            "evaluate",
+            ["--dataset_dir", "a", "--model", "my-run/m.pt", "--output_dir", "out/evaluation"],
+        ),
         ("slices a", "extract_slices", ["--dataset_dir", "a", "--output_dir", "out/slices"]),
         ("evaluate --dataset_dir a", "evaluate", ["--dataset_dir", "a", "--output_dir", "out/evaluation"]),
     ],
