@@ -154,7 +154,7 @@ def _loaded(network: Any, path: Path, *, recorded: bool) -> str:
 
 
 def _check_fingerprint(path: Path, content: dict[str, Any], found: str) -> None:
-    if content.get("fingerprint") not in (None, found) and found not in str(content.get("replaces")):
+    if content.get("fingerprint") not in (None, found) and found not in content.get("replaces", ()):
         raise CheckpointError(
             f"{path.with_suffix('.json').name} is the record of other weights than {path} (fingerprint "
             f"{content['fingerprint'][:12]}..., found {found[:12]}...): copy both files from the same place"

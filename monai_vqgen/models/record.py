@@ -199,6 +199,8 @@ def read_record(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
         dict(content.get("architecture", {}))
         if not all(isinstance(content.get(key, ""), str) for key in ("fingerprint", "autoencoder_fingerprint")):
             raise TypeError("a fingerprint is no text")
+        if not isinstance(content.get("replaces", []), list):
+            raise TypeError("replaces is no list")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): copy it again, or train again") from error
     if version > FORMAT_VERSION:

@@ -114,6 +114,7 @@ def test_a_record_that_is_newer_damaged_or_of_other_weights_is_named(folder):
         {"fingerprint": 12},
         {"fingerprint": ["a"]},
         {"architecture": 12},
+        {"replaces": "text"},
     ],
     ids=str,
 )
