@@ -56,7 +56,8 @@ def save_sample_pictures(
         PictureRow("reconstructed", shown["reconstruction"][:width]),
         PictureRow("synthetic\nsamples", drawn[:width], marks=marks),
     ]
-    save_rows(rows, folder / "overview.png", title=title)
+    beside = drawn_with(samples.seed, samples.settings, what="Synthetic samples")
+    save_rows(rows, folder / "overview.png", title=beside)
     save_grid(drawn[:MOST_DRAWN], folder / "samples.png", marks=marks, title=title)
     real = np.stack([np.asarray(test[i]["image"])[0] for i in evenly_spaced(mixed, len(test))])
     order = np.random.default_rng(samples.seed).permutation(len(real) + len(drawn[:mixed]))
@@ -84,7 +85,7 @@ def save_closest_pairs(
             PictureRow("nearest\ntraining slice", training_nchw[nearest.indices_m[order], 0].numpy()),
         ],
         path,
-        title=drawn_with(samples.seed, samples.settings),
+        title=drawn_with(samples.seed, samples.settings, what="Synthetic samples"),
     )
 
 

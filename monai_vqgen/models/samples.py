@@ -235,7 +235,7 @@ def asked_for(condition: Mapping[str, Any]) -> str:
     return " ".join([f"{words[0]} mm", *words[1:]] if "position_mm" in known else words)
 
 
-def drawn_with(seed: int, settings: SamplingSettings) -> str:
-    """How synthetic images were drawn, for the line above a picture of them."""
+def drawn_with(seed: int, settings: SamplingSettings, *, what: str = "Synthetic") -> str:
+    """How synthetic images were drawn, for the line above a picture of them; `what` where real ones stand beside."""
     chosen = {name: ", ".join(map(str, values)) for name, values in settings._asdict().items() if any(values)}
-    return "Synthetic: " + ", ".join([f"seed {seed}", *(f"{name} {value}" for name, value in chosen.items())])
+    return f"{what}: " + ", ".join([f"seed {seed}", *(f"{name} {value}" for name, value in chosen.items())])

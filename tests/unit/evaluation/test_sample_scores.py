@@ -268,7 +268,7 @@ def test_the_closest_pairs_are_shown_nearest_first_and_as_they_were_aligned(kind
     save_closest_pairs(drawn(samples, range(len(samples))), training, nearest, tmp_path / "pairs.png", count=3)
     ((sample_row, training_row), title) = shown[0]
     assert sample_row.marks == [f"{i} mm f" for i in nearest.distances_m.argsort(stable=True)[:3]]
-    assert title == "Synthetic: seed 5, temperature 0.8, top_p 0.9"
+    assert title == "Synthetic samples: seed 5, temperature 0.8, top_p 0.9"
     assert len(sample_row.images_nhw) == len(training_row.images_nhw) == 3
     assert np.array_equal(training_row.images_nhw[:2], training[[7, 3], 0].numpy())
     np.testing.assert_allclose(sample_row.images_nhw[1], training[3, 0].numpy(), atol=0.0011)
