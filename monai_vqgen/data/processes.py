@@ -31,6 +31,7 @@ from monai_vqgen.files import replace_path
 
 __all__ = [
     "check_joined",
+    "end_distributed",
     "end_with_parent",
     "gather",
     "own_part",
@@ -194,6 +195,17 @@ def parts_of_all(own: Mapping[str, Tensor], output_dir: str | os.PathLike[str]) 
         if first:
             shutil.rmtree(folder, ignore_errors=True)
     wait_for_all()
+
+
+def end_distributed() -> None:
+    """Leave the process group and the one beside it, if there are any.
+
+    Neither may outlive this call: the threads of a group that is alive when the interpreter ends can abort the process
+    after all its work is done.
+    """
+    _group_beside.cache_clear()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from torch.utils.data import DistributedSampler
 
 from monai_vqgen.data.processes import (
     check_joined,
+    end_distributed,
     end_with_parent,
     own_part,
     process_count,
@@ -69,12 +70,6 @@ def start_distributed(device: torch.device | str) -> None:
         # in a SLURM job ignite takes SLURM's word for the local rank, and SLURM counts torchruns, not their processes
         os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-
-def end_distributed() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def distribute(objective: nn.Module, device: torch.device | str) -> nn.Module:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import gc
+import weakref
 
-from monai_vqgen.data import extract_slices, make_phantoms
+import pytest
+import torch.distributed as dist
+
+from monai_vqgen.data import extract_slices, make_phantoms, processes
 from monai_vqgen.data.processes import check_joined, gather, own_part, wait_for_all
 from monai_vqgen.engines import own_block, write_codes
 from monai_vqgen.errors import InputError
@@ -55,3 +59,14 @@ def test_processes_that_are_not_joined_are_refused_before_they_write(monkeypatch
             preprocessing=LoadSliced("image"),
         )
     assert {path.name for path in tmp_path.iterdir()} == {"scans"}
+
+
+def test_no_process_group_outlives_the_end(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    beside = weakref.ref(processes._group_beside(dist.group.WORLD))
+    assert beside() is not None
+    processes.end_distributed()
+    gc.collect()
+    assert beside() is None
+    assert not dist.is_initialized()
+    processes.end_distributed()  # without a group there is nothing to leave
