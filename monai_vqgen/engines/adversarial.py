@@ -54,8 +54,9 @@ class AdversarialUpdate:
 
     Args:
         discriminator: returns the features of its layers, its judgment of each patch last, as MONAI's
-            `PatchDiscriminator` does; best without batch normalization. It sees intensities of [0, 1] as [-1, 3],
-            because on mostly black images it stays blind otherwise.
+            `PatchDiscriminator` does; best without batch normalization. It sees intensities clipped to [0, 1] and
+            as [-1, 3], because on mostly black images it stays blind otherwise. Of a `ModuleList` of several each has
+            its terms in the loss, at the same weights; ``penalized = False`` on one leaves it out of R1.
         optimizer: of the discriminator; its learning rate is at each step the autoencoder's.
         adversarial_weight: of the patch loss, relative to the objective's.
         feature_weight: of feature matching, likewise.
@@ -67,6 +68,7 @@ class AdversarialUpdate:
         balance_every: iterations from one measurement of the gradients to the next.
         total_steps: of the training, to refuse one that ends before the discriminator begins; None does not look.
         accumulation_steps: of the training; only 1 works here.
+        amp: discriminators compute in bfloat16 where torch deems it safe.
 
     Raises:
         InputError: weights or numbers of steps that cannot work; at the first batch or `check`, images that the
@@ -95,10 +97,15 @@ class AdversarialUpdate:
         balance_every: int = 10,
         total_steps: int | None = None,
         accumulation_steps: int = 1,
+        amp: bool = False,
     ) -> None:
-        self.terms = {"adversarial_loss": adversarial_weight, "feature_loss": feature_weight}
+        self.judges = list(discriminator) if isinstance(discriminator, nn.ModuleList) else [discriminator]
+        wanted = {"adversarial_loss": adversarial_weight, "feature_loss": feature_weight}
         if drawn_weight:
-            self.terms["drawn_loss"] = drawn_weight
+            wanted["drawn_loss"] = drawn_weight
+        self.terms = {
+            name + _ending(which): weight for which in range(len(self.judges)) for name, weight in wanted.items()
+        }
         weights = {"adversarial_weight": adversarial_weight, "feature_weight": feature_weight}
         weights.update(drawn_weight=drawn_weight, r1_weight=r1_weight)
         if min(weights.values()) < 0 or adversarial_weight + feature_weight <= 0:
@@ -114,7 +121,7 @@ class AdversarialUpdate:
         if accumulation_steps != 1:
             wanted = "adversarial training takes whole batches; give accumulation_steps=1 and a smaller batch_size"
             raise InputError(f"accumulation_steps={accumulation_steps}: {wanted}")
-        self.discriminator, self.optimizer = discriminator, optimizer
+        self.discriminator, self.optimizer, self.amp = discriminator, optimizer, amp
         self.start, self.ramp, self.balance_every = start, ramp, balance_every
         self.r1_weight, self.r1_every = r1_weight, r1_every
         self.weights: dict[str, float] = {}
@@ -126,15 +133,17 @@ class AdversarialUpdate:
         first = next(self.discriminator.parameters())
         try:
             with torch.no_grad():
-                features = self.discriminator(torch.zeros(1, *image_shape, device=first.device))
+                found = [judge(torch.zeros(1, *image_shape, device=first.device)) for judge in self.judges]
         except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"the discriminator cannot take images of shape {tuple(image_shape)}: match its spatial_dims and "
                 "in_channels, and give it fewer layers (num_layers_d) where images are small"
             ) from error
-        if not isinstance(features, Sequence) or len(features) < 2:
+        for judge, features in zip(self.judges, found, strict=True):
+            if isinstance(features, Sequence) and len(features) > 1:
+                continue
             raise InputError(
-                f"the discriminator {type(self.discriminator).__name__} returns no list of its layers' features, its "
+                f"the discriminator {type(judge).__name__} returns no list of its layers' features, its "
                 "judgment last: take one that does, such as monai.networks.nets.PatchDiscriminator"
             )
 
@@ -186,9 +195,10 @@ class AdversarialUpdate:
                 dist.broadcast(tensor, src=0)
         self._begun = True
 
-    def _features(self, images_bcs: Tensor) -> list[Tensor]:
-        features: list[Tensor] = self.discriminator(images_bcs.float() * 4 - 1)
-        return features
+    def _features(self, judge: nn.Module, images_bcs: Tensor, *, amp: bool | None = None) -> list[Tensor]:
+        with torch.autocast(images_bcs.device.type, torch.bfloat16, enabled=self.amp if amp is None else amp):
+            features: list[Tensor] = judge(images_bcs.float().clamp(0, 1) * 4 - 1)
+        return [level.float() for level in features]
 
     def _adversary(self, images_bcs: Tensor, prediction: dict[str, Any], loss: Tensor, step: int) -> Tensor:
         """What the discriminator adds to the autoencoder's loss."""
@@ -198,16 +208,19 @@ class AdversarialUpdate:
                 "drawn_weight is for an objective that returns images of drawn codes: see DecoderObjective"
             )
         self.discriminator.requires_grad_(False)
-        *made, judgment = self._features(torch.cat(images))
-        with torch.no_grad():
-            real = self._features(images_bcs)[:-1]
-        distances = [F.l1_loss(ours[:count], theirs) for ours, theirs in zip(made, real, strict=True)]
-        terms = {
-            "adversarial_loss": F.softplus(-judgment[:count]).mean(),
-            "feature_loss": torch.stack(distances).mean(),
-        }
-        if "drawn_loss" in self.terms:
-            terms["drawn_loss"] = F.softplus(-judgment[count:]).mean()
+        terms: dict[str, Tensor] = {}
+        for which, judge in enumerate(self.judges):
+            *made, judgment = self._features(judge, torch.cat(images))
+            with torch.no_grad():
+                real = self._features(judge, images_bcs)[:-1]
+            distances = [F.l1_loss(ours[:count], theirs) for ours, theirs in zip(made, real, strict=True)]
+            found = {
+                "adversarial_loss": F.softplus(-judgment[:count]).mean(),
+                "feature_loss": torch.stack(distances).mean(),
+                "drawn_loss": F.softplus(-judgment[count:]).mean(),
+            }
+            names = [(name, name + _ending(which)) for name in found]
+            terms.update({full: found[name] for name, full in names if full in self.terms})
         if not self.weights or step % self.balance_every == 0:
             self._balance({"loss": loss, **terms}, images)
         prediction.update({name: value.detach() for name, value in terms.items()})
@@ -216,8 +229,11 @@ class AdversarialUpdate:
 
     def _balance(self, losses: Mapping[str, Tensor], images: Sequence[Tensor]) -> None:
         """Move the weights towards those at which the gradients at the images made have their ratio."""
-        gradients = [
-            torch.autograd.grad(loss, images, retain_graph=True, materialize_grads=True) for loss in losses.values()
+        gradients = [  # of the objective's loss at the reconstructions alone: drawn images have no original
+            torch.autograd.grad(
+                loss, images[:1] if name == "loss" else images, retain_graph=True, materialize_grads=True
+            )
+            for name, loss in losses.items()
         ]
         sums = [torch.stack([part.float().square().sum() for part in parts]).sum() for parts in gradients]
         squares = all_reduce_sum(torch.stack(sums))
@@ -228,12 +244,19 @@ class AdversarialUpdate:
 
     def _learn(self, engine: SupervisedTrainer, images_bcs: Tensor, made_bcs: Tensor, step: int) -> Tensor:
         """One step of the discriminator; return its loss without the penalty."""
-        self.discriminator.train().requires_grad_(True)
-        real, made = self._features(images_bcs)[-1], self._features(made_bcs.detach())[-1]
-        loss = F.softplus(-real).mean() + F.softplus(made).mean()
-        total = loss
-        if self.r1_weight and step % self.r1_every == 0:
-            total = loss + self.r1_weight * self.r1_every * self._penalty(images_bcs)
+        self.discriminator.train()
+        penalize = self.r1_weight and step % self.r1_every == 0
+        losses, penalties = [], []
+        for judge in self.judges:
+            judge.requires_grad_(True)
+            real, made = (self._features(judge, images)[-1] for images in (images_bcs, made_bcs.detach()))
+            losses.append(F.softplus(-real).mean() + F.softplus(made).mean())
+            if penalize and getattr(judge, "penalized", True):
+                penalties.append(self._penalty(judge, images_bcs))
+        loss = torch.stack(losses).mean()
+        total = torch.stack(losses).sum()
+        if penalties:
+            total = total + self.r1_weight * self.r1_every * torch.stack(penalties).sum()
         self._check_loss(engine, total, loss)
         self.optimizer.zero_grad()
         total.backward()
@@ -245,10 +268,10 @@ class AdversarialUpdate:
         self.optimizer.step()
         return loss.detach()
 
-    def _penalty(self, images_bcs: Tensor) -> Tensor:
+    def _penalty(self, judge: nn.Module, images_bcs: Tensor) -> Tensor:
         """R1: the mean squared length of the gradient of the mean judgment of each image."""
         images_bcs = images_bcs.detach().clone().requires_grad_(True)
-        judgment_b = self._features(images_bcs)[-1].flatten(1).mean(1)
+        judgment_b = self._features(judge, images_bcs, amp=False)[-1].flatten(1).mean(1)
         (gradient_bcs,) = torch.autograd.grad(judgment_b.sum(), images_bcs, create_graph=True)
         return gradient_bcs.square().flatten(1).sum(1).mean()
 
@@ -271,3 +294,8 @@ class AdversarialUpdate:
 def _made(prediction: Mapping[str, Tensor]) -> list[Tensor]:
     """The reconstructions and, where the objective returns some, the images of drawn codes."""
     return [prediction[name] for name in ("reconstruction", "drawn") if name in prediction]
+
+
+def _ending(which: int) -> str:
+    """What tells the terms of several discriminators apart; the first's have their plain names."""
+    return f"_{which}" if which else ""

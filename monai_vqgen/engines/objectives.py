@@ -150,7 +150,8 @@ class DecoderObjective(AutoencoderObjective):
 
     What priors draw differs from what encoders write, and a decoder that has never seen it turns the difference into
     speckle. Encoder and codebooks are frozen, so the priors still fit. `AdversarialUpdate` with a `drawn_weight` judges
-    the images of drawn codes, which have no original to be compared with.
+    the images of drawn codes, which have no original to be compared with; what of them lies outside [0, 1] counts as
+    loss, by the smooth L1 distance.
 
     Args:
         autoencoder: with trained weights; keeps the autoencoder contract and has its decoder in ``upsamplers``.
@@ -182,6 +183,15 @@ class DecoderObjective(AutoencoderObjective):
         self.drawn = drawn
         autoencoder.requires_grad_(False)
         self.autoencoder.upsamplers.requires_grad_(True)
+
+    def forward(self, images_bcs: Tensor) -> dict[str, Tensor]:
+        """Return the losses, reconstructions, codes and images of drawn codes of a batch."""
+        result = super().forward(images_bcs)
+        if "drawn" in result:  # discriminators see [0, 1] alone, so nothing else holds these images there
+            drawn_bcs = result["drawn"].float()
+            beyond = F.smooth_l1_loss(drawn_bcs, drawn_bcs.clamp(0, 1), beta=self.smooth_l1_beta)
+            result["loss"] = result["loss"] + beyond
+        return result
 
     def _train_pass(self, images_bcs: Tensor) -> dict[str, Any]:
         with torch.no_grad(), torch.autocast(images_bcs.device.type, enabled=False):  # the codes that priors know

@@ -6,6 +6,10 @@ from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
     from monai_vqgen.networks.conditions import ConditionEncoder as ConditionEncoder
+    from monai_vqgen.networks.feature_discriminator import (
+        FeatureDiscriminator as FeatureDiscriminator,
+        slice_discriminators as slice_discriminators,
+    )
     from monai_vqgen.networks.generative_vqvae import GenerativeVQVAE as GenerativeVQVAE
     from monai_vqgen.networks.hierarchical_vqvae import (
         HierarchicalVQVAE as HierarchicalVQVAE,

@@ -71,8 +71,12 @@ def equal(one: dict, other: dict) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def shown(images: torch.Tensor) -> torch.Tensor:
+    return 4 * images.clamp(0, 1) - 1
+
+
 def seen(discriminator: nn.Module, images: torch.Tensor) -> list[np.ndarray]:
-    return [feature.detach().double().numpy() for feature in discriminator(4 * images - 1)]
+    return [feature.detach().double().numpy() for feature in discriminator(shown(images))]
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -121,8 +125,8 @@ def test_gradients_at_the_image_have_the_ratio_that_the_weights_ask_for() -> Non
             return
         pred = engine.state.output["pred"]
         image = pred["reconstruction"].detach().requires_grad_(True)
-        *made, judgment = update.discriminator(4 * image - 1)
-        *real, _ = update.discriminator(4 * second["image"] - 1)
+        *made, judgment = update.discriminator(shown(image))
+        *real, _ = update.discriminator(shown(second["image"]))
         terms = {
             "loss": nn.functional.smooth_l1_loss(image, second["image"], beta=0.02),
             "adversarial_loss": -nn.functional.logsigmoid(judgment).mean(),
@@ -154,7 +158,7 @@ def test_images_of_drawn_codes_are_judged_by_themselves_and_seen_by_the_discrimi
             return
         drawn = pred["drawn"].detach().requires_grad_(True)
         again = pred["reconstruction"].detach().requires_grad_(True)
-        *_, judgment = update.discriminator(4 * drawn - 1)
+        *_, judgment = update.discriminator(shown(drawn))
         term = -nn.functional.logsigmoid(judgment).mean()
         loss = nn.functional.smooth_l1_loss(again, second["image"], beta=0.02)
         norms = [float(torch.autograd.grad(value, image)[0].norm()) for value, image in ((term, drawn), (loss, again))]
@@ -187,6 +191,59 @@ def test_a_decoder_learns_from_the_codes_that_float32_gives() -> None:
     module.autoencoder.upsamplers[0].register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
     module(batch["image"])
     assert dtypes == [torch.float32, torch.bfloat16]
+
+
+def test_what_of_the_drawn_images_lies_outside_the_intensities_is_loss() -> None:
+    module, (batch, _) = decoder_objective().train(), batches(2)
+    last = module.autoencoder.upsamplers[-1]
+    torch.manual_seed(4)
+    inside = module(batch["image"])
+    with torch.no_grad():
+        list(last.parameters())[-1].add_(0.7)
+    torch.manual_seed(4)
+    outside = module(batch["image"])
+    for result in (inside, outside):
+        drawn = result["drawn"].detach().numpy()
+        far = np.maximum(drawn - 1, 0) + np.maximum(-drawn, 0)
+        beyond = np.where(far < 0.02, far**2 / 0.04, far - 0.01)
+        pixels = nn.functional.smooth_l1_loss(result["reconstruction"], batch["image"], beta=0.02)
+        assert float(result["loss"].detach()) == pytest.approx(float(pixels.detach()) + beyond.mean(), rel=1e-4)
+    assert beyond.mean() > 0.01
+    assert "drawn" not in module.eval()(batch["image"])
+
+
+def test_each_of_several_discriminators_has_its_terms_and_learns() -> None:
+    first, second = (adversary(seed=seed).discriminator for seed in (1, 2))
+    second.penalized = False
+    both = nn.ModuleList([first, second])
+    update = AdversarialUpdate(
+        both, torch.optim.Adam(both.parameters(), 1e-3), start=0, ramp=0, drawn_weight=0.5, r1_every=1
+    )
+    asked: list[nn.Module] = []
+    penalty = update._penalty
+    update._penalty = lambda judge, images: asked.append(judge) or penalty(judge, images)
+    before = state(both)
+    last = train(decoder_objective(), batches(3), update)[-1]["pred"]
+    assert asked == [first] * 3
+    wanted = {"adversarial_loss": 0.4, "feature_loss": 1.5, "drawn_loss": 0.5}
+    assert update.terms == wanted | {f"{name}_1": weight for name, weight in wanted.items()}
+    assert all(float(last[name]) > 0 for name in update.terms)
+    assert float(last["adversarial_loss"]) != float(last["adversarial_loss_1"])
+    changed = {name.split(".")[0] for name, value in both.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"0", "1"}
+
+
+def test_in_bfloat16_the_discriminators_judge_alike_and_the_penalty_is_exact() -> None:
+    images = batches(1)[0]["image"]
+    exact, rounded = adversary(), adversary(amp=True)
+    for ours, theirs in zip(
+        exact._features(exact.judges[0], images), rounded._features(rounded.judges[0], images), strict=True
+    ):
+        assert theirs.dtype == torch.float32
+        assert not torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+    penalties = [float(update._penalty(update.judges[0], images).detach()) for update in (exact, rounded)]
+    assert penalties[0] == penalties[1]
 
 
 def test_the_balance_moves_a_fifth_of_the_way_at_each_measurement() -> None:
