@@ -252,7 +252,7 @@ def test_the_balance_moves_a_fifth_of_the_way_at_each_measurement() -> None:
 
     def measured(slope: float) -> float:
         terms = {"loss": image.sum(), "adversarial_loss": slope * image.sum(), "feature_loss": image.sum()}
-        update._balance(terms, image)
+        update._balance(terms, [image])
         return update.weights["adversarial_loss"]
 
     assert measured(1.0) == pytest.approx(0.5)
@@ -265,9 +265,9 @@ def test_the_balance_moves_a_fifth_of_the_way_at_each_measurement() -> None:
 def test_the_penalty_is_the_squared_gradient_by_finite_differences(spatial_dims: int) -> None:
     update = adversary(spatial_dims)
     update.discriminator.double()
-    update._features = lambda x: update.discriminator(x.double() * 4 - 1)  # type: ignore[method-assign]
+    update._features = lambda judge, x, amp: judge(x.double() * 4 - 1)  # type: ignore[method-assign]
     images = torch.rand(2, 1, *[6] * spatial_dims, dtype=torch.float64)
-    penalty = float(update._penalty(images).detach())
+    penalty = float(update._penalty(update.discriminator, images).detach())
     squares, step = 0.0, 1e-5
     with torch.no_grad():
         for index in range(images.numel()):
@@ -289,7 +289,7 @@ def test_the_penalty_counts_for_all_the_steps_it_stands_for() -> None:
     twin = copy.deepcopy(update.discriminator)
     outputs = train(module, data, update)
     x, y = data[0]["image"], outputs[0]["pred"]["reconstruction"].detach()
-    loss = nn.functional.softplus(-twin(4 * x - 1)[-1]).mean() + nn.functional.softplus(twin(4 * y - 1)[-1]).mean()
+    loss = nn.functional.softplus(-twin(4 * x - 1)[-1]).mean() + nn.functional.softplus(twin(shown(y))[-1]).mean()
     x = x.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(twin(4 * x - 1)[-1].flatten(1).mean(1).sum(), x, create_graph=True)
     (loss + 0.5 * 3 * gradient.square().sum() / len(x)).backward()

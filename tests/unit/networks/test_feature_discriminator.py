@@ -100,7 +100,7 @@ def test_a_feature_network_is_read_from_its_file_and_goes_beside_the_one_of_slic
 def test_what_is_no_feature_network_is_refused(tmp_path) -> None:
     autoencoder = GenerativeVQVAE(strides=(4,), widths=(8, 8, 8), num_codes=8, code_dim=4)
     (tmp_path / "features.ts").write_bytes(b"no network")
-    with pytest.raises(InputError, match="features.ts cannot be read as TorchScript"):
+    with pytest.raises(InputError, match=r"features\.ts cannot be read as TorchScript"):
         slice_discriminators(autoencoder, (32, 32), tmp_path / "features.ts")
     volumes = HierarchicalVQVAE(spatial_dims=3, channels=8, residual_channels=4)
     with pytest.raises(InputError, match="3 axes"):
