@@ -97,8 +97,8 @@ class Plan(NamedTuple):
 
     def commands(self, data: str | Path, path: str | Path) -> list[str]:
         """What makes a model by this plan: of scans one command or all stages by themselves, of slices the stages."""
-        configs = bundle_root() / "configs"
-        configs = configs.relative_to(Path.cwd()) if configs.is_relative_to(Path.cwd()) else configs
+        configs, here = bundle_root() / "configs", Path("bundle/configs")  # here in a clone of the repository
+        configs = here if here.is_dir() and here.samefile(configs) else configs
         folder, run, scans = shlex.quote(str(data)), "python -m monai.bundle run", len(self.survey.sizes) == 0
         slices = "out/slices" if scans else folder
 
@@ -332,7 +332,9 @@ def try_design(design: Design, *, most: int, memory: float, device: torch.device
         strides=design.strides, channels=channels, residual_channels=channels // 2, num_codes=CODES
     )
     images_bcs = torch.rand(most, 1, *design.image_size, device=device)
-    codes = [grid[: max(1, most // 2)] for grid in place(autoencoder, device).encode(images_bcs)]  # type: ignore[operator]
+    place(autoencoder, device)
+    with torch.no_grad():
+        codes = autoencoder.encode(images_bcs[: max(1, most // 2)])
     costs = [_try(AutoencoderObjective(autoencoder, amp=amp), [images_bcs], memory)]
     for level, grid in enumerate(codes):
         layers = {"num_layers": 8, "attention_every": 0} if level else {"num_layers": 10, "attention_every": 5}
