@@ -100,3 +100,13 @@ def test_a_folder_with_nothing_to_look_at_is_an_error(tmp_path):
     (tmp_path / "datalist.json").write_text("{")
     with pytest.raises(DatalistError, match=r"datalist\.json"):
         survey_folder(tmp_path)
+
+
+def test_dicom_series_are_scans(tmp_path, write_series):
+    voxels = np.zeros((12, 14, 10), np.int16)
+    voxels[2:10, 2:12, 2:8] = np.random.default_rng(0).integers(500, 1000, (8, 10, 6))
+    for i in range(3):
+        write_series(tmp_path / f"patient{i}", voxels, np.diag([2.0, 3.0, 4.0, 1.0]), series=str(i), patient=f"p{i}")
+    survey = survey_folder(tmp_path)
+    np.testing.assert_allclose(survey.spacing_mm, [[3.0, 2.0, 4.0]] * 3, atol=1e-5)
+    np.testing.assert_allclose(survey.extent_mm, [[27, 14, 20]] * 3, atol=1e-4)
