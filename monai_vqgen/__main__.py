@@ -1,4 +1,4 @@
-"""The command line: the stages under short names, and `demo`, `phantoms`, `download`, `verify`, `run`."""
+"""The command line: the stages under short names, and `plan`, `demo`, `phantoms`, `download`, `verify`, `run`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ EPILOG = """\
 examples:
   monai-vqgen sample --position_mm 65 --sex f         slices drawn with the weights that come with the package
   monai-vqgen reconstruct SCAN_OR_FOLDER              scans written into codes and read back
-  monai-vqgen train SCANS                             a model of your own scans, and a report on it
+  monai-vqgen plan SCANS --minutes 60                 settings for your scans, time and machine, to change
+  monai-vqgen train SCANS --size plan.yaml            a model of your own scans, and a report on it
   monai-vqgen demo                                    phantoms to a report, about ten minutes on two cores
   monai-vqgen demo --data SCANS --output out/mine     the same with scans of your own
   monai-vqgen demo --help                             every option of a verb
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     for name, stage in STAGES.items():  # their options are MONAI's, as those of `run`: `main` hands them on
         add_verb(verbs, name, stage.summary, _verify)
-    for add in (_add_train, _add_demo, _add_phantoms, _add_download, _add_verify):
+    for add in (_add_train, _add_plan, _add_demo, _add_phantoms, _add_download, _add_verify):
         add(verbs)
     add_verb(verbs, "run", "a stage of the bundle: takes what `python -m monai.bundle run` takes", _verify)
     return parser
@@ -93,7 +94,22 @@ def _add_train(verbs: Verbs) -> None:
     verb.add_argument("data", metavar="SCANS", help="a folder of scans (NIfTI, BIDS or DICOM series)")
     add_path(verb, "--output", default="out/model", help="where everything goes")
     add_seed(verb)
-    verb.add_argument("--size", help="standard (default), small, tiny, or a YAML file: how long and how large")
+    verb.add_argument("--size", help="standard (default), small, tiny, or a YAML file, such as a plan")
+
+
+def _add_plan(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs, "plan", "propose sizes and settings for scans of your own, as a file to read and change", _plan
+    )
+    folder: Any = verb.add_argument("data", metavar="DATA", help="a folder of scans, or of slices by split")
+    folder.complete = shtab.DIRECTORY
+    add_file(verb, "--output", default="plan.yaml", help="the YAML file")
+    verb.add_argument("--minutes", type=float, default=45.0, help="for all stages (default: %(default)g)")
+    verb.add_argument("--memory_gb", type=float, help="default: what is free on the GPU, or half of the machine's")
+    verb.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="in place of the one proposed")
+    verb.add_argument("--suffix", default="T1w", help="which contrast of a BIDS tree (default: %(default)s)")
+    verb.add_argument("--subject_pattern", help="regular expression for the subject in a file's name or path")
+    verb.add_argument("--overwrite", action="store_true", help="replace an earlier file")
 
 
 def _add_phantoms(verbs: Verbs) -> None:
@@ -159,6 +175,26 @@ def _demo(options: argparse.Namespace) -> None:
     from monai_vqgen.demo.run import run_demo
 
     run_demo(options.data, options.output, seed=options.seed, size=options.size)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from monai_vqgen.data import ScanOptions
+    from monai_vqgen.demo.plan import plan_run
+
+    plan = plan_run(
+        options.data,
+        options.output,
+        minutes=options.minutes,
+        memory_gb=options.memory_gb,
+        plane=options.plane,
+        scans=ScanOptions(options.suffix, options.subject_pattern),
+        overwrite=options.overwrite,
+    )
+    skipped = [f"skipped: {entry['file']}: {entry['reason']}" for entry in plan.survey.skipped]
+    _, *lines = plan.text(options.data, options.output).splitlines()
+    first, *others = plan.commands(options.data, options.output)
+    print("\n".join([*skipped, *lines, "", f"Written to {options.output}; read and change it. Next:", first]))
+    print("\n".join(["Or every stage by itself:", *others] if len(plan.survey.spacing_mm) else others))
 
 
 def _phantoms(options: argparse.Namespace) -> None:

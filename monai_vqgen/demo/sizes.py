@@ -69,7 +69,7 @@ def read_size(size: str | Path) -> Size:
     """Read a size.
 
     Args:
-        size: a name of `size_names`, or the path of a YAML file.
+        size: a name of `size_names`, or the path of a YAML file, also one that `plan` has written.
 
     Raises:
         InputError: no such size, an unreadable file, or a section or option that no stage has; the message names file
@@ -84,6 +84,8 @@ def read_size(size: str | Path) -> Size:
         raise InputError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} must hold sections with options, such as 'slices: {{image_size: 64}}'")
+    if "network_def" in content:
+        content = _by_section(content)
     unknown = sorted(str(name) for name in content if name not in {*CONFIGS, "phantoms"})
     if unknown:
         raise InputError(f"{path}: unknown section {unknown[0]!r}; sections are {', '.join(CONFIGS)}, phantoms")
@@ -135,6 +137,19 @@ def _folder() -> Path:
     package = Path(monai_vqgen.__file__).resolve().parent
     packed = package / "_sizes"
     return packed if packed.is_dir() else package.parent / "configs" / "sizes"
+
+
+def _by_section(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat options of a plan (`monai_vqgen.demo.plan`): each belongs to the first stage that has it."""
+    sections: dict[str, Any] = {}
+    known = {
+        name: json.loads((bundle_root() / "configs" / f"{files[0]}.json").read_text())
+        for name, files in CONFIGS.items()
+    }
+    for name, value in content.items():
+        home = next((section for section in ("slices", "autoencoder", "codes") if name in known[section]), None)
+        sections |= {home: {**sections.get(home, {}), name: value}} if home else {name: value}
+    return sections
 
 
 def _options(path: Path, section: str, content: object) -> dict[str, Any]:

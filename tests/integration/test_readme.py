@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 from monai_vqgen.__main__ import build_parser
 from monai_vqgen.data import make_phantoms
@@ -129,6 +130,9 @@ def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
     (verify,) = (command for command in commands if " verify " in command)  # by tests/unit/data/test_verify.py
     assert build_parser().parse_args(shlex.split(verify)[3:]).verb == "verify"
     commands.remove(verify)
+    planned = [command for command in commands if is_planned(command)]  # all run by one test below
+    assert len(planned) == 4
+    commands = [command for command in commands if command not in planned]
     assert len(commands) == 7
     assert ["sample.json" in commands[0], "inference.json" in commands[1]] == [True, True]
     assert "train_generative.json" in commands[2]
@@ -138,6 +142,36 @@ def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
     # run against a local server by tests/unit/data/test_download.py; here, that it is understood
     options = build_parser().parse_args(shlex.split(commands[6])[3:])
     assert (options.verb, options.accession, options.output) == ("download", "ds002748", "out/ds002748")
+
+
+def is_planned(command: str) -> bool:
+    return " plan " in command or "plan.yaml" in command
+
+
+@pytest.mark.slow
+def test_a_plan_for_scans_is_written_and_trained_with_as_it_is(clone) -> None:
+    """With a hundredth of the time, and voxels of 6 mm."""
+    make_phantoms(clone.folder / "SCANS", 8, seed=1, voxel_mm=6.0, progress=False)
+    plan, train, *stages = (command for command in fenced_commands() if is_planned(command))
+    assert "--minutes 60" in plan
+    printed = clone.run(plan.replace("--minutes 60", "--minutes 0.6")).splitlines()
+    planned = yaml.safe_load((clone.folder / "plan.yaml").read_text())
+    for command in stages:
+        clone.run(command)
+    datalist = json.loads((clone.folder / "out/slices/datalist.json").read_text())
+    assert datalist["image_size"] == planned["image_size"]
+    assert all("plane already taken" in entry["reason"] for entry in datalist["skipped"]), "every brain fits"
+    record = json.loads((clone.folder / "out/autoencoder/model.json").read_text())
+    assert record["architecture"]["strides"] == planned["network_def"]["strides"] == [4, 2]
+    assert (record["image_size"], record["pixel_mm"]) == (planned["image_size"], planned["pixel_mm"])
+    commands = [line for line in printed if line.startswith("python -m monai.bundle run ")]
+    assert commands[:2] == stages
+    for command in commands[2:]:  # the codes, and a prior a level
+        clone.run(command)
+    assert (clone.folder / "out/autoencoder/model_prior_level1.pt").is_file()
+    clone.run(train)
+    assert (clone.folder / "out/model/report.html").stat().st_size > 0
+    assert json.loads((clone.folder / "out/model/metrics.json").read_text())["sampling"]["num_samples"] > 0
 
 
 @pytest.mark.slow

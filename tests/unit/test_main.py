@@ -10,26 +10,34 @@ from pathlib import Path
 import pytest
 
 from monai_vqgen.__main__ import PROGRAM, build_parser, main
+from monai_vqgen.data import ScanOptions, make_phantoms
+from monai_vqgen.demo.plan import Costs
 from monai_vqgen.errors import InputError
 
 # verb -> the function it calls
 VERBS = {
     "demo": "monai_vqgen.demo.run.run_demo",
     "train": "monai_vqgen.demo.run.run_demo",
+    "plan": "monai_vqgen.demo.plan.plan_run",
     "phantoms": "monai_vqgen.data.make_phantoms",
     "download": "monai_vqgen.data.download_openneuro",
     "verify": "monai_vqgen.data.verify.verify_folder",
     "run": "monai_vqgen.engines.command_line.run_bundle",
 }
 STAGES = ("sample", "reconstruct", "slices", "evaluate")
-WORDS = {"train": ["train", "scans"], "verify": ["verify", "scans"], "run": ["run", "--seed", "1"]}
+WORDS = {
+    "train": ["train", "scans"],
+    "verify": ["verify", "scans"],
+    "plan": ["plan", "scans"],
+    "run": ["run", "--seed", "1"],
+}
 
 
 def test_these_are_all_verbs():
     assert set(build_parser()._subparsers._group_actions[0].choices) == {*VERBS, *STAGES}
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"verify", "train"}))
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"verify", "train", "plan"}))
 def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
     call = call_of(main, WORDS.get(verb, [verb]), VERBS[verb])
     assert call.given == call.defaults | {name: call.given[name] for name in call.required}
@@ -86,6 +94,38 @@ def test_what_verify_is_told_reaches_the_function(call_of):
     assert given["folder"] == "scans"
     assert given["scans"][:2] == ("T2w", "p(.)")
     assert given["slices"].plane == "coronal"
+
+
+def test_what_plan_is_not_told_is_the_functions_default(call_of):
+    call = call_of(main, ["plan", "scans"], VERBS["plan"])
+    assert call.given == {**call.defaults, "data": "scans", "scans": ScanOptions()}
+
+
+def test_every_option_of_plan_reaches_the_function(call_of):
+    words = (
+        "plan a --output b --minutes 9 --memory_gb 3 --plane coronal --suffix T2w --subject_pattern p(.) --overwrite"
+    )
+    given = call_of(main, words.split(), VERBS["plan"]).given
+    assert given.pop("scans")[:2] == ("T2w", "p(.)")
+    expected = {"data": "a", "output": "b", "minutes": 9, "memory_gb": 3, "plane": "coronal", "overwrite": True}
+    assert given == expected
+
+
+def test_plan_prints_what_is_skipped_and_what_comes_next(tmp_path, monkeypatch, capsys):
+    make_phantoms(tmp_path / "scans", 4, seed=1, voxel_mm=8.0, progress=False)
+    first, *_ = sorted((tmp_path / "scans").glob("*.nii.gz"))
+    first.write_bytes(b"damaged")
+    monkeypatch.setattr("monai_vqgen.demo.plan.try_design", lambda *_, **__: Costs([4, 2, 2], [1e-4] * 3))
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "scans", "--output", "my plan.yaml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"skipped: {first.name}: unreadable")
+    assert any(line.startswith("pixel_mm: ") for line in lines)
+    following = lines[lines.index("Written to my plan.yaml; read and change it. Next:") + 1 :]
+    assert following[0] == "monai-vqgen train scans --size 'my plan.yaml'"
+    assert [line.startswith("python -m monai.bundle run ") for line in following[2:]] == [True] * 5
+    assert main(["plan", "scans", "--output", "my plan.yaml"]) == 2
+    assert "changes of yours" in capsys.readouterr().err
 
 
 def test_help_tells_every_verb_and_what_it_is_not_for(capsys):

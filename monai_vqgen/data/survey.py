@@ -1,0 +1,117 @@
+"""What a folder of scans, or of ready-made slices, measures: voxels, brains, and what cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from monai_vqgen.data.io.volume import read_volume
+from monai_vqgen.data.slices.datalists import evenly_spaced, load_datalist, read_slice_geometry
+from monai_vqgen.data.slices.sources import ScanOptions, find_scans
+from monai_vqgen.data.slices.splits import split_subjects
+from monai_vqgen.errors import DatalistError, ScanError
+from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.transforms.volume_slicing import prepare_volume
+
+__all__ = ["Survey", "survey_folder"]
+
+MOST_SCANS, MOST_SLICES = 64, 1000  # looked at: some seconds
+
+
+class Survey(NamedTuple):
+    """What was seen in a folder; n scans or slices could be read.
+
+    Attributes:
+        summary: what the folder holds.
+        training: scans, or slices, of the training subjects.
+        spacing_mm: `(n, 3)` of scans: between voxels from front to back, left to right, top to bottom; of slices none.
+        extent_mm: `(n, 3)` likewise, from the first to the last voxel of the foreground's box.
+        sizes: `(n, 2)` of slices, rows and columns; of scans none.
+        plane: of slices, where it is known.
+        placed: whether slices have, or get, a position in millimeters.
+        complete: whether everything was looked at.
+        skipped: file and reason of what cannot be used.
+    """
+
+    summary: str
+    training: int
+    spacing_mm: NDArray
+    extent_mm: NDArray
+    sizes: NDArray
+    plane: str | None
+    placed: bool
+    complete: bool
+    skipped: list[dict[str, str]]
+
+
+def survey_folder(folder: str | Path, *, scans: ScanOptions | None = None) -> Survey:
+    """Look at up to 64 scans, or 1,000 ready-made slices, evenly spaced among all; one at a time is in memory.
+
+    Args:
+        folder: of scans (NIfTI, BIDS, DICOM series), or of slices (with `datalist.json`, or folders by split).
+        scans: which scans are taken, and how their subjects are named.
+
+    Raises:
+        DatalistError: no such folder, nothing usable in it, or too few subjects for three parts.
+        InputError: scans and slices in one folder.
+    """
+    folder = Path(folder)
+    if not (folder / "datalist.json").is_file():
+        with contextlib.suppress(DatalistError):
+            load_datalist(folder, "training")
+            return _slices(folder)
+        return _scans(folder, scans or ScanOptions())
+    return _slices(folder)
+
+
+def _scans(folder: Path, options: ScanOptions) -> Survey:
+    records, left_out = find_scans(folder, suffix=options.suffix, subject_pattern=options.subject_pattern)
+    training = set(split_subjects(record.subject for record in records).training)
+    seen, skipped = _look_at([record.path for record in records], _measure_scan, most=MOST_SCANS)
+    summary = f"{folder}: {len(records)} scans of {len({record.subject for record in records})} subjects"
+    count, complete = sum(record.subject in training for record in records), len(records) <= MOST_SCANS
+    spacing_mm, extent_mm = np.swapaxes(np.array(seen), 0, 1)
+    none = np.empty((0, 2), int)
+    return Survey(summary, count, spacing_mm, extent_mm, none, None, True, complete, [*left_out, *skipped])
+
+
+def _measure_scan(path: Path) -> tuple[NDArray, NDArray]:
+    volume = read_volume(path)
+    prepared = prepare_volume(volume.voxels_s, volume.affine, "axial", name=str(path))
+    if not prepared.window.high > prepared.window.low:
+        raise ScanError(f"{path}: the volume is constant; exclude the scan or export it again")
+    spacing_mm = np.array(prepared.view.spacing)
+    return spacing_mm, (np.subtract(prepared.box.stop, prepared.box.start) - 1) * spacing_mm
+
+
+def _slices(folder: Path) -> Survey:
+    parts = {split: load_datalist(folder, split) for split in ("training", "validation")}
+    records = [record for part in parts.values() for record in part]
+    paths = [Path(record["image"]) for record in records]
+    seen, skipped = _look_at(paths, lambda path: LoadSlice()(path).shape[1:], most=MOST_SLICES)
+    summary = ", ".join([f"{folder}: slices", *(f"{len(part)} for {split}" for split, part in parts.items())])
+    none, plane = np.empty((0, 3)), read_slice_geometry(folder).plane
+    placed, complete = all("position_mm" in record for record in records), len(records) <= MOST_SLICES
+    return Survey(summary, len(parts["training"]), none, none, np.array(seen), plane, placed, complete, skipped)
+
+
+def _look_at(
+    paths: Sequence[Path], measure: Callable[[Path], Any], *, most: int
+) -> tuple[list[Any], list[dict[str, str]]]:
+    """Measures of at most so many files, evenly spaced, and those that cannot be read."""
+    seen, skipped = [], []
+    for i in tqdm(evenly_spaced(most, len(paths)), desc="looking", unit="file", leave=False):
+        try:
+            seen.append(measure(paths[i]))
+        except Exception as error:  # a file from anywhere can raise anything in a reader, and costs no more than itself
+            told = str(error).removeprefix(f"{paths[i]}: ") if isinstance(error, ScanError) else repr(error)
+            skipped.append({"file": paths[i].name, "reason": told})
+    if not seen:
+        raise DatalistError(f"none of {len(paths)} files can be used, {paths[0]} because of: {skipped[0]['reason']}")
+    return seen, skipped
