@@ -52,7 +52,7 @@ class FeatureDiscriminator(nn.Module):
         >>> frozen = lambda images_bchw: [images_bchw, F.avg_pool2d(images_bchw, 2)]
         >>> *features, judgments = FeatureDiscriminator(frozen, scale=1, width=4)(torch.zeros(2, 1, 16, 16))
         >>> len(features), judgments.shape
-        (2, torch.Size([2, 32]))
+        (2, torch.Size([2, 128]))
     """
 
     penalized = False  # by R1

@@ -37,7 +37,11 @@ def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, commen
 
 
 def write_slice_nifti(path: Path, pixels_hw: NDArray, affine: NDArray, about: Mapping[str, Any]) -> None:
-    """Write a slice as NIfTI `[H, W, 1]`, float32, with `about` as JSON in a comment extension."""
+    """Write a slice as NIfTI `[H, W, 1]`, float32, with `about` as JSON in a comment extension.
+
+    The affine of a slice cut from a scan is made in `transforms.volume_slicing.cut_plane` and moved with its frame by
+    `transforms.size.frame_affine`; that of a sample in `models.samples.sample_affines`.
+    """
     pixels = np.ascontiguousarray(pixels_hw, dtype=np.float32)[:, :, None]
     write_volume_nifti(path, pixels, affine, comment=json.dumps(about))
 

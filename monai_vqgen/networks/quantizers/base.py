@@ -50,7 +50,9 @@ class Quantizer(Recorded, nn.Module, ABC):
     ``forward`` and ``lookup`` never change a buffer, in either mode. Only `prepare` and `learn` do, and only the
     autoencoder's training pass calls them. A quantizer that learns without gradients overrides `update`.
 
-    The name of a new one goes into the `__init__` of `networks` and onto the page `docs/api/networks.md`.
+    The name of a new one goes into the `__init__` of `networks`, which lists all that saved weights may name, and onto
+    the page `docs/api/networks.md`. A config then takes it in ``network_def::quantizers``, a list of one a level, such
+    as ``{"_target_": "monai_vqgen.networks.FiniteScalarQuantizer", "levels": [8, 6, 5]}``.
 
     Attributes:
         num_codes: how many codes there are (K).
