@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -50,6 +50,9 @@ class Quantizer(Recorded, nn.Module, ABC):
     ``forward`` and ``lookup`` never change a buffer, in either mode. Only `prepare` and `learn` do, and only the
     autoencoder's training pass calls them. A quantizer that learns without gradients overrides `update`.
 
+    Quantizers stay in float32 when the network around them is cast by ``half()``, ``bfloat16()`` or ``double()``: which
+    code is nearest is decided by differences that half precision does not hold. The autoencoder casts what they give.
+
     The name of a new one goes into the `__init__` of `networks` and onto the page `docs/api/networks.md`.
 
     Attributes:
@@ -74,6 +77,15 @@ class Quantizer(Recorded, nn.Module, ABC):
     dim: int
     _deferring = False
     _deferred: list[tuple[Tensor, Tensor]]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move parameters and buffers where a cast or a move of the network takes them, their types kept."""
+
+        def keep_type(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        return super()._apply(keep_type, recurse)
 
     @abstractmethod
     def forward(self, latents_bds: Tensor) -> Quantized:
@@ -125,6 +137,11 @@ class Quantizer(Recorded, nn.Module, ABC):
     @torch.compiler.disable
     def _defer(self, latents_bds: Tensor, codes_bs: Tensor) -> None:
         self._deferred.append((latents_bds.detach(), codes_bs))
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The values in float64, on the CPU where their device has none (Apple's GPUs)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def to_rows(latents_bds: Tensor) -> Tensor:
