@@ -16,6 +16,7 @@ from monai_vqgen.errors import InputError
 VERBS = {
     "demo": "monai_vqgen.demo.run.run_demo",
     "train": "monai_vqgen.demo.run.run_demo",
+    "gallery": "monai_vqgen.demo.gallery.write_gallery",
     "phantoms": "monai_vqgen.data.make_phantoms",
     "download": "monai_vqgen.data.download_openneuro",
     "verify": "monai_vqgen.data.verify.verify_folder",
@@ -40,6 +41,7 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
     [
         ("demo --data a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
         ("train a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
+        ("gallery --output a --seed 3 --overwrite", {"folder": "a", "seed": 3, "overwrite": True}),
         ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
         (
             "download ds9 --output a --subjects 01 02 --suffix T2w --overwrite --mirror b",
