@@ -11,6 +11,7 @@ import pytest
 
 from monai_vqgen.__main__ import PROGRAM, build_parser, main
 from monai_vqgen.errors import InputError
+from monai_vqgen.models import TrainedModel
 
 # verb -> the function it calls
 VERBS = {
@@ -24,6 +25,12 @@ VERBS = {
 }
 STAGES = ("sample", "reconstruct", "slices", "evaluate")
 WORDS = {"train": ["train", "scans"], "verify": ["verify", "scans"], "run": ["run", "--seed", "1"]}
+
+
+@pytest.fixture(autouse=True)
+def models_stay_on_disk(monkeypatch):
+    """A model is what names it."""
+    monkeypatch.setattr(TrainedModel, "from_bundle", lambda path: path)
 
 
 def test_these_are_all_verbs():
@@ -41,7 +48,10 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
     [
         ("demo --data a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
         ("train a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
-        ("gallery --output a --seed 3 --overwrite", {"folder": "a", "seed": 3, "overwrite": True}),
+        (
+            "gallery --output a --model b --seed 3 --overwrite",
+            {"model": "b", "folder": "a", "seed": 3, "overwrite": True},
+        ),
         ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
         (
             "download ds9 --output a --subjects 01 02 --suffix T2w --overwrite --mirror b",
