@@ -31,7 +31,7 @@ class ResidualQuantizer(Quantizer):
     ``stage_codes * num_stages`` vectors are learned, each from many latents.
 
     The loss is the sum over stages of ``commitment`` times the mean squared distance of the latent to the sum of
-    vectors so far (equation 9 of RQ-VAE).
+    vectors so far (section 3.1 of RQ-VAE).
 
     Args:
         stage_codes: codes of each stage.
