@@ -95,6 +95,13 @@ def test_the_page_fetches_nothing_and_may_not(page):
     assert "default-src 'none'; img-src data:;" in page
 
 
+def test_a_model_without_conditions_has_temperature_and_seed_alone(tmp_path):
+    page = write_gallery(tiny_model((16, 16), num_layers=1), tmp_path, progress=False).read_text()
+    data = json.loads(re.search(r"const data = (.*);", page)[1])
+    assert data["counts"] == [2, 2]
+    assert data["captions"][3] == "Synthetic: seed 1, temperature 1.0, 1.0"
+
+
 def test_names_of_a_record_cannot_break_out_of_the_page(tmp_path):
     evil = "</script><script>alert(1)</script>"
     condition = ConditionEncoder({}, {"sex": (evil, "m")})
