@@ -1,4 +1,4 @@
-"""The command line: the stages under short names, and `plan`, `demo`, `phantoms`, `download`, `verify`, `run`."""
+"""The command line: stages under short names; `plan`, `demo`, `gallery`, `phantoms`, `download`, `verify`, `run`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ examples:
   monai-vqgen train SCANS --size plan.yaml            a model of your own scans, and a report on it
   monai-vqgen demo                                    phantoms to a report, about ten minutes on two cores
   monai-vqgen demo --data SCANS --output out/mine     the same with scans of your own
+  monai-vqgen gallery                                 a page whose sliders show what the weights draw
   monai-vqgen demo --help                             every option of a verb
 
 sample, reconstruct, slices and evaluate print the command of MONAI's that does the same, and take all of its options.
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     for name, stage in STAGES.items():  # their options are MONAI's, as those of `run`: `main` hands them on
         add_verb(verbs, name, stage.summary, _verify)
-    for add in (_add_train, _add_plan, _add_demo, _add_phantoms, _add_download, _add_verify):
+    for add in (_add_train, _add_plan, _add_demo, _add_gallery, _add_phantoms, _add_download, _add_verify):
         add(verbs)
     add_verb(verbs, "run", "a stage of the bundle: takes what `python -m monai.bundle run` takes", _verify)
     return parser
@@ -110,6 +111,16 @@ def _add_plan(verbs: Verbs) -> None:
     verb.add_argument("--suffix", default="T1w", help="which contrast of a BIDS tree (default: %(default)s)")
     verb.add_argument("--subject_pattern", help="regular expression for the subject in a file's name or path")
     verb.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+
+
+def _add_gallery(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs, "gallery", "write a page whose sliders show what a model draws; it needs no server", _gallery
+    )
+    add_path(verb, "--output", default="out/gallery", help="folder of the page")
+    add_path(verb, "--model", default="generative", help="a bundle, a run, or weights that come with the package")
+    add_seed(verb, "first of the two seeds that the page has")
+    verb.add_argument("--overwrite", action="store_true", help="replace a page that is there")
 
 
 def _add_phantoms(verbs: Verbs) -> None:
@@ -195,6 +206,15 @@ def _plan(options: argparse.Namespace) -> None:
     first, *others = plan.commands(options.data, options.output)
     print("\n".join([*skipped, *lines, "", f"Written to {options.output}; read and change it. Next:", first]))
     print("\n".join(["Or every stage by itself:", *others] if len(plan.survey.spacing_mm) else others))
+
+
+def _gallery(options: argparse.Namespace) -> None:
+    from monai_vqgen.demo.gallery import write_gallery
+    from monai_vqgen.models import TrainedModel
+
+    model = TrainedModel.from_bundle(options.model)
+    page = write_gallery(model, options.output, seed=options.seed, overwrite=options.overwrite)
+    print(f"Written: {page}; open it in a browser")
 
 
 def _phantoms(options: argparse.Namespace) -> None:

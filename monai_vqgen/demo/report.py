@@ -8,13 +8,12 @@ import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import monai
 import torch
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import monai_vqgen
@@ -24,7 +23,7 @@ from monai_vqgen.errors import InputError
 from monai_vqgen.files import replace_file
 from monai_vqgen.plots.pictures import Curve, save_curves
 
-__all__ = ["write_report"]
+__all__ = ["as_data_uri", "page_template", "write_report"]
 
 SKIPS_SHOWN = 12
 ABSOLUTE = re.compile(r"(?<![\w.$])/[^\s'\"]*/(?=[^\s'\"])")
@@ -57,8 +56,8 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _picture(path: Path) -> str | None:
-    """A PNG as a data URI."""
+def as_data_uri(path: Path) -> str | None:
+    """A PNG as a data URI, None where there is no such file."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.is_file() else None
 
 
@@ -142,14 +141,14 @@ def write_report(folder: str | Path, *, stages: Sequence[StageRecord], phantoms:
     _save_learning_curves(folder, len(metrics["codebook"]))
     total = sum(stage.seconds for stage in stages)
     skipped = datalist.get("skipped", [])
-    page = _template().render(
+    page = page_template("report.html").render(
         metrics=metrics,
         scores=SCORE_ROWS,
         datalist={key: datalist.get(key) for key in ("description", "plane", "pixel_mm", "image_size", "source")},
         skipped=skipped[:SKIPS_SHOWN],
         num_skipped=len(skipped),
         pictures={
-            name: _picture(folder / path)
+            name: as_data_uri(folder / path)
             for name, path in {
                 "contact_sheet": "slices/contact_sheet.png",
                 "learning": "learning.png",
@@ -179,11 +178,14 @@ def _portable(command: str, folder: Path) -> str:
     return ABSOLUTE.sub("", command.replace(f"{folder.absolute().parent}/", ""))
 
 
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def page_template(name: str) -> Any:
+    """A page of this package, from its file's name."""
+    loader = PackageLoader("monai_vqgen.demo", "")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(number=_number, duration=_duration, percent=lambda part: _number(100 * part, 0) + " %")
     environment.globals["picture"] = lambda uri, text: (
         Markup('<img src="{}" alt="{}">').format(Markup(uri), text) if uri else Markup("<p>No picture.</p>")
     )
-    source = resources.files("monai_vqgen.demo").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template(name)

@@ -39,6 +39,8 @@ _NOT_CONFIG = _RUN_OPTIONS | {"workflow_name", "workflow_type", "properties_path
 _TEXT_BY_NAME = re.compile(r"(^|_)(dir|file|model|network|pattern)$")
 _EXPRESSIONS = ("$", "@", "%")
 
+logger = logging.getLogger(__name__)
+
 
 class _Call(NamedTuple):
     """A call of MONAI's `run` from which the check was called: its files, its options, its workflow."""
@@ -92,6 +94,10 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     parser = ConfigParser()
     parser.read_config(files)
     _check(given, parser, files, dashes="" if typed is None else "--")
+    if "tracking" in given and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):
+        logger.warning(
+            "MLFLOW_TRACKING_URI is set and wins: MLflow writes to %s, whatever --tracking_uri says", elsewhere
+        )
     arrived = {_path(name): value for name, value in given.items()}
     literal = _as_typed({**given, **(typed or {})}, parser)
     changed = {path: text for path, text in literal.items() if text != arrived[path]}
@@ -265,6 +271,8 @@ def _check_device(value: Any, name: str) -> None:
         device = torch.device(value)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"{name} {value} is no device: expected cpu, cuda or cuda:1") from error
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"{name} {value}: this machine has no GPU of Apple's; leave {name} out, or give {name} cpu")
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type == "cuda" and (device.index or 0) >= count:
         has = f"has {count} GPU{'s' * (count > 1)}" if count else "has no GPU that torch can use"

@@ -6,6 +6,7 @@ describes a single process.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence, Sized
 from typing import TypeVar
@@ -40,22 +41,32 @@ __all__ = [
 
 Item = TypeVar("Item")
 
+logger = logging.getLogger(__name__)
+
 
 def local_device() -> torch.device:
-    """The GPU of this process (LOCAL_RANK) where CUDA is available, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    """The GPU of this process (LOCAL_RANK) where CUDA is available, else the CPU.
+
+    Apple's GPUs (MPS) are used where they are asked for by ``--device mps``, and never by themselves: what this package
+    needs in float64, which they lack, is computed on the CPU, but no such GPU was there to try it on.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if torch.backends.mps.is_available():
+        logger.info("The GPU of this machine is not used unless you give --device mps")
+    return torch.device("cpu")
 
 
 def start_distributed(device: torch.device | str) -> None:
     """Join the process group that `torchrun` describes: NCCL for CUDA, gloo for the CPU.
 
     Raises:
-        InputError: The process was not started by `torchrun`.
+        InputError: The process was not started by `torchrun`, or the device is one that processes cannot share.
     """
     if dist.is_initialized():
         return
+    if torch.device(device).type not in ("cuda", "cpu"):
+        raise InputError(f"several processes work on CUDA devices or on the CPU, not on {device}: give --device cpu")
     if "WORLD_SIZE" not in os.environ:
         raise InputError(
             "The multi-GPU configuration needs torchrun, and WORLD_SIZE is not set. Start it with "

@@ -26,6 +26,7 @@ from monai_vqgen.inferers.draws import (
 )
 from monai_vqgen.networks.blocks import one_a_level
 from monai_vqgen.networks.priors.base import IncrementalPass, PlainIncremental, Prior
+from monai_vqgen.networks.quantizers.base import in_float64
 
 Progress = Callable[[int, int], None]  # takes (positions done, positions in all), over all levels and samples
 
@@ -161,7 +162,8 @@ class AncestralSampler:
         Returns:
             float32 `(b,)` in nats a level; their sum is the log-probability of the whole hierarchy.
         """
-        return tuple(map_bs.flatten(1).double().sum(1).float() for map_bs in self.log_prob_maps(codes, condition))
+        maps = self.log_prob_maps(codes, condition)
+        return tuple(in_float64(map_bs.flatten(1)).sum(1).float().to(map_bs.device) for map_bs in maps)
 
     def log_prob_maps(self, codes: Sequence[Tensor], condition: Tensor | None = None) -> tuple[Tensor, ...]:
         """Log-probability of each code given the coarser levels and all codes before it; `log_prob` is their sum.

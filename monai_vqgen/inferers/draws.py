@@ -266,6 +266,8 @@ def finished_time(device: torch.device | str) -> float:
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 

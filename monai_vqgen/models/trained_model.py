@@ -151,26 +151,28 @@ class TrainedModel:
         codes: tuple[Tensor, ...] = self.autoencoder.encode(images_bcs.to(self.device, torch.float32))
         return codes
 
-    def decode(self, codes: Sequence[Tensor]) -> Tensor:
+    def decode(self, codes: Sequence[Tensor], image_size: Sequence[int] | None = None) -> Tensor:
         """Images `(b, c, *s)` in [0, 1] of grids of codes, coarsest first, on the model's device.
 
-        They have the recorded size where the codes are those of images of that size, else the grid's times the stride.
+        Args:
+            codes: integers `(b, *grid)` a level.
+            image_size: of the images that were encoded, which codes do not tell where the stride does not divide it:
+                images of 33 x 47 pixels come back as 40 x 48 without it, and as 33 x 47 with it. None takes the
+                recorded size where the codes are those of images of that size, else the grid's times the stride.
 
         Raises:
-            InputError: no list of integer grids.
-            CodesMismatchError: codes of another autoencoder.
+            InputError: no list of integer grids, or a size of other axes.
+            CodesMismatchError: codes of another autoencoder, or of images of another size.
         """
         _check_grids(codes)
-        parts = self._in_batches(lambda part: self._decode_batch([grid[part] for grid in codes]), len(codes[0]))
-        images_bcs = torch.cat(parts)
-        fits = self.grids and tuple(codes[0].shape[1:]) == self.grids[0]
-        for axis, size in enumerate(self.record.image_size if fits else (), start=2):
-            images_bcs = images_bcs.narrow(axis, 0, size)
-        return images_bcs
+        if image_size is None and self.grids and tuple(codes[0].shape[1:]) == self.grids[0]:
+            image_size = self.record.image_size or None
+        work = lambda part: self._decode_batch([grid[part] for grid in codes], image_size)  # noqa: E731
+        return torch.cat(self._in_batches(work, len(codes[0])))
 
     @torch.inference_mode()
-    def _decode_batch(self, codes: Sequence[Tensor]) -> Tensor:
-        images_bcs: Tensor = self.autoencoder.decode([grid.to(self.device) for grid in codes])
+    def _decode_batch(self, codes: Sequence[Tensor], image_size: Sequence[int] | None) -> Tensor:
+        images_bcs: Tensor = self.autoencoder.decode([grid.to(self.device) for grid in codes], image_size)
         return images_bcs.clamp(0, 1)
 
     def reconstruct(self, volume: Any, *, plane: str | None = None, pixel_mm: float | None = None) -> Any:

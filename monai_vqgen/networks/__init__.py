@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         GradientCodebook as GradientCodebook,
     )
     from monai_vqgen.networks.quantizers.fsq import FiniteScalarQuantizer as FiniteScalarQuantizer
+    from monai_vqgen.networks.quantizers.lookup_free import LookupFreeQuantizer as LookupFreeQuantizer
+    from monai_vqgen.networks.quantizers.residual import ResidualQuantizer as ResidualQuantizer
     from monai_vqgen.networks.slice_discriminator import SliceDiscriminator as SliceDiscriminator
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

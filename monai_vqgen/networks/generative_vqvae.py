@@ -42,6 +42,9 @@ class GenerativeVQVAE(HierarchicalVQVAE):
     encoder writes one code there, the last of the codebook, whose vector is learned with the decoder; the quantizers
     neither see nor learn from such cells. Priors then spend almost nothing on the background.
 
+    The weights "generative" that come with the package have ``decoder_widths`` of (48, 96, 192, 192), and the defaults
+    otherwise; `TrainedModel.from_bundle` builds what the record of any weights says.
+
     Train it with `AutoencoderObjective` and `AdversarialUpdate` (``bundle/configs/train_generative.json``): by squared
     error alone it draws as smoothly as any other.
 

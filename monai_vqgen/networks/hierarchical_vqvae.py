@@ -69,7 +69,12 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         finer_dropout: probability, a sample, of hiding the finer levels in training; in [0, 1).
 
     Images are ``(b, c, *s)`` of any size; one that the coarsest stride does not divide is padded with its edge and
-    the reconstruction cropped back. Intensities are expected in [0, 1]; outputs are not clamped.
+    the reconstruction cropped back. Codes do not tell the size of such an image: `decode` takes it as ``image_size``,
+    and without it gives all that the grids cover. Intensities are expected in [0, 1]; outputs are not clamped.
+    Images are of the network's own type, so cast both for ``half()`` or ``bfloat16()``.
+
+    The defaults are the sizes of the weights "faithful" that come with the package; `TrainedModel.from_bundle` loads
+    any weights, and builds the network of their record.
 
     Raises:
         InputError: for strides or a number of quantizers that cannot work, or an image of other dimensions.
@@ -159,6 +164,11 @@ class HierarchicalVQVAE(Recorded, nn.Module):
     def _quantizers(self) -> list[Quantizer]:
         return cast("list[Quantizer]", list(self.quantizers))
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The type the network was cast to; its quantizers stay in float32."""
+        return next(self.to_latents.parameters()).dtype
+
     def codebooks(self) -> tuple[Tensor, ...]:
         """Return each level's vectors ``(k, d)`` in the order of its codes, coarsest first; copies."""
         device = next(self.parameters()).device
@@ -191,7 +201,8 @@ class HierarchicalVQVAE(Recorded, nn.Module):
     def embed(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the embeddings ``(b, d, *s)`` of each grid of codes, coarsest first."""
         self._check_codes(codes)
-        return tuple(q.lookup(grid) for q, grid in zip(self._quantizers, codes, strict=False))
+        dtype = self._dtype
+        return tuple(q.lookup(grid).to(dtype) for q, grid in zip(self._quantizers, codes, strict=False))
 
     def decode(self, codes: Sequence[Tensor], image_size: Sequence[int] | None = None) -> Tensor:
         """Return the images ``(b, c, *s)`` of codes, coarsest grid first.
@@ -252,7 +263,8 @@ class HierarchicalVQVAE(Recorded, nn.Module):
                 merged = coarser_bds if context is None else torch.cat([coarser_bds, context], 1)
                 context = self.upsamplers[level - 1](merged)
             seen = features[level] if context is None else torch.cat([features[level], context], 1)
-            levels.append(self._quantize_level(level, self.to_latents[level](seen), images_bcs, learning=learning))
+            found = self._quantize_level(level, self.to_latents[level](seen), images_bcs, learning=learning)
+            levels.append(found._replace(embeddings_bds=found.embeddings_bds.to(self._dtype)))
         return tuple(levels), context
 
     def _quantize_level(self, level: int, latents_bds: Tensor, images_bcs: Tensor, *, learning: bool) -> Quantized:

@@ -134,7 +134,7 @@ def style(axes: Axes, *, x: str, y: str) -> None:
     """Name the axes of a plot and leave only their lines."""
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
-    axes.tick_params(colors=FAINT)
+    axes.tick_params(which="both", colors=FAINT)  # a logarithmic axis labels its minor ticks too
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.spines[["right", "top"]].set_visible(False)
 
@@ -176,7 +176,7 @@ def save_curves(
         if values.size and values.min() > 0 and values.max() > 10 * values.min():
             axes.set_yscale("log")
         axes.set_title(title, color=INK, fontsize=10)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
         if all(float(value).is_integer() for curve in curves for value in curve.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         style(axes, x=x, y=y[title])

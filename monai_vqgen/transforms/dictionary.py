@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-class ExtractSlicesd(MapTransform):
+class ExtractSlicesd(MapTransform, InvertibleTransform):
     """Dictionary version of `ExtractSlices`: one dictionary in, a list of dictionaries out, one per position.
 
     MONAI's datasets and `list_data_collate` flatten such lists, and `Compose` maps what follows over them. All keys
@@ -44,12 +44,13 @@ class ExtractSlicesd(MapTransform):
 
     Args:
         keys: entries to extract from, volumes on one grid.
-        mode: "linear" or "nearest", one for all keys or one per key.
+        mode: "linear" (or "bilinear") or "nearest", one for all keys or one per key.
         box_key: whose foreground gives the box; default the first key.
         mask_key: an entry with a brain mask to use instead of the foreground.
         allow_missing_keys: skip missing keys.
 
-    All others are those of `ExtractSlices`.
+    All others are those of `ExtractSlices`. `inverse` takes one of the dictionaries and puts its slices back into
+    volumes, zeros elsewhere; `plane` and `position_mm` stay and say where they lie.
     """
 
     backend = ExtractSlices.backend
@@ -92,11 +93,18 @@ class ExtractSlicesd(MapTransform):
                 item[key] = image
         return results
 
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Put the slice of every key back into its volume."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.cutters[key].inverse(item[key])
+        return item
 
-class ExtractSliced(MapTransform):
+
+class ExtractSliced(MapTransform, InvertibleTransform):
     """Dictionary version of `ExtractSlice`: one dictionary in, one out; the middle of the brain without a position.
 
-    Arguments are those of `ExtractSlicesd`, with one `position` or None.
+    Arguments are those of `ExtractSlicesd`, with one `position` or None; so is `inverse`.
     """
 
     backend = ExtractSlice.backend
@@ -133,6 +141,10 @@ class ExtractSliced(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Extract every key."""
         return self.slices(data)[0]
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Put the slice of every key back into its volume."""
+        return self.slices.inverse(data)
 
 
 class _OfEachKey(MapTransform):

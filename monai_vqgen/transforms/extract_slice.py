@@ -6,21 +6,21 @@ The affine of each is made where it is cut, in `volume_slicing.cut_plane`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms.transform import Transform
-from monai.utils.enums import MetaKeys, TransformBackends
+from monai.transforms.inverse import InvertibleTransform
+from monai.utils.enums import MetaKeys, TraceKeys, TransformBackends
 from numpy.typing import NDArray
 
-from monai_vqgen.errors import ScanError
+from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.foreground import find_background
 from monai_vqgen.transforms.geometry import view_plane
-from monai_vqgen.transforms.resampling import check_mode, check_pixel_mm
-from monai_vqgen.transforms.tensors import affine_of, name_of, to_numpy
+from monai_vqgen.transforms.resampling import check_mode, check_pixel_mm, restore_plane
+from monai_vqgen.transforms.tensors import affine_of, as_slice, name_of, to_numpy
 from monai_vqgen.transforms.volume_slicing import (
     Plane,
     PreparedVolume,
@@ -36,7 +36,7 @@ from monai_vqgen.transforms.volume_slicing import (
 __all__ = ["ExtractSlice", "ExtractSlices"]
 
 
-class ExtractSlices(Transform):
+class ExtractSlices(InvertibleTransform):
     """Extract slices of a volume at positions in millimeters: the same anatomy whatever the stored axis order.
 
         axial      rows: posterior, columns: left, position grows downwards from the top of the brain
@@ -55,16 +55,23 @@ class ExtractSlices(Transform):
         reference: where 0 mm is: "brain_edge" (first plane of the box: top, front or left), "brain_center",
             "volume_center".
         pixel_mm: size of the slice's pixels, one number or (rows, columns); None keeps the scan's own.
-        mode: in-plane interpolation: "linear" (antialiased when shrinking) or "nearest" (labels).
+        mode: in-plane interpolation: "linear" or "bilinear" (the same, antialiased when shrinking), or "nearest"
+            (labels).
 
     Shapes: `[C, X, Y, Z]` to a list of `[C, H, W]`, float32 MetaTensors in the volume's own intensities (scale them
     with `ScaleForeground`). The 4x4 affine's first two columns belong to H and W, the third to the normal, so a NIfTI
     `[H, W, 1]` with it is right. Without a MetaTensor the affine is taken as the identity. meta: `plane`,
     `position_mm` (of the plane found, not of the request), `foreground_box` (first and last row and column of the
-    volume's box, in this slice), `foreground_window` and `foreground_threshold` of the whole volume.
+    volume's box, in this slice), `foreground_window` and `foreground_threshold` of the whole volume. MONAI's
+    `SaveImage` writes them as it does those of `LoadSlice`.
+
+    `inverse` puts one slice back where it was cut, into a volume of the old shape and affine that is zero elsewhere;
+    what `pixel_mm` resampled is first brought back to the scan's own pixels. A prediction of other channels than the
+    scan's keeps them (`Invertd`).
 
     Raises:
-        InputError: an unknown plane, unit, reference or mode, or no positions.
+        InputError: an unknown plane, unit, reference or mode, or no positions; in `inverse`, a slice of another size
+            than was cut.
         ScanError: not a volume, an empty one, a mask on another grid, or a position outside the brain; names the file
             and the allowed range.
 
@@ -87,8 +94,7 @@ class ExtractSlices(Transform):
         mode: str = "linear",
     ) -> None:
         check_position_options(plane, unit, reference)
-        check_mode(mode)
-        self.plane, self.unit, self.reference, self.mode = plane, unit, reference, mode
+        self.plane, self.unit, self.reference, self.mode = plane, unit, reference, check_mode(mode)
         self.positions = check_positions(positions)
         self.pixel_mm = check_pixel_mm(pixel_mm) if pixel_mm is not None else None
 
@@ -141,14 +147,41 @@ class ExtractSlices(Transform):
                 "foreground_threshold": prepared.threshold,
             }
             pixels = torch.from_numpy(np.stack([cut.pixels for cut in cuts]))
-            slices.append(MetaTensor(pixels, affine=torch.as_tensor(cuts[0].affine), meta=meta, device=device))
+            image = as_slice(pixels, cuts[0].affine, meta)
+            if isinstance(img, MetaTensor):
+                image.applied_operations = list(img.applied_operations)
+            where = {"number": plane.number, "affine": affine_of(img), "size": tuple(pixels.shape[1:])}
+            self.push_transform(image, orig_size=tuple(to_numpy(img).shape[1:]), extra_info=where)
+            slices.append(cast("MetaTensor", image.to(device)) if device is not None else image)
         return slices
 
+    def inverse(self, data: MetaTensor) -> MetaTensor:
+        """Put one slice back into its volume, zeros elsewhere."""
+        record = self.pop_transform(data)
+        where, shape = record[TraceKeys.EXTRA_INFO], [int(size) for size in record[TraceKeys.ORIG_SIZE]]
+        pixels, affine = to_numpy(data), np.asarray(where["affine"])
+        if pixels.shape[1:] != tuple(where["size"]):
+            raise InputError(
+                f"{name_of(data)}: a slice of {pixels.shape[1:]} pixels was given and one of {tuple(where['size'])} "
+                "was cut; undo what changed its size first"
+            )
+        volume = np.zeros((len(pixels), *shape), dtype=np.float32)
+        for channel, values in zip(volume, pixels, strict=True):
+            view = view_plane(channel, affine, self.plane)
+            if self.pixel_mm is not None:
+                values = restore_plane(values, view.volume_s.shape[:2], view.affine, self.pixel_mm, mode=self.mode)
+            view.volume_s[:, :, int(where["number"])] = values
+        result = MetaTensor(
+            torch.from_numpy(volume).to(data.device), affine=torch.as_tensor(affine), meta=_slice_meta(data)
+        )
+        result.applied_operations = list(data.applied_operations)
+        return result
 
-class ExtractSlice(Transform):
+
+class ExtractSlice(InvertibleTransform):
     """Extract one slice of a volume; the middle of the brain's box where no position is given.
 
-    Everything else is as in `ExtractSlices`.
+    Everything else is as in `ExtractSlices`, `inverse` included.
 
     Args:
         plane: "axial", "coronal" or "sagittal".
@@ -156,7 +189,7 @@ class ExtractSlice(Transform):
         unit: "mm" or "fraction".
         reference: "brain_edge", "brain_center" or "volume_center".
         pixel_mm: size of the slice's pixels, or None for the scan's own.
-        mode: "linear" or "nearest".
+        mode: "linear" (or "bilinear") or "nearest".
 
     Shapes: `[C, X, Y, Z]` to `[C, H, W]`.
 
@@ -188,6 +221,10 @@ class ExtractSlice(Transform):
     def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> MetaTensor:
         """Extract the slice."""
         return self.slices(img, mask)[0]
+
+    def inverse(self, data: MetaTensor) -> MetaTensor:
+        """Put the slice back into its volume, zeros elsewhere."""
+        return self.slices.inverse(data)
 
 
 def _first_channel(img: NdarrayOrTensor) -> NDArray:

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.nifti import check_unfolding, read_nifti
+from monai_vqgen.transforms.tensors import as_slice
 
 __all__ = ["PICTURE_SUFFIXES", "LoadSlice"]
 
@@ -53,6 +54,9 @@ class LoadSlice(Transform):
 
     Shapes: a path to a MetaTensor. A picture's affine is the identity. meta: `filename_or_obj`, and `subject`, `plane`
     and `position_mm` where the file states them.
+
+    MONAI's `SaveImage` writes such slices. It takes all images of two axes for axial ones, though: write coronal and
+    sagittal slices with `squeeze_end_dims=False`.
 
     Raises:
         ScanError: missing, unreadable, truncated, damaged, not one slice, transparent, larger than a file of that size
@@ -88,7 +92,7 @@ class LoadSlice(Transform):
             pixels, affine, meta = self._nifti(path)
         meta["filename_or_obj"] = str(path)
         image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)[None])
-        return MetaTensor(image, affine=torch.as_tensor(affine, dtype=torch.float64), meta=meta)
+        return as_slice(image, affine, meta)
 
     def _picture(self, path: Path) -> NDArray:
         try:

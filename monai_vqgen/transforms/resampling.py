@@ -35,10 +35,11 @@ def check_pixel_mm(pixel_mm: float | Sequence[float]) -> tuple[float, float]:
     return float(sizes[0]), float(sizes[1])
 
 
-def check_mode(mode: str) -> None:
-    """Raise InputError for an unknown interpolation."""
-    if mode not in ("linear", "nearest"):
-        raise InputError(f"mode is {mode!r}; choose 'linear' or 'nearest'")
+def check_mode(mode: str) -> str:
+    """Return the interpolation's name here, or raise InputError; "bilinear" is MONAI's word for "linear"."""
+    if mode not in ("linear", "bilinear", "nearest"):
+        raise InputError(f"mode is {mode!r}; choose 'linear' (or 'bilinear', the same) or 'nearest'")
+    return "nearest" if mode == "nearest" else "linear"
 
 
 def _source_centers(size: int, spacing: float, pixel_mm: float) -> NDArray:
@@ -82,14 +83,14 @@ def resample_plane(
         pixels: `[..., H, W]`.
         affine: 4x4 of the slice; its first two columns belong to rows and columns.
         pixel_mm: new distance between pixel centers, one number or (rows, columns).
-        mode: "linear" (antialiased when shrinking) or "nearest" (labels).
+        mode: "linear" or "bilinear" (the same, antialiased when shrinking), or "nearest" (labels).
 
     Raises:
         InputError: for a pixel size that is not positive, or an unknown mode.
         ScanError: the grid would be too large, as with a spacing in other units.
     """
     targets = check_pixel_mm(pixel_mm)
-    check_mode(mode)
+    mode = check_mode(mode)
     new_affine = np.array(affine, dtype=np.float64)
     spacing = np.linalg.norm(new_affine[:3, :2], axis=0)
     first, scale = np.zeros(2), np.ones(2)
@@ -114,8 +115,13 @@ def resample_plane(
 
 
 @lru_cache(maxsize=64)
-def _inverse_weights(size: int, spacing: float, pixel_mm: float) -> NDArray:
-    """The `(old, new)` matrix of one axis that undoes `_weights`: cubic splines that average to the given pixels."""
+def _inverse_weights(size: int, spacing: float, pixel_mm: float, mode: str) -> NDArray:
+    """The `(old, new)` matrix of one axis that undoes `_weights`: cubic splines that average to the given pixels, or
+    the nearest of them."""
+    if mode == "nearest":
+        places = np.arange(len(_source_centers(size, spacing, pixel_mm)))
+        distances = np.abs(_source_centers(size, spacing, pixel_mm)[None, :] - np.arange(size)[:, None])
+        return (distances.argmin(1)[:, None] == places).astype(np.float32)
     forward = _weights(size, spacing, pixel_mm, "linear").astype(np.float64)
     count = len(forward)
     centers = (count - 1) / 2 + (np.arange(size) - (size - 1) / 2) * (spacing / pixel_mm)
@@ -124,28 +130,38 @@ def _inverse_weights(size: int, spacing: float, pixel_mm: float) -> NDArray:
     return (curves @ np.linalg.pinv(forward @ curves, rcond=_WEAKEST)).astype(np.float32)
 
 
-def restore_plane(pixels: NDArray, size: Sequence[int], affine: NDArray, pixel_mm: float | Sequence[float]) -> NDArray:
-    """Bring what `resample_plane` made with mode "linear" back to the slice's own grid.
+def restore_plane(
+    pixels: NDArray,
+    size: Sequence[int],
+    affine: NDArray,
+    pixel_mm: float | Sequence[float],
+    *,
+    mode: str = "linear",
+) -> NDArray:
+    """Bring what `resample_plane` made back to the slice's own grid.
 
-    Of all cubic splines on the coarser grid, the one that `resample_plane` maps to `pixels` again: interpolation alone
-    would blur what antialiasing has averaged a second time. A slice that was enlarged comes back as it was. Values may
-    overshoot the input's range a little at sharp edges.
+    With mode "nearest" each pixel takes the value of the nearest one. Otherwise, of all cubic splines on the coarser
+    grid, the one that `resample_plane` maps to `pixels` again: interpolation alone would blur what antialiasing has
+    averaged a second time. A slice that was enlarged comes back as it was. Values may overshoot the input's range a
+    little at sharp edges.
 
     Args:
         pixels: `[..., h, w]` on the resampled grid.
         size: rows and columns of the slice's own grid.
         affine: 4x4 of the slice's own grid.
         pixel_mm: as given to `resample_plane`.
+        mode: likewise.
 
     Raises:
-        InputError: for a pixel size that is not positive.
+        InputError: for a pixel size that is not positive, or an unknown mode.
     """
+    mode = check_mode(mode)
     spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :2], axis=0)
     result = np.asarray(pixels, dtype=np.float32)
     for axis, new in enumerate(check_pixel_mm(pixel_mm)):
         old = float(spacing[axis])
         if abs(new - old) <= 1e-5 * old:
             continue
-        matrix = _inverse_weights(int(size[axis]), old, float(new))
+        matrix = _inverse_weights(int(size[axis]), old, float(new), mode)
         result = matrix @ result if axis == 0 else result @ matrix.T
     return result

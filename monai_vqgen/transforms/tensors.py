@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
+from monai.utils.enums import MetaKeys
 from numpy.typing import NDArray
 
-__all__ = ["affine_of", "name_of", "to_numpy", "with_values"]
+__all__ = ["affine_of", "as_slice", "name_of", "to_numpy", "with_values"]
 
 
 def to_numpy(img: NdarrayOrTensor) -> NDArray:
@@ -31,6 +35,14 @@ def name_of(img: NdarrayOrTensor) -> str:
     if isinstance(img, MetaTensor) and img.meta.get("filename_or_obj"):
         return str(img.meta["filename_or_obj"])
     return "the image"
+
+
+def as_slice(pixels_chw: torch.Tensor, affine: NDArray, meta: Mapping[str, Any]) -> MetaTensor:
+    """A slice as MONAI's readers and `EnsureChannelFirst` leave an image of two axes, so that its writers take it."""
+    image = MetaTensor(pixels_chw, affine=torch.as_tensor(affine, dtype=torch.float64), meta=dict(meta))
+    if len(pixels_chw) == 1:
+        image.meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = "no_channel"  # not before: it decides how many axes MONAI counts
+    return image
 
 
 def with_values(values: NDArray, img: NdarrayOrTensor) -> torch.Tensor:

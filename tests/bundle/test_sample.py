@@ -15,7 +15,7 @@ from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError
 from monai_vqgen.files import read_json, write_json
 from monai_vqgen.inferers import AncestralSampler
-from monai_vqgen.models import SamplingSettings, TrainedModel, draw_conditions
+from monai_vqgen.models import SamplingSettings, TrainedModel, draw_conditions, sample_files
 from monai_vqgen.models.samples import sample_affines
 from monai_vqgen.networks import ConditionEncoder
 from monai_vqgen.transforms.geometry import PLANES
@@ -67,6 +67,16 @@ def test_samples_are_written_as_nifti_png_and_one_picture(tmp_path, conditioned)
         assert described.startswith("Synthetic: seed 7, temperature 1.0")
         assert "; 65 mm" in described
     assert np.asarray(Image.open(tmp_path / "samples.png")).shape[0] >= 48
+
+
+def test_the_picture_of_all_samples_has_a_caption_each_and_says_how_they_were_drawn(tmp_path, conditioned, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(sample_files, "save_grid", lambda images, path, **told: drawn.update(told, name=path.name))
+    sample(conditioned, tmp_path, position_mm=65)
+    assert drawn["name"] == "samples.png"
+    assert len(drawn["marks"]) == 3
+    assert all(mark.startswith("65 mm") for mark in drawn["marks"])
+    assert drawn["title"].startswith("Synthetic: seed 7, temperature 1.0")
 
 
 def test_captures_of_samples_say_that_they_are_nobodys_scans(tmp_path, conditioned):

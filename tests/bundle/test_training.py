@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_training import CODES, CONFIGS, REPOSITORY, run, trained_network, workflow, write_slices
+from tiny_training import CODES, CONFIGS, REPOSITORY, TINY, run, trained_network, workflow, write_slices
 
 from monai_vqgen.data import CodeStore
 from monai_vqgen.files import read_json
@@ -136,6 +136,29 @@ def test_overlays_begin_with_their_command_and_only_set_what_exists(path):
     known = ConfigParser.load_config_file(CONFIGS / "train_prior.json")
     assert set(ConfigParser.load_config_file(path)) <= set(known)
     assert len(path.read_text().splitlines()) <= 25
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [{"_target_": "LookupFreeQuantizer", "dim": 4}, {"_target_": "ResidualQuantizer", "stage_codes": 4, "dim": 4}],
+    ids=lambda quantizer: quantizer["_target_"],
+)
+def test_any_quantizer_is_named_in_the_config_and_its_priors_follow(quantizer, slices, tmp_path):
+    named = {**quantizer, "_target_": f"monai_vqgen.networks.{quantizer['_target_']}"}
+    network = {**TINY["network_def"], "quantizers": [named, named]}
+    run("train", network_def=network, dataset_dir=slices, output_dir=tmp_path / "run", max_epochs=1)
+    run("extract_codes", dataset_dir=slices, model=tmp_path / "run/model.pt", output_dir=tmp_path / "codes", kind=None)
+    assert tuple(CodeStore(tmp_path / "codes").codebook_sizes) == (16, 16)
+    for level in (0, 1):
+        options = {
+            "dataset_dir": tmp_path / "codes",
+            "model": tmp_path / "run/model.pt",
+            "output_dir": tmp_path / "run",
+        }
+        run("train_prior", level=level, max_epochs=1, **options)
+    model = TrainedModel.from_bundle(tmp_path / "run")
+    assert type(model.autoencoder.quantizers[0]).__name__ == quantizer["_target_"]
+    assert model.sample(2, seed=1).images.shape == (2, 1, 16, 16)
 
 
 @pytest.mark.parametrize(("system", "size"), [("system_a", 8), ("system_b", 16)])

@@ -13,12 +13,14 @@ from monai_vqgen.__main__ import PROGRAM, build_parser, main
 from monai_vqgen.data import ScanOptions, make_phantoms
 from monai_vqgen.demo.plan import Costs
 from monai_vqgen.errors import InputError
+from monai_vqgen.models import TrainedModel
 
 # verb -> the function it calls
 VERBS = {
     "demo": "monai_vqgen.demo.run.run_demo",
     "train": "monai_vqgen.demo.run.run_demo",
     "plan": "monai_vqgen.demo.plan.plan_run",
+    "gallery": "monai_vqgen.demo.gallery.write_gallery",
     "phantoms": "monai_vqgen.data.make_phantoms",
     "download": "monai_vqgen.data.download_openneuro",
     "verify": "monai_vqgen.data.verify.verify_folder",
@@ -31,6 +33,12 @@ WORDS = {
     "plan": ["plan", "scans"],
     "run": ["run", "--seed", "1"],
 }
+
+
+@pytest.fixture(autouse=True)
+def models_stay_on_disk(monkeypatch):
+    """A model is what names it."""
+    monkeypatch.setattr(TrainedModel, "from_bundle", lambda path: path)
 
 
 def test_these_are_all_verbs():
@@ -48,6 +56,10 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
     [
         ("demo --data a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
         ("train a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
+        (
+            "gallery --output a --model b --seed 3 --overwrite",
+            {"model": "b", "folder": "a", "seed": 3, "overwrite": True},
+        ),
         ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
         (
             "download ds9 --output a --subjects 01 02 --suffix T2w --overwrite --mirror b",

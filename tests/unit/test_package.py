@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 import monai_vqgen
+
+ROOT = Path(__file__).parents[2]
 
 
 def modules_after(statement: str) -> set[str]:
@@ -38,3 +43,20 @@ def test_the_names_are_few_and_listed():
     assert set(monai_vqgen.__all__) <= set(dir(monai_vqgen))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         monai_vqgen.Nothing  # noqa: B018
+
+
+def test_hooks_of_a_commit_find_their_programs_without_an_active_environment(tmp_path):
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("ruff", "mypy"):
+        program = tmp_path / ".venv" / "bin" / name
+        program.write_text('#!/bin/sh\necho "mine: $(basename "$0") $*"\n')
+        program.chmod(0o755)
+    said = []
+    for hook in repository["hooks"]:
+        words = [*shlex.split(hook["entry"]), *hook.get("args", []), "a file.py"]  # as pre-commit calls it
+        done = subprocess.run(
+            words, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True
+        )
+        said.append(done.stdout.strip())
+    assert said == [f"mine: {words} a file.py" for words in ("ruff format", "ruff check --fix", "mypy")]

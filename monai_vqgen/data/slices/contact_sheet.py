@@ -17,7 +17,7 @@ from monai_vqgen.files import write_bytes
 
 __all__ = ["write_contact_sheet"]
 
-LABEL_PX = 14
+LABEL_PX, LABEL_GAP_PX = 14, 8
 LEAST_WIDTH_PX = 120
 """Room for a label: smaller slices are enlarged by a whole factor."""
 SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
@@ -61,7 +61,13 @@ def write_contact_sheet(
         for c, (item, tile) in enumerate(zip(row, row_tiles, strict=True)):
             x, y = c * width, r * height
             sheet.paste(Image.fromarray(tile), (x, y + LABEL_PX))
-            draw.text((x + 2, y + 1), f"{item['subject'][-12:]} {round(item['position_mm'], 1):g} mm", fill=200)
+            position = f"{round(item['position_mm'], 1):g} mm"
+            place = width - 3 - draw.textlength(position)
+            subject = item["subject"]
+            while subject and draw.textlength(subject) > place - 2 - LABEL_GAP_PX:
+                subject = subject[1:]  # the end of a name tells subjects apart
+            draw.text((x + 2, y + 1), subject, fill=200)
+            draw.text((x + place, y + 1), position, fill=200)
             left, right = SIDES[item["plane"]]
             draw.text((x + 2, y + height // 2), left, fill=120)
             draw.text((x + width - 8, y + height // 2), right, fill=120)

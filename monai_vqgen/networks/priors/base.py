@@ -161,8 +161,8 @@ class Prior(Recorded, nn.Module, ABC):
         start_kc = OUTPUT_SCALE * _projected(own_kd, weight.shape[1], generator)
         weight.copy_(start_kc.reshape(weight.shape))
         if counts_k is not None:
-            log_k = (counts_k.double() + 1).log()
-            weights.logits.bias.copy_(log_k - log_k.mean())
+            log_k = (counts_k.cpu().double() + 1).log()
+            weights.logits.bias.copy_((log_k - log_k.mean()).float())
 
 
 def _projected(codebook_kd: Tensor, channels: int, generator: torch.Generator) -> Tensor:

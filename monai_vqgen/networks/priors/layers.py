@@ -34,14 +34,16 @@ def coordinate_features(grid: Sequence[int], *, like: Tensor | None = None) -> T
     They are float `(p, *grid)` with `p = 2 * COORDINATE_OCTAVES * len(grid)`, values in [-1, 1], of the type and on the
     device of `like`; by default float32 on the CPU.
     """
-    features, device = [], None if like is None else like.device
+    features = []
+    device = None if like is None or like.device.type == "mps" else like.device  # Apple's GPUs have no float64
     octaves = math.pi * 2.0 ** torch.arange(COORDINATE_OCTAVES, dtype=torch.float64, device=device)
     for axis, size in enumerate(grid):
         coordinate = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size
         phase = octaves[:, None] * coordinate
         shape = [-1] + [size if a == axis else 1 for a in range(len(grid))]
         features.append(torch.cat([phase.sin(), phase.cos()]).view(shape).expand(-1, *grid))
-    return torch.cat(features).float().to(torch.float32 if like is None else like.dtype)
+    result = torch.cat(features).float()
+    return result if like is None else result.to(like)
 
 
 def check_kernels(**sizes: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -54,6 +54,9 @@ class Quantizer(Recorded, nn.Module, ABC):
     the page `docs/api/networks.md`. A config then takes it in ``network_def::quantizers``, a list of one a level, such
     as ``{"_target_": "monai_vqgen.networks.FiniteScalarQuantizer", "levels": [8, 6, 5]}``.
 
+    Quantizers stay in float32 when the network around them is cast by ``half()``, ``bfloat16()`` or ``double()``: which
+    code is nearest is decided by differences that half precision does not hold. The autoencoder casts what they give.
+
     Attributes:
         num_codes: how many codes there are (K).
         dim: length of a latent vector (D).
@@ -76,6 +79,15 @@ class Quantizer(Recorded, nn.Module, ABC):
     dim: int
     _deferring = False
     _deferred: list[tuple[Tensor, Tensor]]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move parameters and buffers where a cast or a move of the network takes them, their types kept."""
+
+        def keep_type(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        return super()._apply(keep_type, recurse)
 
     @abstractmethod
     def forward(self, latents_bds: Tensor) -> Quantized:
@@ -127,6 +139,11 @@ class Quantizer(Recorded, nn.Module, ABC):
     @torch.compiler.disable
     def _defer(self, latents_bds: Tensor, codes_bs: Tensor) -> None:
         self._deferred.append((latents_bds.detach(), codes_bs))
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The values in float64, on the CPU where their device has none (Apple's GPUs)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def to_rows(latents_bds: Tensor) -> Tensor:

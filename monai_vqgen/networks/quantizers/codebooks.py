@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.networks.quantizers.base import Codebook, nearest_codes, to_rows
+from monai_vqgen.networks.quantizers.base import Codebook, in_float64, nearest_codes, to_rows
 
 _SMOOTHING = 1e-5  # Laplace smoothing of counts, as in the code published with the paper (sonnet)
 _LARGEST = 1e15  # of a latent's coordinates: a million latents' sums and squared distances stay finite in float32
@@ -198,8 +198,9 @@ def canonical_order(rows_nd: Tensor, generator: torch.Generator) -> Tensor:
     The same set of rows gives the same order however it was spread over batches or processes, so what is drawn by
     index afterwards does not depend on the number of processes.
     """
-    direction_d = torch.randn(rows_nd.shape[1], generator=generator, dtype=torch.float64).to(rows_nd.device)
-    return rows_nd[torch.argsort(rows_nd.double() @ direction_d)]
+    direction_d = torch.randn(rows_nd.shape[1], generator=generator, dtype=torch.float64)
+    wide_nd = in_float64(rows_nd)
+    return rows_nd[torch.argsort(wide_nd @ direction_d.to(wide_nd.device)).to(rows_nd.device)]
 
 
 @torch.no_grad()
@@ -232,7 +233,7 @@ def _seed_plus_plus(rows_nd: Tensor, num_codes: int, generator: torch.Generator)
         centers_kd[k] = rows_nd[index]
         to_center_n = (squared_n - 2 * (rows_nd @ rows_nd[index]) + squared_n[index]).clamp_min_(0)
         torch.minimum(distance_n, to_center_n, out=distance_n)
-        cumulative_n = distance_n.double().cumsum(0)
+        cumulative_n = in_float64(distance_n).cumsum(0)
         target = uniform_k[(k + 1) % num_codes].to(cumulative_n.device) * cumulative_n[-1]
         index = min(int(torch.searchsorted(cumulative_n, target)), rows_nd.shape[0] - 1)
     return centers_kd

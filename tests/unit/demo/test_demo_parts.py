@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from PIL import Image
 
@@ -20,7 +22,7 @@ from monai_vqgen.demo.sizes import read_size, size_names
 from monai_vqgen.demo.stages import bundle_stages
 from monai_vqgen.engines import check_command_line
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
-from monai_vqgen.plots.pictures import Curve, PictureRow, save_curves, save_grid, save_png, save_rows
+from monai_vqgen.plots.pictures import FAINT, INK, Curve, PictureRow, save_curves, save_grid, save_png, save_rows, style
 from tools.reproduce import reproduce
 from tools.results import check_section
 
@@ -208,3 +210,17 @@ def test_a_release_keeps_its_hands_off_other_folders(tmp_path):
 @pytest.mark.parametrize("name", ["release_128_cpu", "release_128_gpu", "comparison_autoencoder_quick_128_validation"])
 def test_the_published_results_have_a_place_for_the_release_and_each_comparison(name):
     check_section(bundle_root().parent / "docs" / "RESULTS.md", name)
+
+
+def test_all_labels_of_an_axis_have_one_color():
+    """A logarithmic axis of less than a decade writes numbers at its minor ticks, which have a color of their own."""
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    axes.plot([1, 2], [0.2, 0.7])
+    style(axes, x="epoch", y="error")
+    figure.draw_without_rendering()
+    labels = [*axes.get_yticklabels(which="minor"), *axes.get_yticklabels(which="major")]
+    assert [label for label in axes.get_yticklabels(which="minor") if label.get_text()]
+    assert all(same_color(label.get_color(), FAINT) for label in labels)
+    assert same_color(axes.yaxis.label.get_color(), INK)

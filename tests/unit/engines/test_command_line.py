@@ -258,3 +258,25 @@ def test_a_stage_ends_with_what_it_wrote_and_the_next_command(config, tmp_path):
         assert ended.returncode == (143 if "exit" in ending else 1)
         assert "Next:" not in ended.stderr
         assert "Written to" not in ended.stderr
+
+
+def test_an_apple_gpu_that_is_not_there_is_refused(config, monkeypatch):
+    for available in (False, True):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda available=available: available)
+        if available:
+            check(config, "--device", "mps")
+        else:
+            with pytest.raises(InputError, match="--device mps: this machine has no GPU of Apple's"):
+                check(config, "--device", "mps")
+
+
+def test_where_mlflow_writes_is_said_when_the_environment_decides(config, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
+    check(config, "--free::a", "2")
+    assert not caplog.records
+    check(config, "--tracking", "mlflow", "--tracking_uri", "mine")
+    (record,) = caplog.records
+    assert "MLflow writes to http://elsewhere:5000, whatever --tracking_uri says" in record.getMessage()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    check(config, "--tracking", "mlflow")
+    assert len(caplog.records) == 1

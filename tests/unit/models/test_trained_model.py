@@ -10,7 +10,7 @@ from factories import POSITIONS, tiny_autoencoder, tiny_model
 from monai.data import MetaTensor
 from near_ties import assert_same_draws
 
-from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError, ScanError
+from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError, ScanError
 from monai_vqgen.inferers import AncestralSampler, VolumeReconstructionInferer
 from monai_vqgen.models import SamplingSettings, TrainedModel
 from monai_vqgen.weights import fingerprint
@@ -312,3 +312,15 @@ def test_saving_over_another_model_leaves_none_of_its_priors(tmp_path):
     tiny_model(with_priors=False).save(tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt"]
     assert not TrainedModel.from_bundle(tmp_path).priors
+
+
+def test_decoding_takes_the_size_of_images_that_the_stride_does_not_divide():
+    model = tiny_model((16, 16))
+    images = torch.rand(3, 1, 33, 47)
+    codes = model.encode(images)
+    covered, decoded = model.decode(codes), model.decode(codes, image_size=(33, 47))
+    assert covered.shape == (3, 1, 40, 48)
+    assert torch.equal(decoded, covered[:, :, :33, :47])
+    assert model.decode(model.encode(torch.rand(1, 1, 15, 13)), image_size=(15, 13)).shape == (1, 1, 15, 13)
+    with pytest.raises(CodesMismatchError, match="give the size of the images"):
+        model.decode(codes, image_size=(64, 64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from monai_vqgen.data.io.nifti import write_slice_nifti
@@ -26,3 +27,19 @@ def test_rows_are_subjects_columns_are_positions_and_few_are_chosen(tmp_path):
         for column, position in enumerate((0, 3)):
             middle = sheet[row * height + LABEL_PX + 20, column * width + width // 2]
             assert middle == round((1 + subject * 4 + position) / 21 * 255)
+
+
+@pytest.mark.parametrize("subject", ["sub-01", "a-very-long-name-of-a-subject-0123456789"])
+def test_subject_and_position_stand_apart_and_within_their_own_tile(subject, tmp_path):
+    """Black slices, so that every light pixel of the upper strip belongs to a letter."""
+    write_slice_nifti(tmp_path / "s.nii.gz", np.zeros((40, 120)), np.eye(4), {})
+    item = {"image": "s.nii.gz", "subject": subject, "plane": "axial"}
+    items = [{**item, "position_mm": position} for position in (101.3, 104.5)]
+    write_contact_sheet(tmp_path / "sheet.png", tmp_path, items)
+    strip = np.asarray(Image.open(tmp_path / "sheet.png"))[:14]
+    for tile in (strip[:, :120], strip[:, 120:]):
+        lit = np.flatnonzero(tile.max(0) > 60)
+        gaps = np.diff(lit)
+        assert lit[0] >= 1
+        assert lit[-1] < 120 - 1
+        assert (gaps >= 7).sum() == 1, "two words, far enough apart"

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
 
-from monai_vqgen.networks import EMACodebook, FiniteScalarQuantizer, GradientCodebook, Quantized, Quantizer
-from monai_vqgen.networks.quantizers.base import nearest_codes, pass_gradient
+from monai_vqgen.networks import (
+    EMACodebook,
+    FiniteScalarQuantizer,
+    GenerativeVQVAE,
+    GradientCodebook,
+    HierarchicalVQVAE,
+    LookupFreeQuantizer,
+    Quantized,
+    Quantizer,
+    ResidualQuantizer,
+)
+from monai_vqgen.networks.architecture import architecture, build
+from monai_vqgen.networks.quantizers.base import in_float64, nearest_codes, pass_gradient
 
 
 def every_quantizer() -> list[Quantizer]:
@@ -19,6 +31,8 @@ def every_quantizer() -> list[Quantizer]:
         EMACodebook(7, 3, gradient_estimator="rotation"),
         GradientCodebook(7, 3),
         FiniteScalarQuantizer((4, 3, 2)),
+        LookupFreeQuantizer(3),
+        ResidualQuantizer(4, 2, dim=3),
     ]
 
 
@@ -52,6 +66,58 @@ class TestEveryQuantizer:
             inside = quantizer(latents)
         assert inside.embeddings_bds.dtype == torch.float32
         assert torch.equal(inside.codes_bs, quantizer(latents).codes_bs)
+
+    def test_a_cast_network_leaves_the_quantizer_in_float32(
+        self, quantizer: Quantizer, spatial: tuple[int, ...]
+    ) -> None:
+        latents = torch.randn(2, 3, *spatial)
+        around = torch.nn.Sequential(copy.deepcopy(quantizer)).half()
+        quantized = around(latents.half())
+        assert torch.equal(quantized.codes_bs, quantizer(latents.half().float()).codes_bs)
+        assert quantized.embeddings_bds.dtype == torch.float32
+        for name, value in around[0].state_dict().items():
+            assert torch.equal(value, quantizer.state_dict()[name]), name
+
+    def test_learning_leaves_every_code_finite_and_its_embedding_its_own(
+        self, quantizer: Quantizer, spatial: tuple[int, ...]
+    ) -> None:
+        quantizer, latents = copy.deepcopy(quantizer), torch.randn(2, 3, *spatial)
+        quantizer.prepare(latents)
+        with quantizer.deferred_learning():
+            quantizer.learn(latents, quantizer(latents).codes_bs)
+        vectors = quantizer.lookup(torch.arange(quantizer.num_codes)[None])
+        assert vectors.shape == (1, 3, quantizer.num_codes)
+        assert torch.isfinite(vectors).all()
+
+    def test_a_description_in_json_builds_it_again(self, quantizer: Quantizer, spatial: tuple[int, ...]) -> None:
+        again = build(json.loads(json.dumps(architecture(quantizer))))
+        again.load_state_dict(quantizer.state_dict())
+        latents = torch.randn(2, 3, *spatial)
+        assert torch.equal(again(latents).codes_bs, quantizer(latents).codes_bs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("quantizer", every_quantizer(), ids=lambda q: type(q).__name__)
+@pytest.mark.parametrize("generative", [False, True])
+def test_networks_of_any_quantizer_work_in_another_type(
+    generative: bool, quantizer: Quantizer, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"widths": (8, 8, 8)} if generative else {"channels": 8, "residual_channels": 4}
+    kind = GenerativeVQVAE if generative else HierarchicalVQVAE
+    network = kind(strides=(4,), quantizers=[copy.deepcopy(quantizer)], **sizes).eval()
+    images = torch.rand(2, 1, 16, 16)
+    expected = network(images)
+    cast = copy.deepcopy(network).to(dtype)
+    assert cast(images.to(dtype)).dtype == dtype
+    codes = network.encode(images)
+    decoded = cast.decode(codes)
+    assert decoded.dtype == dtype
+    scale = float(expected.detach().abs().max())
+    torch.testing.assert_close(decoded.float(), expected, rtol=0, atol=0.05 * scale)
+    agree = (cast.encode(images.to(dtype))[0] == codes[0]).float().mean()
+    assert agree > 0.8
+    assert cast.train_pass(images.to(dtype)).levels[0].loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize("num_codes", [7, 96, 97])  # with and without the search in lanes
@@ -140,3 +206,19 @@ def test_a_codebook_is_the_same_bit_for_bit_deferred_and_from_the_whole_batch() 
                 parts.learn(latents[part], codes[part])
         for name, value in whole.state_dict().items():
             assert torch.equal(parts.state_dict()[name], value), name
+
+
+class OnAppleGPU:
+    """As much of a tensor as `in_float64` asks for: no float64 on its device."""
+
+    device = torch.device("mps")
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self) -> torch.Tensor:
+        return torch.tensor([1.5])
+
+
+def test_float64_is_computed_where_there_is_float64() -> None:
+    assert in_float64(OnAppleGPU()).dtype == in_float64(torch.ones(1)).dtype == torch.float64  # type: ignore[arg-type]
