@@ -190,8 +190,8 @@ def _parts(network: HierarchicalVQVAE, image_size: Sequence[int]) -> list[_Part]
 
 def _prior_parts(model: Any) -> list[_Part]:
     generator, parts, codes = torch.Generator().manual_seed(0), list[_Part](), list[Tensor]()
-    for level, (prior, grid) in enumerate(zip(model.priors, model.grids, strict=True)):
-        codes.append(torch.randint(prior.num_codes, (EXAMPLES, *grid), generator=generator))
+    for level, prior in enumerate(model.priors):
+        codes.append(torch.randint(prior.num_codes, (EXAMPLES, *model.grids[level]), generator=generator))
         inputs, names = [codes[level], *codes[:level]], [f"codes_{i}" for i in (level, *range(level))]
         if prior.condition_dim:
             inputs.append(torch.rand(EXAMPLES, prior.condition_dim, generator=generator))

@@ -140,6 +140,12 @@ def test_the_graph_of_a_prior_gives_its_logits_for_any_batch(model, exported, su
             torch.testing.assert_close(run(codes[level], *codes[:level], condition), expected, atol=1e-3, rtol=0)
 
 
+def test_a_model_without_priors_is_exported_alone(tmp_path):
+    whole = tiny_model((16, 16), with_priors=False)
+    files = export_model(whole, tmp_path, image_size=(16, 16), formats=["torchscript"])
+    assert [path.name for path in files] == export_names(["torchscript"], whole)
+
+
 BLOCKED = """
 import runpy, sys
 class Blocked:
@@ -248,13 +254,13 @@ def real_model(real_slices, tmp_path_factory):
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's exporter uses what torch and onnxscript deprecate
-@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+@pytest.mark.parametrize("format", ["torchscript", "onnx", "pt2"])
 def test_graphs_give_the_codes_and_images_of_real_slices(format, real_model, real_slices, tmp_path):
     network, path = real_model
     run_stage("export", options={"model": str(path), "output_dir": str(tmp_path), "formats": [format]})
     for part in PARTS:
-        name = tmp_path / (part + {"torchscript": ".ts", "onnx": ".onnx"}[format])
-        run = torch.jit.load(name) if format == "torchscript" else onnx_runner(name)
+        name = tmp_path / (part + {"torchscript": ".ts", "onnx": ".onnx", "pt2": ".pt2"}[format])
+        run = torch.jit.load(name) if format == "torchscript" else runner(name)
         check(network, run, part, batch=real_slices)
 
 
