@@ -3,7 +3,8 @@
     torch's zip file | comment: "sha256:" and 64 hexadecimal digits, of every byte before the digits
 
 so a file carries its own checksum and any program that reads `.pt` files reads it. A file without the comment, as
-torch writes it, is checked by the 32-bit checksums that a zip file has of each of its members.
+torch writes it, is checked by the 32-bit checksums that a zip file has of each of its members. A `.safetensors` file
+carries the fingerprint of its tensors in its header.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from monai_vqgen.errors import CheckpointError
-from monai_vqgen.files import replace_file
+from monai_vqgen.files import replace_file, write_bytes
 
-__all__ = ["fingerprint", "load_weights", "plain_state", "read_state", "save_weights", "write_state"]
+__all__ = ["SAFETENSORS", "fingerprint", "load_weights", "plain_state", "read_state", "save_weights", "write_state"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
+SAFETENSORS = ".safetensors"
+_FINGERPRINT = "fingerprint"  # in the header of such a file
 _SEAL, _DIGITS = b"sha256:", 64
 _END_OF_ZIP, _END_BYTES = b"PK\x05\x06", 22  # the record that ends a zip file; its last two bytes: a comment's length
 
@@ -48,8 +51,12 @@ def fingerprint(module: nn.Module) -> str:
         >>> fingerprint(nn.Identity())[:8]
         'e3b0c442'
     """
+    return _digest(module.state_dict())
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
         digest.update(plain.reshape(-1).view(dtype=torch.uint8).numpy().tobytes() if plain.numel() else b"")
@@ -57,8 +64,20 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a module's plain state dict; an earlier file at ``path`` stays until the new one is complete."""
-    write_state(plain_state(module), path)
+    """Write a module's plain state dict; an earlier file at ``path`` stays until the new one is complete.
+
+    Raises:
+        CheckpointError: a tensor has values that are not finite; nothing is written, the earlier file stays.
+    """
+    state = plain_state(module)
+    if Path(path).suffix != SAFETENSORS:
+        write_state(state, path)
+        return
+    import safetensors.torch
+
+    _refuse_not_finite(state, path)
+    content = safetensors.torch.save(state, metadata={"format": "pt", _FINGERPRINT: _digest(state)})
+    write_bytes(path, content)
 
 
 def load_weights(module: Module, path: str | os.PathLike[str]) -> Module:
@@ -91,11 +110,7 @@ def write_state(content: Mapping[str, Any], path: str | os.PathLike[str], *, kee
     Raises:
         CheckpointError: a tensor has values that are not finite; nothing is written, the earlier file stays.
     """
-    if name := _not_finite(content):
-        raise CheckpointError(
-            f"{name} has values that are not finite, so {path} is not written and an earlier file stays as it was: "
-            "lower --learning_rate or switch --amp off"
-        )
+    _refuse_not_finite(content, path)
     # Serialized in memory first: torch's writer ends the process when the disk fills up under it.
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -107,8 +122,16 @@ def write_state(content: Mapping[str, Any], path: str | os.PathLike[str], *, kee
         file.write(digits)
 
 
+def _refuse_not_finite(content: Any, path: str | os.PathLike[str]) -> None:
+    if name := _not_finite(content):
+        raise CheckpointError(
+            f"{name} has values that are not finite, so {path} is not written and an earlier file stays as it was: "
+            "lower --learning_rate or switch --amp off"
+        )
+
+
 def read_state(path: str | os.PathLike[str]) -> Any:
-    """Read what `write_state` wrote, on the CPU and without running code from the file.
+    """Read what `write_state` or `save_weights` wrote, on the CPU and without running code from the file.
 
     Raises:
         CheckpointError: the file is missing or damaged, or a tensor has values that are not finite.
@@ -120,20 +143,35 @@ def read_state(path: str | os.PathLike[str]) -> Any:
             "path of a .pt file; or train first"
         )
     try:
-        written = path.read_bytes()
-        if not _is_intact(written):
-            raise zipfile.BadZipFile("wrong checksum")
-        content = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+        content = _safetensors(path) if path.suffix == SAFETENSORS else _pickled(path)
     except Exception as error:  # a file from anywhere can raise anything in torch's reader
         raise CheckpointError(
-            f"{path} cannot be read as a state dict ({type(error).__name__}): truncated, damaged or not a .pt file; "
-            "copy it again, or train again"
+            f"{path} cannot be read as a state dict ({type(error).__name__}): truncated, damaged or not a "
+            f"{path.suffix or '.pt'} file; copy it again, or train again"
         ) from error
     if name := _not_finite(content):
         raise CheckpointError(
             f"{path} holds values that are not finite, in {name}: take an earlier file, or train again"
         )
     return content
+
+
+def _pickled(path: Path) -> Any:
+    written = path.read_bytes()
+    if not _is_intact(written):
+        raise zipfile.BadZipFile("wrong checksum")
+    return torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt", device="cpu") as file:
+        known = (file.metadata() or {}).get(_FINGERPRINT)
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if known not in (None, _digest(state)):
+        raise ValueError("wrong checksum")
+    return state
 
 
 def _is_intact(written: bytes) -> bool:

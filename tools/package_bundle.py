@@ -1,7 +1,7 @@
 """The bundle as one file: the zip that `python -m monai.bundle download --url` unpacks.
 
     brain_mri_slices_vqvae_pixelcnn_v0.1.0.zip
-        brain_mri_slices_vqvae_pixelcnn/LICENSE
+        brain_mri_slices_vqvae_pixelcnn/LICENSE, README.md
         brain_mri_slices_vqvae_pixelcnn/configs/...
         brain_mri_slices_vqvae_pixelcnn/docs/...
         brain_mri_slices_vqvae_pixelcnn/models/...      what there is of it
@@ -29,7 +29,8 @@ __all__ = ["BUNDLE_NAME", "build_bundle", "package_bundle"]
 BUNDLE_NAME = "brain_mri_slices_vqvae_pixelcnn"
 """What to give MONAI as `--name`. MONAI Label takes some words in it for a task (detection, classification, ...)."""
 FOLDERS = ("configs", "docs", "models")  # of the bundle specification; whatever else lies there is a run's output
-FILES = ("LICENSE", "large_files.yml")  # of the Model Zoo; the second only where a file is too big for it
+FILES = ("LICENSE", "README.md", "large_files.yml")
+"""The second is the card of the Hugging Face Hub; the third the Model Zoo's, only where a file is too big for it."""
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 MODE = 0o100644  # a plain file, readable by all
 UNIX = 3  # as `create_system`, the same wherever the zip is built

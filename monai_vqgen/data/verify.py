@@ -27,7 +27,7 @@ from monai_vqgen.errors import DatalistError, ScanError, VQGenError
 from monai_vqgen.files import read_json
 from monai_vqgen.transforms import LoadSlice
 from monai_vqgen.transforms.volume_slicing import prepare_volume
-from monai_vqgen.weights import read_state
+from monai_vqgen.weights import SAFETENSORS, read_state
 
 __all__ = ["Finding", "Verification", "verify_folder"]
 
@@ -38,6 +38,7 @@ MEAN_SLACK, MEAN_SPREADS = 0.12, 6.0  # of a mean intensity in [0, 1], and of th
 BLANK, BRAIN_SHARE = 0.05, 0.01  # a slice with a smaller share of pixels above this intensity shows no brain
 BLOCKS, SAME = 8, 1e-3  # scans whose 8 x 8 x 8 block means differ less are one scan, perhaps stored in another type
 LISTS = ("datalist.json", "samples.json")
+WEIGHTS = (".pt", SAFETENSORS)
 SHOWN = 10  # findings of a check that the table lists
 
 
@@ -85,10 +86,10 @@ def verify_folder(
     """
     folder = Path(folder)
     try:
-        if folder.suffix in (".pt", ".zip"):
+        if folder.suffix in (*WEIGHTS, ".zip"):
             load_weights(folder)
             return Verification(f"{folder}: weights", [])
-        if any(folder.glob("model*.pt")) or any(folder.glob("models/model*.pt")):
+        if any(path.suffix in WEIGHTS for home in ("", "models/") for path in folder.glob(f"{home}model*")):
             return _weights(folder, load_weights)
         if (folder / "codes.json").is_file():
             store = CodeStore(folder)
@@ -105,8 +106,9 @@ def _weights(folder: Path, load_weights: Callable[[Path], object]) -> Verificati
     """Every file by its checksum, then those of a model, which belong together."""
     faults: dict[str, str] = {}  # the file by what is wrong, which both readers may say
     for home in (folder, folder / "models", folder / "models" / "generative"):
-        for file in sorted(home.glob("*.pt"), key=lambda file: (file.name == "model.pt", file.name)):
-            for read in (read_state, load_weights) if file.name == "model.pt" else (read_state,):
+        files = [file for file in home.glob("*") if file.suffix in WEIGHTS]
+        for file in sorted(files, key=lambda file: (file.stem == "model", file.name)):
+            for read in (read_state, load_weights) if file.stem == "model" else (read_state,):
                 try:
                     read(file)
                 except VQGenError as error:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
-    from monai_vqgen.models.export import export_autoencoder as export_autoencoder, export_names as export_names
+    from monai_vqgen.models.export import export_model as export_model, export_names as export_names
     from monai_vqgen.models.loading import recorded_autoencoder as recorded_autoencoder
     from monai_vqgen.models.reconstruction_files import (
         ReconstructionLayout as ReconstructionLayout,

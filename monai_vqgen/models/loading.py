@@ -1,4 +1,4 @@
-"""Weights from a bundle, a run's folder or a zip: found, built from their records, checked against each other."""
+"""Weights from a bundle, a run, the hub or a zip: found, built from their records, checked against each other."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 from monai_vqgen.bundles import bundle_root
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError
-from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name, read_record
+from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name, read_record, record_path
 from monai_vqgen.networks import ConditionEncoder, GatedPixelCNN, HierarchicalVQVAE
 from monai_vqgen.networks.architecture import build
-from monai_vqgen.weights import fingerprint, load_weights
+from monai_vqgen.weights import SAFETENSORS, fingerprint, load_weights
 
 __all__ = ["LoadedPriors", "load_autoencoder", "load_priors", "recorded_autoencoder", "weights_file"]
 
-MODEL = "model.pt"
+SUFFIXES = (".pt", SAFETENSORS)
+MODEL, MODELS = "model.pt", {f"model{suffix}" for suffix in SUFFIXES}
 LARGEST_ZIP = 2 << 30  # bytes that a zip's weights may unpack to
 _MADE_ALIKE = ("condition", "image_size", "plane", "pixel_mm")
 RELEASES = {"faithful": "models", "generative": "models/generative"}
@@ -42,8 +43,8 @@ def weights_file(path: str | Path | None) -> Iterator[Path]:
     """The autoencoder's weights of a bundle, a run or a zip; those of a zip are there inside the block only.
 
     Args:
-        path: a folder that holds `model.pt` or `models/model.pt`, such a file itself, or a zip; a name of `RELEASES`
-            for weights that came with this package; None for the faithful ones.
+        path: a folder that holds `model.pt` or `model.safetensors`, itself or in its folder `models`, such a file
+            itself, or a zip; a name of `RELEASES` for weights that came with this package; None for the faithful ones.
 
     Raises:
         InputError: nothing is there, or no weights are in it.
@@ -58,8 +59,8 @@ def weights_file(path: str | Path | None) -> Iterator[Path]:
         )
     if root.is_dir():
         for folder in (root, root / "models"):
-            if (folder / MODEL).is_file():
-                yield folder / MODEL
+            if (found := _weights_in(folder, "model")).is_file():
+                yield found
                 return
         raise InputError(
             f"{root} holds no {MODEL}, nor does its folder models: give a bundle or the output folder of a training"
@@ -69,17 +70,23 @@ def weights_file(path: str | Path | None) -> Iterator[Path]:
             raise CheckpointError(f"{root} is no zip, or cut off: download it again")
         with tempfile.TemporaryDirectory() as unpacked:
             _unpack(root, Path(unpacked))
-            yield Path(unpacked) / MODEL
+            yield _weights_in(Path(unpacked), "model")
         return
-    if root.suffix != ".pt":
+    if root.suffix not in SUFFIXES:
         raise InputError(f"{root} is neither a folder, a zip of a bundle nor a {MODEL}")
     yield root
+
+
+def _weights_in(folder: Path, name: str) -> Path:
+    """A file of weights in a folder, by its name without suffix; the `.pt` file where there are both or none."""
+    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _unpack(path: Path, folder: Path) -> None:
     """Unpack the weights and records of one bundle, by their plain names; nothing else of the zip."""
     with zipfile.ZipFile(path) as archive:
-        homes = {Path(name).parent for name in archive.namelist() if Path(name).name == MODEL}
+        homes = {Path(name).parent for name in archive.namelist() if Path(name).name in MODELS}
         highest = min((len(home.parts) for home in homes), default=0)  # below it lie releases for other purposes
         homes = {home for home in homes if len(home.parts) == highest}
         if len(homes) != 1:
@@ -108,9 +115,9 @@ def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
     content: dict[str, Any] = {}
     if path is not None and (Path(path).is_dir() or Path(path).suffix.lower() == ".zip"):
         with weights_file(path) as weights:
-            content = read_record(weights.with_suffix(".json"))
+            content = read_record(weights)
     elif path is not None:
-        content = read_record(Path(path).with_suffix(".json"))
+        content = read_record(Path(path))
     if "architecture" in content:
         return build({**content["architecture"], **arguments})
     return HierarchicalVQVAE(**{"channels": 64, "residual_channels": 32, **arguments})
@@ -120,7 +127,8 @@ def load_autoencoder(path: Path, network: Any | None = None) -> tuple[Any, Model
     """An autoencoder in evaluation mode, and what is known of it.
 
     Args:
-        path: of `model.pt`, beside which `model.json` lies from version 0.2 on.
+        path: of `model.pt`, beside which `model.json` lies from version 0.2 on, or of `model.safetensors` beside
+            `config.json`.
         network: of the architecture of the weights; None builds the recorded one, or, for weights without a record,
             one of the default sizes.
 
@@ -128,7 +136,11 @@ def load_autoencoder(path: Path, network: Any | None = None) -> tuple[Any, Model
         CheckpointError: a file is missing, damaged, of a newer format or another architecture, or the record is that
             of other weights.
     """
-    content = read_record(path.with_suffix(".json"))
+    content = read_record(path)
+    if not content and path.suffix == SAFETENSORS and path.is_file():
+        raise CheckpointError(
+            f"{path} is no model of monai_vqgen: {record_path(path).name} beside it has no record of it"
+        )
     if "level" in content:
         raise CheckpointError(
             f"{path} is a prior, by its record: give the autoencoder's {MODEL}, and the priors' folder"
@@ -147,7 +159,7 @@ def _loaded(network: Any, path: Path, *, recorded: bool) -> str:
         if recorded or not path.is_file():
             raise
         raise CheckpointError(
-            f"{error} There is no record of the architecture ({path.with_suffix('.json').name}) beside it: pass the "
+            f"{error} There is no record of the architecture ({record_path(path).name}) beside it: pass the "
             "networks as TrainedModel.from_bundle(path, network=..., priors=...), and save() writes the record"
         ) from error
     return fingerprint(network)
@@ -156,7 +168,7 @@ def _loaded(network: Any, path: Path, *, recorded: bool) -> str:
 def _check_fingerprint(path: Path, content: dict[str, Any], found: str) -> None:
     if content.get("fingerprint") not in (None, found) and found not in content.get("replaces", ()):
         raise CheckpointError(
-            f"{path.with_suffix('.json').name} is the record of other weights than {path} (fingerprint "
+            f"{record_path(path).name} is the record of other weights than {path} (fingerprint "
             f"{content['fingerprint'][:12]}..., found {found[:12]}...): copy both files from the same place"
         )
 
@@ -165,7 +177,7 @@ def load_priors(folder: Path, autoencoder: Any, priors: Sequence[Any] | None = N
     """The priors of a folder in evaluation mode, checked against the autoencoder and each other.
 
     Args:
-        folder: with `model_prior_level0.pt` and `.json`, and so on.
+        folder: with `model_prior_level0.pt` and `.json`, and so on, or `.safetensors` and `config.json`.
         autoencoder: with its trained weights.
         priors: of the architecture of the weights, coarsest first; None builds the recorded ones.
 
@@ -186,7 +198,7 @@ def load_priors(folder: Path, autoencoder: Any, priors: Sequence[Any] | None = N
     networks = []
     for level, record in enumerate(records):
         prior = priors[level] if priors is not None else _prior(record, level, encoder.dim)
-        path = folder / f"{prior_name(level)}.pt"
+        path = _weights_in(folder, prior_name(level))
         known = priors is not None or "architecture" in record
         _check_fingerprint(path, record, _loaded(prior, path, recorded=known))
         networks.append(prior)
@@ -209,11 +221,13 @@ def load_priors(folder: Path, autoencoder: Any, priors: Sequence[Any] | None = N
 
 
 def _prior_record(folder: Path, level: int) -> dict[str, Any]:
-    path = folder / f"{prior_name(level)}.json"
+    path = _weights_in(folder, prior_name(level))
     record = read_record(path, needed=("grid", "num_codes", "autoencoder_fingerprint"))
     if not record:
+        where = record_path(path)
         raise CheckpointError(
-            f"there is no prior of level {level} in {folder} ({path.name} is missing): train it first with "
+            f"there is no prior of level {level} in {folder} ({where.name} "
+            f"{'does not tell of one' if where.is_file() else 'is missing'}): train it first with "
             f"`python -m monai.bundle run training --config_file bundle/configs/train_prior.json --level {level}`, "
             "or give its folder as priors_dir"
         )

@@ -2,6 +2,9 @@
 
 model.pt                 model.json                 the autoencoder: architecture, fingerprint, slices, data
 model_prior_level0.pt    model_prior_level0.json    a prior: architecture, grid, conditions, sampling settings
+
+Beside `.safetensors` files, as repositories of the Hugging Face Hub have them, all records are in one `config.json`, by
+the names of the files without their suffix.
 """
 
 from __future__ import annotations
@@ -15,17 +18,21 @@ from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.files import read_json
 from monai_vqgen.networks.architecture import architecture
 from monai_vqgen.networks.conditions import ConditionEncoder
+from monai_vqgen.weights import SAFETENSORS
 
 __all__ = [
+    "CONFIG",
     "ModelRecord",
     "SamplingSettings",
     "autoencoder_record",
     "prior_name",
     "prior_record",
     "read_record",
+    "record_path",
     "trained_prior_record",
 ]
 
+CONFIG = "config.json"
 FORMAT_VERSION = 1
 PERCENTILES = (0.5, 99.5)  # of the volume's foreground, as `extract_slices.json` has them
 
@@ -182,16 +189,24 @@ def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
 
-def read_record(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """Read the JSON beside weights; empty where there is none, as with weights of version 0.1.
+def record_path(weights: Path) -> Path:
+    """Where the record of a file of weights is."""
+    return weights.with_name(CONFIG) if weights.suffix == SAFETENSORS else weights.with_suffix(".json")
+
+
+def read_record(weights: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the record of a file of weights; empty where there is none, as with weights of version 0.1.
 
     Raises:
         CheckpointError: it is damaged, lacks a needed key, or is of a newer format.
     """
+    path = record_path(weights)
     if not path.is_file():
         return {}
     try:
         content = read_json(path)
+        if path.name == CONFIG and not (content := dict(content.get(weights.stem) or {})):
+            return {}
         version = int(content.get("format_version", 0))
         for key in needed:
             content[key]

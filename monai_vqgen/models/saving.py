@@ -10,14 +10,17 @@ import torch
 
 from monai_vqgen.data.processes import process_rank
 from monai_vqgen.errors import CodesMismatchError
-from monai_vqgen.files import claim_place, clean, publish, write_json
+from monai_vqgen.files import claim_place, clean, publish, write_bytes, write_json
 from monai_vqgen.models.loading import load_autoencoder
-from monai_vqgen.models.record import autoencoder_record, prior_name, prior_record
-from monai_vqgen.weights import fingerprint, save_weights
+from monai_vqgen.models.record import CONFIG, autoencoder_record, prior_name, prior_record
+from monai_vqgen.weights import SAFETENSORS, fingerprint, save_weights
 
-__all__ = ["describe", "hand_down_priors", "saved_files", "write_model"]
+__all__ = ["CARD", "describe", "hand_down_priors", "saved_files", "write_model", "write_pretrained"]
 
-_OURS = re.compile(rf"model\.(pt|json)|{prior_name(0)[:-1]}\d+\.(pt|json)")
+CARD = "README.md"
+_Part = tuple[str, Any, dict[str, Any]]  # name of the files without suffix, network, record
+
+_OURS = re.compile(rf"(model|{prior_name(0)[:-1]}\d+)\.(pt|json|safetensors)")
 
 
 def saved_files(folder: Path) -> list[str]:
@@ -33,14 +36,29 @@ def write_model(model: Any, folder: Path) -> Path:
     """
     files = ["model.pt", "model.json"]
     clean(folder, files)
-    folder = claim_place(folder, [*files, *saved_files(folder)])
-    save_weights(model.autoencoder, folder / "model.pt")
-    known = model.record._asdict()
-    del known["fingerprint"]
-    record = autoencoder_record(model.autoencoder, **known)
-    write_json(folder / "model.json", {**record, "fingerprint": model.record.fingerprint}, sealed=True)
-    _write_priors(model, folder, model.record)
-    return publish(folder)
+    place = claim_place(folder, [*files, *saved_files(folder)])
+    _write_parts(_parts(model), place)
+    return publish(place)
+
+
+def write_pretrained(model: Any, folder: Path, card: str) -> Path:
+    """Write a repository for the hub: `config.json`, `.safetensors` files, and a card unless the folder has one.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = ["model.safetensors", CONFIG]
+    clean(folder, files)
+    place = claim_place(folder, [*files, *saved_files(folder)])
+    parts = _parts(model)
+    for name, module, _ in parts:
+        save_weights(module, place / f"{name}{SAFETENSORS}")
+    records = {name: record for name, _, record in parts}
+    write_json(place / CONFIG, {"library_name": "monai_vqgen", **records}, sealed=True)
+    if not (folder / CARD).exists():
+        write_bytes(place / CARD, card.encode())
+    return publish(place)
 
 
 def hand_down_priors(model: Any, weights: str | Path) -> None:
@@ -68,12 +86,25 @@ def hand_down_priors(model: Any, weights: str | Path) -> None:
             raise CodesMismatchError(
                 f"{path} writes other codes than the priors know ({name} differs): train them again"
             )
-    _write_priors(model, path.parent, record)
+    _write_parts(_prior_parts(model, record), path.parent)
 
 
-def _write_priors(model: Any, folder: Path, record: Any) -> None:
+def _write_parts(parts: list[_Part], folder: Path) -> None:
+    for name, module, record in parts:
+        save_weights(module, folder / f"{name}.pt")
+        write_json(folder / f"{name}.json", record, sealed=True)
+
+
+def _parts(model: Any) -> list[_Part]:
+    known = model.record._asdict()
+    own = known.pop("fingerprint")
+    record = {**autoencoder_record(model.autoencoder, **known), "fingerprint": own}
+    return [("model", model.autoencoder, record), *_prior_parts(model, model.record)]
+
+
+def _prior_parts(model: Any, record: Any) -> list[_Part]:
+    parts = list[_Part]()
     for level, prior in enumerate(model.priors):
-        save_weights(prior, folder / f"{prior_name(level)}.pt")
         settings = {name: values[level] for name, values in model.settings._asdict().items()}
         sidecar = prior_record(
             prior,
@@ -83,7 +114,8 @@ def _write_priors(model: Any, folder: Path, record: Any) -> None:
             condition=model.condition,
             sampling=settings,
         )
-        write_json(folder / f"{prior_name(level)}.json", {**sidecar, "fingerprint": fingerprint(prior)}, sealed=True)
+        parts.append((prior_name(level), prior, {**sidecar, "fingerprint": fingerprint(prior)}))
+    return parts
 
 
 def describe(model: Any) -> str:

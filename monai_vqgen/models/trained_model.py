@@ -394,6 +394,111 @@ class TrainedModel:
             raise OutputExistsError(f"{path} holds {', '.join(earlier)}: give another folder, or overwrite=True")
         return write_model(self, path)
 
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        name_or_folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | None = None,
+        cache_dir: str | None = None,
+        with_priors: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Load a model from the Hugging Face Hub (`pip install 'monai-vqgen[hub]'`), or from a folder.
+
+        Only records and weights are downloaded, once; no code of a repository runs. A folder is read as by
+        `from_bundle`, and so is a repository that is a bundle: its `models/` is loaded.
+
+        Args:
+            name_or_folder: `owner/name`, or a folder that is there.
+            revision: a branch, tag or commit of the repository.
+            subfolder: of the repository or folder, such as `models/generative` of the bundle.
+            token: of the hub, where the one of `hf auth login` is not to be used.
+            cache_dir: another place for the downloads than the hub's cache.
+            with_priors: as in `from_bundle`.
+            device: where the networks go.
+
+        Raises:
+            InputError: neither a folder nor a repository's name; no weights in the folder; no huggingface_hub.
+            DownloadError: the repository is unknown, or cannot be reached and is not in the cache.
+            CheckpointError: it is no model of this package, or a file is damaged.
+            CodesMismatchError: the priors were trained on the codes of another autoencoder.
+        """
+        from monai_vqgen.models.hub import fetch
+
+        folder = Path(name_or_folder, subfolder)
+        if not Path(name_or_folder).is_dir():
+            name = os.fspath(name_or_folder)
+            folder = fetch(name, revision=revision, subfolder=subfolder, token=token, cache=cache_dir)
+        return cls.from_bundle(folder, with_priors=with_priors, device=device)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, overwrite: bool = False, datasets: Sequence[str] = ()
+    ) -> Path:
+        """Write a repository for the hub: `.safetensors` files, `config.json`, and a card unless there is one.
+
+        `from_pretrained` and `from_bundle` load the same model from the folder.
+
+        Args:
+            folder: of the repository.
+            overwrite: replace a model's files that are there; a `README.md` stays.
+            datasets: names for the card.
+
+        Raises:
+            OutputExistsError: the folder holds a model's files or a `config.json`, and `overwrite` is false.
+        """
+        from monai_vqgen.models.hub import model_card
+        from monai_vqgen.models.record import CONFIG
+        from monai_vqgen.models.saving import saved_files, write_pretrained
+
+        path = Path(folder)
+        earlier = [*saved_files(path), *([CONFIG] if (path / CONFIG).exists() else [])]
+        if earlier and not overwrite:
+            raise OutputExistsError(f"{path} holds {', '.join(earlier)}: give another folder, or overwrite=True")
+        return write_pretrained(self, path, model_card(self, datasets=datasets))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a model of monai_vqgen",
+        datasets: Sequence[str] = (),
+    ) -> str:
+        """Commit what `save_pretrained` writes to a repository of the hub, which is created where it is missing.
+
+        Args:
+            repo_id: `owner/name`.
+            private: whether a new repository is; None for the owner's default.
+            revision: the branch.
+            token: of the hub, where the one of `hf auth login` is not to be used.
+            commit_message: in the repository's history.
+            datasets: names for the card; a card that the repository has stays.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: no name of a repository; no huggingface_hub (`pip install 'monai-vqgen[hub]'`).
+            DownloadError: the hub refuses, or cannot be reached.
+        """
+        from monai_vqgen.models.hub import model_card, push
+        from monai_vqgen.models.saving import write_pretrained
+
+        card = model_card(self, repository=repo_id, datasets=datasets)
+        return push(
+            lambda folder: write_pretrained(self, folder, card),
+            repo_id,
+            private=private,
+            revision=revision,
+            token=token,
+            message=commit_message,
+        )
+
     def __repr__(self) -> str:
         from monai_vqgen.models.saving import describe
 

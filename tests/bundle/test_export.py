@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import tiny_model
+from factories import POSITIONS, tiny_autoencoder, tiny_model
+from near_ties import assert_same_draws
 
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.data import SliceOptions, SplitOptions, extract_slices, load_datalist
 from monai_vqgen.errors import InputError, OutputExistsError, StageError
-from monai_vqgen.models.export import export_names
-from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
+from monai_vqgen.models import SamplingSettings, TrainedModel, export_model, export_names
+from monai_vqgen.models.loading import LoadedPriors
+from monai_vqgen.networks import DecoderOnlyPrior, EMACodebook, HierarchicalVQVAE, MaskedPixelCNN
 from monai_vqgen.transforms import LoadSlice
 
 CODES, REAL_CODES = 16, 128
@@ -40,7 +47,11 @@ def model(tmp_path_factory):
             for quantizer in network.quantizers:
                 quantizer.initialized.fill_(False)
         network.train_pass(batch)
-    whole = tiny_model((32, 48), autoencoder=network, with_priors=False)
+    settings = SamplingSettings((0.7, 1.0), (None, 9), (0.9, None))
+    whole = tiny_model((32, 48), autoencoder=network, condition=POSITIONS, settings=settings, attention_every=2)
+    for prior in whole.priors:
+        with torch.no_grad():  # untrained logits are nearly equal
+            prior.head[-1].weight.mul_(40)
     return network.eval(), whole.save(tmp_path_factory.mktemp("model")) / "model.pt"
 
 
@@ -84,14 +95,119 @@ def test_torchscript_needs_nothing_but_torch(model, tmp_path, part):
         check(network, torch.jit.load(tmp_path / f"{part}.ts"), part, batch=images(count=count, size=size))
 
 
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory) -> Path:
+    """What the stage writes when nothing is said."""
+    folder = tmp_path_factory.mktemp("exported")
+    pytest.importorskip("onnxruntime")
+    run_stage("export", options={**OPTIONS, "model": str(model[1]), "output_dir": str(folder)})
+    return folder
+
+
+def runner(path: Path):
+    return onnx_runner(path) if path.suffix == ".onnx" else torch.export.load(path).module()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's exporter uses what torch and onnxscript deprecate
-def test_onnx_needs_nothing_but_onnxruntime(model, tmp_path):
-    network, path = model
-    run_stage("export", options={**OPTIONS, "model": str(path), "output_dir": str(tmp_path), "formats": ["onnx"]})
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_onnx_needs_nothing_but_onnxruntime_and_pt2_nothing_but_torch(model, exported, suffix):
     for part in PARTS:
+        run = runner(exported / f"{part}{suffix}")
         for count, size in ((3, (64, 40)), (1, (16, 24))):
-            check(network, onnx_runner(tmp_path / f"{part}.onnx"), part, batch=images(count=count, size=size))
+            check(model[0], run, part, batch=images(count=count, size=size))
+
+
+# --- priors
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_the_graph_of_a_prior_gives_its_logits_for_any_batch(model, exported, suffix):
+    whole, generator = TrainedModel.from_bundle(model[1]), torch.Generator().manual_seed(5)
+    assert {path.name for path in exported.glob("*[!s]") if "prior" in path.name} == {
+        f"prior_level{level}{end}" for level in (0, 1) for end in (".onnx", ".pt2")
+    }
+    for level, prior in enumerate(whole.priors):
+        run = runner(exported / f"prior_level{level}{suffix}")
+        for count in (1, 4):
+            codes = [torch.randint(CODES, (count, *grid), generator=generator) for grid in whole.grids]
+            condition = torch.rand(count, POSITIONS.dim, generator=generator)
+            with torch.no_grad():
+                expected = prior(codes[level], codes[:level], condition)
+            assert float(expected.std()) > 0.5
+            torch.testing.assert_close(run(codes[level], *codes[:level], condition), expected, atol=1e-3, rtol=0)
+
+
+def test_a_model_without_priors_is_exported_alone(tmp_path):
+    whole = tiny_model((16, 16), with_priors=False)
+    files = export_model(whole, tmp_path, image_size=(16, 16), formats=["torchscript"])
+    assert [path.name for path in files] == export_names(["torchscript"], whole)
+
+
+BLOCKED = """
+import runpy, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "monai", "monai_vqgen"):
+            raise ImportError(f"{name} is not there")
+sys.meta_path.insert(0, Blocked())
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_sampling.py"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_numpy_and_onnxruntime_draw_the_codes_of_the_sampler(model, exported, tmp_path):
+    settings = json.loads((exported / "sampling.json").read_text())
+    assert (settings["temperature"], settings["top_k"], settings["top_p"]) == ([0.7, 1.0], [None, 9], [0.9, None])
+    words = [str(exported), str(tmp_path / "slices.npz"), "--num_samples", "5", "--seed", "3"]
+    words += ["--condition", "position_mm=65"]
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, str(EXAMPLE), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    drawn = np.load(tmp_path / "slices.npz")
+    whole = TrainedModel.from_bundle(model[1])
+    expected = whole.sample(5, position_mm=65.0, seed=3)
+    codes = [torch.from_numpy(drawn[f"codes_{level}"]) for level in (0, 1)]
+    assert_same_draws(codes, expected.codes)
+    assert len(codes[1].unique()) > 4
+    decoded = whole.decode(codes)
+    np.testing.assert_allclose(drawn["images"], decoded.numpy(), rtol=0, atol=LARGEST_DIFFERENCE)
+    assert drawn["images"].shape == (5, 1, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [("age=30", r"no condition is named \['age'\]"), ("position_mm=200", "outside of 40.0 to 97.0")],
+)
+def test_conditions_that_the_priors_do_not_know_are_refused_without_the_package_too(tmp_path, condition, message):
+    about = {"condition": POSITIONS.to_dict(), "grids": [], "num_codes": []}
+    (tmp_path / "sampling.json").write_text(json.dumps(about))
+    command = [sys.executable, str(EXAMPLE), str(tmp_path), "out.npz", "--condition", condition]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(message, done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [MaskedPixelCNN, DecoderOnlyPrior])
+def test_priors_of_every_kind_are_exported(kind, tmp_path, monkeypatch):
+    """The check within the export compares each with the prior; here without the autoencoder's files."""
+    monkeypatch.setattr("monai_vqgen.models.export._parts", lambda *_: [])
+    network = tiny_autoencoder(strides=(4,))
+    sizes = {"num_blocks": 2} if kind is MaskedPixelCNN else {"max_positions": 16, "num_layers": 2, "num_heads": 2}
+    torch.manual_seed(0)
+    prior = kind(8, channels=16, **sizes)
+    settings = SamplingSettings.recorded([{}])
+    whole = TrainedModel(network, LoadedPriors((prior.eval(),), ((4, 4),), None, settings, (16, 16)))
+    names = [path.name for path in export_model(whole, tmp_path, image_size=(16, 16), formats=["onnx"])]
+    assert names == ["prior_level0.onnx", "sampling.json"]
+    assert set(names) < set(export_names(["onnx"], whole))
 
 
 # --- on slices of real scans, by a network that has learned from them
@@ -138,13 +254,13 @@ def real_model(real_slices, tmp_path_factory):
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's exporter uses what torch and onnxscript deprecate
-@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+@pytest.mark.parametrize("format", ["torchscript", "onnx", "pt2"])
 def test_graphs_give_the_codes_and_images_of_real_slices(format, real_model, real_slices, tmp_path):
     network, path = real_model
     run_stage("export", options={"model": str(path), "output_dir": str(tmp_path), "formats": [format]})
     for part in PARTS:
-        name = tmp_path / (part + {"torchscript": ".ts", "onnx": ".onnx"}[format])
-        run = torch.jit.load(name) if format == "torchscript" else onnx_runner(name)
+        name = tmp_path / (part + {"torchscript": ".ts", "onnx": ".onnx", "pt2": ".pt2"}[format])
+        run = torch.jit.load(name) if format == "torchscript" else runner(name)
         check(network, run, part, batch=real_slices)
 
 

@@ -40,8 +40,8 @@ def source(tmp_path_factory) -> Path:
 
 
 def bundle_files(folder: Path) -> dict[str, bytes]:
-    """What belongs to a bundle, spelled out: the license and the visible files of three folders."""
-    files = [folder / "LICENSE"]
+    """What belongs to a bundle, spelled out: the license, the card and the visible files of three folders."""
+    files = [folder / "LICENSE", folder / "README.md"]
     for name in ("configs", "docs", "models"):
         files += [path for path in (folder / name).rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -27,6 +27,7 @@ HELD_BY = {
     "docs/data.md": "tests/integration/test_readme.py",
     "docs/getting_started.md": "tests/integration/test_readme.py",
     "docs/reliability.md": "tests/integration/test_soak.py",
+    "docs/sharing.md": "tests/integration/test_sharing.py",
     "docs/training.md": "tests/integration/test_readme.py",
 }
 
@@ -67,7 +68,7 @@ def test_the_cards_commands_run_one_after_another_in_the_bundles_folder(tiny_clo
     assert {"model.pt", "model_prior_level0.pt", "model_prior_level1.pt"} <= written
     assert len(json.loads((place.folder / "SAMPLES/samples.json").read_text())["samples"]) == 64
     assert len(list((place.folder / "RECONSTRUCTIONS").rglob("*.nii.gz"))) == 8
-    assert {path.suffix for path in (place.folder / "EXPORT").iterdir()} >= {".ts", ".onnx"}
+    assert {path.suffix for path in (place.folder / "EXPORT").iterdir()} >= {".ts", ".onnx", ".pt2", ".json"}
     metrics = json.loads((place.folder / "EVALUATION/metrics.json").read_text())
     assert {"reconstruction", "prior", "sampling"} <= metrics.keys()
     assert "--num_samples 512" in scored

@@ -106,10 +106,11 @@ def numbers(text: str, unit: str) -> list[float]:
 
 def test_every_example_stands_on_the_page_with_a_command_and_a_small_picture(documented):
     page = PAGE.read_text(encoding="utf-8")
-    commands = "\n".join([*documented("docs/EXAMPLES.md"), *documented("docs/SCALING.md")])
+    pages = ("docs/EXAMPLES.md", "docs/SCALING.md", "docs/sharing.md")
+    commands = "\n".join(command for page in pages for command in documented(page))
     for path in [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*.sh")]:
         assert f"`examples/{path.name}`" in page
-        assert f"examples/{path.name} SCANS" in commands or path.name == "plain_pytorch.py"
+        assert re.search(rf"examples/{path.name} (SCANS|EXPORT|out/examples/slices)", commands)
     pictures = re.findall(r"^!\[([^\]]+)\]\(images/(\w+\.png)\)$", page, flags=re.MULTILINE)
     assert [name for _, name in pictures] == [
         f"example_{command.split()[1].removeprefix('examples/').removesuffix('.py')}.png"

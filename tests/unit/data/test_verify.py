@@ -217,6 +217,14 @@ def test_damage_of_any_file_of_weights_is_found(tmp_path, name):
     assert set(found(tmp_path, load_weights=TrainedModel.from_bundle)) == {("reading", name)}
 
 
+def test_damage_of_a_repository_of_the_hub_is_found(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    assert found(tmp_path, load_weights=TrainedModel.from_bundle) == {}
+    file = tmp_path / "model_prior_level1.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert set(found(tmp_path, load_weights=TrainedModel.from_bundle)) == {("reading", file.name)}
+
+
 def test_weights_that_do_not_fit_their_record_are_found_in_either_release(tmp_path):
     for home in ("models", "models/generative"):
         tiny_model().save(tmp_path / home)

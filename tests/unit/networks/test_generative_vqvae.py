@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from monai_vqgen.errors import CodesMismatchError, InputError
-from monai_vqgen.models.export import export_autoencoder
+from monai_vqgen.models import TrainedModel, export_model
 from monai_vqgen.networks import EMACodebook, FiniteScalarQuantizer, GenerativeVQVAE, GradientCodebook
 from monai_vqgen.weights import fingerprint
 
@@ -196,7 +196,7 @@ def test_residual_blocks_and_attention_start_as_the_identity(spatial_dims: int) 
 
 def test_exported_graphs_mark_blank_cells(tmp_path) -> None:
     network = awake(small(strides=(8, 4), blank_threshold=0.9))
-    files = export_autoencoder(network, tmp_path, image_size=(16, 24), formats=["torchscript"])
+    files = export_model(TrainedModel(network), tmp_path, image_size=(16, 24), formats=["torchscript"])
     encoder = torch.jit.load(next(str(path) for path in files if path.name == "encoder.ts"))
     images = half_blank()
     for exported, codes in zip(encoder(images), network.encode(images), strict=True):
