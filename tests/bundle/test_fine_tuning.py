@@ -16,8 +16,8 @@ OTHER = {"network_def": {**TINY["network_def"], "channels": 16}, "prior_def": {*
 
 
 @pytest.mark.parametrize("stage", ["train", "train_prior"])
-def test_another_architecture_is_refused_before_anything_is_touched(slices, codes, trained, priors, tmp_path, stage):
-    data, source = (slices, trained) if stage == "train" else (codes, priors)
+def test_another_architecture_is_refused_before_anything_is_touched(codes, trained, priors, tmp_path, stage):
+    data, source = (tmp_path / "not read", trained) if stage == "train" else (codes, priors)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model.pt").write_text("mine")
     options = {"output_dir": tmp_path / "run", "overwrite": True, "start_from": source, **OTHER}
