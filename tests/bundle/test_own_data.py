@@ -128,6 +128,7 @@ def test_pictures_without_labels_train_priors_without_conditions_which_they_say(
     write_pictures(tmp_path / "set", colors=False, labels=False)
     train_all(tmp_path)
     assert caplog.text.count("The prior learns without conditions: no record has any") == 2
+    assert "conditions: none" in (tmp_path / "run" / "model_prior_level1.log").read_text()
     assert json.loads((tmp_path / "run" / "model_prior_level1.json").read_text())["condition"]["categorical"] == {}
     stage("sample", tmp_path, tmp_path / "out", num_samples=2)
     assert colors(tmp_path / "out" / "images" / "sample_0001.png") == (16, 16)

@@ -36,6 +36,7 @@ def tiny(command: str) -> str:
     name = re.findall(r"bundle/configs/(\w+\.json)", command)[0]
     more = SMALL.get(name, "") if "--start_from" not in command else ""
     more += SMALL_SLICES if name == "extract_slices.json" and "--pixel_mm" not in command else ""
+    more += " --adversarial_start 0" if "train_generative" in command else ""
     return f"{command} {more} {'--max_epochs 1 --batch_size 4' if 'train' in name else ''}"
 
 
@@ -174,8 +175,9 @@ def test_the_packages_weights_are_fine_tuned(section, tmp_path):
     options = {"dataset_dir": str(tmp_path / "SCANS"), "output_dir": str(tmp_path / "SLICES"), "image_size": [64, 64]}
     run_stage("extract_slices", options={**options, "pixel_mm": 4.0, "position_step_mm": 15.0, "num_workers": 0})
     section("fine-tuning")
-    for log in ("TUNED/train.log", "TUNED/model_prior_level0.log", "TUNED_GENERATIVE/train.log"):
-        assert "Starting from the weights" in (tmp_path / log).read_text()
+    for log, name in {"TUNED": "faithful", "TUNED_GENERATIVE": "generative"}.items():
+        assert f"start_from: {name}" in (tmp_path / log / "train.log").read_text()
+    assert "conditions: position_mm, age, sex" in (tmp_path / "TUNED" / "model_prior_level0.log").read_text()
 
 
 @pytest.mark.slow
