@@ -198,18 +198,28 @@ def _slices(folder: Path) -> Verification:
         name = os.path.relpath(record["image"], home)
         record.setdefault("subject", subject_of(Path(name)))
         try:
-            pixels = np.asarray(LoadSlice()(record["image"]))
+            pixels = _pixels(record["image"])
         except ScanError as error:
             findings.append(Finding("reading", name, str(error).removeprefix(f"{record['image']}: ")))
             continue
-        if pixels.shape != (shape := shape or pixels.shape):
-            findings.append(Finding("geometry", name, f"has {pixels.shape[1:]} pixels, the first slice {shape[1:]}"))
+        if pixels.shape[1:] != (shape := shape or pixels.shape[1:]):
+            findings.append(Finding("geometry", name, f"has {pixels.shape[1:]} pixels, the first slice {shape}"))
         if (pixels > BLANK).mean() < BRAIN_SHARE:
             findings.append(Finding("no brain", name, "hardly a pixel that is not black"))
         elif (other := seen.setdefault(hashlib.sha256(pixels.tobytes()).digest(), name)) != name:
             findings.append(Finding("duplicates", name, f"is {other} once more: remove one"))
     findings += [Finding("skipped", entry["file"], entry["reason"]) for entry in listed.get("skipped", [])]
     return _by_split(f"{folder}: slices", records, findings)
+
+
+def _pixels(path: str) -> NDArray:
+    """A slice in gray, or, where it is a color picture, in its colors."""
+    try:
+        return np.asarray(LoadSlice()(path))
+    except ScanError as error:
+        if "color picture" not in str(error):
+            raise
+        return np.asarray(LoadSlice(channels=3)(path))
 
 
 def _by_split(what: str, records: Mapping[str, Sequence[Mapping[str, Any]]], findings: list[Finding]) -> Verification:

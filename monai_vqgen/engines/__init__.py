@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from monai_vqgen.engines.conditions import (
         encode_records as encode_records,
         fitted_conditions as fitted_conditions,
+        known_conditions as known_conditions,
         record_encoding as record_encoding,
         start_prior as start_prior,
     )

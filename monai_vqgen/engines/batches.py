@@ -37,15 +37,16 @@ __all__ = [
 Transforms = list[Callable[[Any], Any]]
 
 
-def slice_loading(image_size: Sequence[int] | None = None) -> Transforms:
-    """Transforms from a record's path to ``{"image": float32 (1, h, w) in [0, 1]}``, a plain tensor.
+def slice_loading(image_size: Sequence[int] | None = None, channels: int = 1) -> Transforms:
+    """Transforms from a record's path to ``{"image": float32 (c, h, w) in [0, 1]}``, a plain tensor.
 
     Args:
         image_size: pads or crops to this size; None takes slices as they are.
+        channels: as `LoadSlice` takes them, those of the network.
     """
     fit = [] if image_size is None else [FitToSized("image", size=image_size)]
     plain = EnsureTyped("image", dtype=torch.float32, track_meta=False)
-    return [LoadSliced("image"), *fit, SelectItemsd("image"), plain]
+    return [LoadSliced("image", channels=channels), *fit, SelectItemsd("image"), plain]
 
 
 def augmentation(

@@ -36,7 +36,7 @@ _RUN_OPTIONS = frozenset(
 # Options that `--tracking` adds to any configuration.
 _TRACKING_OPTIONS = frozenset(["tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"])
 _NOT_CONFIG = _RUN_OPTIONS | {"workflow_name", "workflow_type", "properties_path"}
-_TEXT_BY_NAME = re.compile(r"(^|_)(dir|file|model|network|pattern)$")
+_TEXT_BY_NAME = re.compile(r"(^|_)(dir|file|from|model|network|pattern)$")
 _EXPRESSIONS = ("$", "@", "%")
 
 logger = logging.getLogger(__name__)

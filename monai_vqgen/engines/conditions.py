@@ -16,8 +16,9 @@ from torch import Tensor
 
 from monai_vqgen.data import CodeStore
 from monai_vqgen.networks import ConditionEncoder, Prior
+from monai_vqgen.networks.conditions import LABEL
 
-__all__ = ["encode_records", "fitted_conditions", "record_encoding", "start_prior"]
+__all__ = ["encode_records", "fitted_conditions", "known_conditions", "record_encoding", "start_prior"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,23 @@ def encode_records(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any
 def record_encoding(encoder: ConditionEncoder) -> Callable[[Sequence[Mapping[str, Any]]], Tensor] | None:
     """`encode_records` with this encoder, as `CodesDataset` takes it; None where it knows no condition."""
     return partial(encode_records, encoder) if encoder.dim else None
+
+
+def known_conditions(store: CodeStore) -> list[str]:
+    """What a prior is conditioned on unless told otherwise: position_mm and label, where the codes' records have them.
+
+    Labels that training and validation do not share are names of something else, such as of folders, and left out.
+    """
+    known = {
+        name: [{record.get(name) for record in store.records(split)} - {None} for split in ("training", "validation")]
+        for name in ("position_mm", LABEL)
+    }
+    names = [
+        name for name, (training, held_out) in known.items() if training and (name != LABEL or training & held_out)
+    ]
+    told = f"is conditioned on {' and '.join(names)}" if names else "learns without conditions: no record has any"
+    logger.info("The prior %s (see --condition_names)", told)
+    return names
 
 
 def start_prior(prior: Prior, store: CodeStore, *, level: int, from_codebooks: bool = True) -> Prior:

@@ -120,7 +120,7 @@ class AutoencoderObjective(nn.Module):
         if reconstruction_bcs.shape != images_bcs.shape:  # a channel would be compared with all
             raise InputError(
                 f"images of shape {tuple(images_bcs.shape)} are reconstructed as {tuple(reconstruction_bcs.shape)}; "
-                "set network_def::in_channels and network_def::out_channels to the images' channels"
+                "set network_def::in_channels to the images' channels, and leave network_def::out_channels out"
             )
         difference_bn = (reconstruction_bcs.float() - images_bcs.float()).flatten(1)
         mse_b, mae_b = difference_bn.square().mean(1), difference_bn.abs().mean(1)

@@ -131,7 +131,8 @@ class ModelEvaluation:
             `state.metrics` holds every number of `metrics.json` (see `flat_numbers`). `--tracking` adds its own.
 
     Raises:
-        InputError: the priors are of slices of another size, a report of samples without priors, or, at `run`, an
+        InputError: the priors are of slices of another size, a report of samples without priors, codecs or that
+            report for several channels, or, at `run`, an
             argument of the sampling is out of its range.
     """
 
@@ -156,6 +157,11 @@ class ModelEvaluation:
             raise InputError(
                 f"the slices are of {size} pixels, the priors of {known or 'another size'}: evaluate on slices of the "
                 "size that the priors were trained on, or give --image_size"
+            )
+        channels = model.autoencoder.in_channels
+        if channels > 1 and (self.report.codecs or self.report.samples):
+            raise InputError(
+                f"codecs and sample_report take one channel, and the images have {channels}: leave them off"
             )
         if self.report.feature_space is not None and not self.report.samples:
             raise InputError("a feature network serves the report of samples: ask for it with sample_report true")

@@ -18,7 +18,7 @@ from monai_vqgen.files import write_json
 from monai_vqgen.metrics.memorization import AlignedNeighbors, Alignment
 from monai_vqgen.models import Samples
 from monai_vqgen.models.samples import asked_for, drawn_with
-from monai_vqgen.plots.pictures import PictureRow, save_grid, save_rows, save_usage
+from monai_vqgen.plots.pictures import PictureRow, as_shown, save_grid, save_rows, save_usage
 
 MOST_DRAWN = 64  # samples in their grid picture
 
@@ -26,14 +26,17 @@ MOST_DRAWN = 64  # samples in their grid picture
 def save_reconstruction_pictures(folder: Path, shown: Mapping[str, np.ndarray], counts: Sequence[np.ndarray]) -> None:
     """`reconstructions.png` and `usage.png`.
 
-    `shown` has slices `(n, H, W)` by what they are, `counts` how often each code of a level was used, `(k,)`.
+    `shown` has slices `(n, H, W)`, in color `(n, H, W, 3)`, by what they are, `counts` how often each code of a level
+    was used, `(k,)`.
     """
     original, reconstruction = shown["original"], shown["reconstruction"]
+    difference = reconstruction - original
+    difference = difference.mean(-1) if difference.ndim == 4 else difference  # of colors
     save_rows(
         [
             PictureRow("original", original),
             PictureRow("reconstruction", reconstruction),
-            PictureRow("difference\n(±0.25)", reconstruction - original, signed=True),
+            PictureRow("difference\n(±0.25)", difference, signed=True),
             PictureRow("coarsest level\nalone", shown["top_only"]),
         ],
         folder / "reconstructions.png",
@@ -48,7 +51,7 @@ def save_sample_pictures(
 
     The last is the unlabeled grid, in which `mixed` real slices of `test`, and as many samples, stand in random order.
     """
-    drawn = samples.images[:, 0].numpy()
+    drawn = np.stack([as_shown(image) for image in samples.images.numpy()])
     title, marks = drawn_with(samples.seed, samples.settings), [asked_for(row) for row in samples.conditions]
     width = min(len(shown["original"]), len(shown["reconstruction"]), len(drawn))
     rows = [
@@ -59,7 +62,7 @@ def save_sample_pictures(
     beside = drawn_with(samples.seed, samples.settings, what="Synthetic samples")
     save_rows(rows, folder / "overview.png", title=beside)
     save_grid(drawn[:MOST_DRAWN], folder / "samples.png", marks=marks, title=title)
-    real = np.stack([np.asarray(test[i]["image"])[0] for i in evenly_spaced(mixed, len(test))])
+    real = np.stack([as_shown(np.asarray(test[i]["image"])) for i in evenly_spaced(mixed, len(test))])
     order = np.random.default_rng(samples.seed).permutation(len(real) + len(drawn[:mixed]))
     numbers = [str(place) for place in range(1, len(order) + 1)]
     mixture = np.concatenate([real, drawn[:mixed]])[order]

@@ -36,6 +36,7 @@ from monai_vqgen.metrics import (
     uniform_bits_per_code,
 )
 from monai_vqgen.models import Samples, TrainedModel
+from monai_vqgen.plots.pictures import as_shown
 
 SHOWN = 8  # slices in a row of the pictures
 WHOLE_GRID_PASSES = 2  # timed a level; a sample takes as many as the level has positions
@@ -115,7 +116,7 @@ def reconstruct_slices(model: TrainedModel, test: Dataset, *, inferer: Inferer) 
             top_only.append(reconstruction_scores(coarsest, images_bcs))
             codes.append([grid.cpu() for grid in grids])
             for name, images in zip(kept, (images_bcs, all_levels, coarsest), strict=True):
-                kept[name] += [x[0].numpy() for i, x in enumerate(images, first) if i in wanted]
+                kept[name] += [as_shown(x.numpy()) for i, x in enumerate(images, first) if i in wanted]
             first += len(images_bcs)
     levels = tuple(torch.cat(level) for level in zip(*codes, strict=True))
     shown = {name: np.stack(images) for name, images in kept.items()}

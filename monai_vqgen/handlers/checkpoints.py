@@ -294,12 +294,12 @@ def _gather_options(engine: Engine, parts: Mapping[str, Any], given: Mapping[str
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, as "name value there and value here"; an option that one side does not know stands as "none"."""
+    """What differs, as "name value there and value here"; an option that one side does not know counts as None."""
     names = [*now, *(name for name in saved if name not in now)]
     return [
-        f"{name} {saved.get(name, 'none')!r} there and {now.get(name, 'none')!r} here"
+        f"{name} {saved.get(name)!r} there and {now.get(name)!r} here"
         for name in names
-        if saved.get(name, "none") != now.get(name, "none")
+        if saved.get(name) != now.get(name)
     ]
 
 

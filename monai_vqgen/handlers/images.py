@@ -32,16 +32,21 @@ _LARGEST_CELL = 256  # pixels of a code's picture, so that code grids can be loo
 
 
 def image_rows(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
-    """Lay out rows of images (b, 1, *s) in [0, 1] as one gray picture; of volumes the middle slice is shown."""
+    """Lay out rows of images (b, c, *s) in [0, 1] as one picture (h, w), of three channels (h, w, 3).
+
+    Of volumes the middle slice is shown; other numbers of channels stand side by side.
+    """
+    from monai_vqgen.plots.pictures import as_shown
+
     drawn = []
     for images_bcs in rows:
-        images = images_bcs.detach().float().cpu()[:, 0]
-        while images.ndim > 3:
+        images = images_bcs.detach().float().cpu()
+        while images.ndim > 4:
             images = images[..., images.shape[-1] // 2]
         padded = torch.nn.functional.pad(images, (0, _GAP, 0, _GAP), value=1.0)
-        drawn.append(torch.cat(list(padded), dim=1))
-    picture = torch.cat(drawn, dim=0).nan_to_num().clamp(0, 1)
-    return (picture * 255).round().to(torch.uint8).numpy()
+        drawn.append(np.concatenate([as_shown(image_chw) for image_chw in padded.numpy()], axis=1))
+    picture = np.nan_to_num(np.concatenate(drawn)).clip(0, 1)
+    return (picture * 255).round().astype(np.uint8)
 
 
 class _Pictures(ABC):

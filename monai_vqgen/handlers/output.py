@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from monai_vqgen.data.processes import gather, process_rank, wait_for_all
 from monai_vqgen.errors import InputError
@@ -105,10 +106,15 @@ class _RunLog(logging.FileHandler):
     """The log file of the stage that runs."""
 
 
-def log_to_file(output_dir: str | os.PathLike[str], name: str) -> None:
+def log_to_file(output_dir: str | os.PathLike[str], name: str, **told: Any) -> None:
     """Also write the log to ``output_dir/name``, from the first process only.
 
     Stages that follow one another in one process each have a file of their own: a new one takes over from the last.
+
+    Args:
+        output_dir: the run's folder.
+        name: of the file.
+        told: what the log begins with, by name; None is left out.
     """
     if process_rank() > 0:
         return
@@ -123,3 +129,6 @@ def log_to_file(output_dir: str | os.PathLike[str], name: str) -> None:
     package = logging.getLogger("monai_vqgen")
     if not package.isEnabledFor(logging.INFO):  # in a program that has not set up logging
         package.setLevel(logging.INFO)
+    for what, value in told.items():
+        if value is not None:
+            logger.info("%s: %s", what, ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else value)

@@ -21,6 +21,7 @@ from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.inferers.draws import in_memory
 from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.geometry import PLANES, view_plane
+from monai_vqgen.transforms.intensity import check_window
 from monai_vqgen.transforms.resampling import resample_plane, restore_plane
 
 Intensity = Literal["input", "unit"]
@@ -45,10 +46,10 @@ class VolumeReconstructionInferer(Inferer):
         volume <─ units ──── reorient ─ resample ──────── crop <────────────┘
 
     The intensity window runs from percentile `lower` to `upper` (0.5 to 99.5, as in `extract_slices`) of the whole
-    volume's foreground; give the ones that the network's slices were cut with. Reorientation is by axis codes, so an
-    oblique volume is not interpolated. No slice is cropped. A slice that is blank in the input is not shown to the
-    network and comes back as it was. A volume with one axis of a single voxel is itself a slice: its plane is that
-    axis', whatever `plane` says, and values already in [0, 1] are taken as normalized.
+    volume's foreground, or is `window`; give the ones that the network's slices were cut with. Reorientation is by axis
+    codes, so an oblique volume is not interpolated. No slice is cropped. A slice that is blank in the input is not
+    shown to the network and comes back as it was. A volume with one axis of a single voxel is itself a slice: its plane
+    is that axis', whatever `plane` says, and values already in [0, 1] are taken as normalized.
 
     Args:
         plane: "axial", "coronal" or "sagittal": the plane of the slices that the network was trained on.
@@ -59,9 +60,11 @@ class VolumeReconstructionInferer(Inferer):
         intensity: "input" returns the input's units, "unit" the normalized range [0, 1].
         lower: percentile of the foreground that becomes 0.
         upper: percentile that becomes 1.
+        window: (low, high) in the input's units in place of percentiles; what lies beyond comes back as its ends.
         progress: whether to draw a progress bar over the slices.
 
     Input: `(b, 1, X, Y, Z)`, a MetaTensor for any orientation but RAS+ at 1 mm; or `(b, 1, H, W)` images in [0, 1].
+    Images of several channels, `(b, c, H, W)` or `(b, c, H, W, 1)` in [0, 1], are shown to the network as they are.
 
     Raises:
         InputError: an argument is out of its range, or the input has another number of channels or axes.
@@ -83,6 +86,7 @@ class VolumeReconstructionInferer(Inferer):
         intensity: Intensity = "input",
         lower: float = 0.5,
         upper: float = 99.5,
+        window: Sequence[float] | None = None,
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -96,7 +100,9 @@ class VolumeReconstructionInferer(Inferer):
             raise InputError(f"intensity is {intensity!r}; choose 'input' or 'unit'")
         if not 0 <= lower < upper <= 100:
             raise InputError(f"percentiles are {lower} and {upper}; give 0 <= lower < upper <= 100")
+        check_window(window)
         self.lower, self.upper = lower, upper
+        self.window = None if window is None else Window(float(window[0]), float(window[1]))
         self.plane, self.pixel_mm, self.batch_size = plane, pixel_mm, batch_size
         self.intensity, self.progress = intensity, progress
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or (0, 0))
@@ -106,6 +112,8 @@ class VolumeReconstructionInferer(Inferer):
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Return the reconstruction of `inputs`, shaped like it and with its meta data."""
+        if inputs.shape[1:2] > (1,) and (inputs.ndim == 4 or (inputs.ndim == 5 and inputs.shape[4] == 1)):
+            return self._channels(inputs, network, *args, **kwargs)
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1:
             raise InputError(
                 f"the input has shape {tuple(inputs.shape)}: give volumes as (batch, 1, X, Y, Z) or slices as "
@@ -121,26 +129,44 @@ class VolumeReconstructionInferer(Inferer):
         affines = np.broadcast_to(affine, (len(values), 4, 4))
         if inputs.ndim == 4:  # pictures know no plane and no millimeters: each is one slice of a volume
             values, affines = values[..., None], np.broadcast_to(_AS_AXIAL_SLICE, affines.shape)
-        results = [self._volume(value[0], affine, reconstruct) for value, affine in zip(values, affines, strict=True)]
+        pixel_mm = None if inputs.ndim == 4 else self.pixel_mm
+        parts = zip(values, affines, strict=True)
+        results = [self._volume(value[0], affine, reconstruct, pixel_mm) for value, affine in parts]
         output = inputs.detach().clone().float()
         output.copy_(torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape))
+        return output
+
+    def _channels(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Reconstruct images of several channels; a blank one comes back as it was."""
+        output = inputs.detach().clone().float()
+        plain_bchw = output.as_tensor() if isinstance(output, MetaTensor) else output
+        images_bchw = plain_bchw.reshape(inputs.shape[:4])
+        with torch.no_grad():
+            parts = [network(part, *args, **kwargs).clamp(0, 1) for part in images_bchw.split(self.batch_size)]
+        filled_b = images_bchw.flatten(1).amax(1) > 0
+        result_bchw = torch.where(filled_b[:, None, None, None], torch.cat(parts).to(images_bchw), images_bchw)
+        output.copy_(result_bchw.reshape(inputs.shape))
         return output
 
     def check(self, image: torch.Tensor) -> None:
         """Raise ScanError where a volume `(1, X, Y, Z)` or a slice `(1, H, W)` has no contrast to reconstruct."""
         values = image[0].detach().cpu().float().numpy()
         if not _is_normalized(values := values[..., None] if values.ndim == 2 else values):
-            _contrast(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), self.lower, self.upper)
+            self._contrast(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0))
 
-    def _volume(self, volume_s: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
+    def _volume(
+        self, volume_s: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray], pixel_mm: float | None
+    ) -> NDArray:
         plane = _plane_of(volume_s.shape, affine) or self.plane
-        normalized = _normalize(volume_s, self.lower, self.upper)
+        normalized = self._normalize(volume_s)
         view = view_plane(normalized.volume_s, affine, plane)
         images_nhw = np.moveaxis(view.volume_s, -1, 0)
         filled_n = images_nhw.reshape(len(images_nhw), -1).max(1) > 0
         result_nhw = np.zeros(images_nhw.shape, dtype=np.float32)
         if filled_n.any():
-            result_nhw[filled_n] = self._slices(images_nhw[filled_n], view.affine, reconstruct)
+            result_nhw[filled_n] = self._slices(images_nhw[filled_n], view.affine, reconstruct, pixel_mm)
         back = ornt_transform(axcodes2ornt(PLANES[plane]), io_orientation(affine))
         result_s = apply_orientation(np.moveaxis(result_nhw, 0, -1), back)
         if self.intensity == "unit":
@@ -149,20 +175,48 @@ class VolumeReconstructionInferer(Inferer):
         changed_s = filled_s & ~np.asarray(normalized.hidden_s)
         return np.where(changed_s, _in_units(result_s, normalized), volume_s).astype(np.float32)
 
-    def _slices(self, images_nhw: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
+    def _contrast(self, volume_s: NDArray) -> tuple[Background, Window]:
+        """Background of a volume and the window of its foreground, or ScanError where that is empty."""
+        foreground = find_foreground(volume_s)
+        if self.window is not None:
+            return foreground.background, self.window
+        window = foreground_window(volume_s, foreground=foreground, lower=self.lower, upper=self.upper)
+        if window.high <= window.low:
+            raise ScanError(
+                f"a volume of shape {volume_s.shape} has no contrast (its foreground runs from {window.low:g} to "
+                f"{window.high:g}); remove it or export it again"
+            )
+        return foreground.background, window
+
+    def _normalize(self, volume_s: NDArray) -> _Normalized:
+        if not np.isfinite(volume_s).all():
+            logger.warning("%d voxels are not finite numbers; they are taken as 0", int((~np.isfinite(volume_s)).sum()))
+            volume_s = np.nan_to_num(volume_s, nan=0.0, posinf=0.0, neginf=0.0)
+        if _is_normalized(volume_s):
+            return _Normalized(volume_s, Window(0.0, 1.0), 0.0)
+        found, window = self._contrast(volume_s)
+        shown_s = found.hide(volume_s)
+        below = shown_s[shown_s <= found.threshold]
+        background = min(float(np.median(below)), window.low) if below.size else window.low
+        scaled = np.clip((shown_s - window.low) / (window.high - window.low), 0, 1)
+        return _Normalized(scaled.astype(np.float32), window, background, shown_s != volume_s)
+
+    def _slices(
+        self, images_nhw: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray], pixel_mm: float | None
+    ) -> NDArray:
         """Resample, pad, reconstruct, crop and resample back slices of one volume."""
         size = images_nhw.shape[1:]
-        if self.pixel_mm is not None:
-            images_nhw = resample_plane(images_nhw, affine, self.pixel_mm).pixels
+        if pixel_mm is not None:
+            images_nhw = resample_plane(images_nhw, affine, pixel_mm).pixels
         missing = [max(0, want - have) for want, have in zip(self.image_size, images_nhw.shape[1:], strict=True)]
         before = [width // 2 for width in missing]
         padded = np.pad(images_nhw, [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))])
         result_nhw = reconstruct(padded)
         rows, columns = (slice(b, b + n) for b, n in zip(before, images_nhw.shape[1:], strict=True))
         result_nhw = result_nhw[:, rows, columns]
-        if self.pixel_mm is None:
+        if pixel_mm is None:
             return result_nhw
-        return restore_plane(result_nhw, size, affine, self.pixel_mm).clip(0, 1)
+        return restore_plane(result_nhw, size, affine, pixel_mm).clip(0, 1)
 
     def _run_network(
         self, images_nhw: NDArray, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device
@@ -194,32 +248,6 @@ def _plane_of(shape: Sequence[int], affine: NDArray) -> str | None:
 
 def _is_normalized(volume_s: NDArray) -> bool:
     return 1 in volume_s.shape and bool(volume_s.min() >= 0 and volume_s.max() <= 1)
-
-
-def _contrast(volume_s: NDArray, lower: float, upper: float) -> tuple[Background, Window]:
-    """Background of a volume and the window of its foreground, or ScanError where that is empty."""
-    foreground = find_foreground(volume_s)
-    window = foreground_window(volume_s, foreground=foreground, lower=lower, upper=upper)
-    if window.high <= window.low:
-        raise ScanError(
-            f"a volume of shape {volume_s.shape} has no contrast (its foreground runs from {window.low:g} to "
-            f"{window.high:g}); remove it or export it again"
-        )
-    return foreground.background, window
-
-
-def _normalize(volume_s: NDArray, lower: float, upper: float) -> _Normalized:
-    if not np.isfinite(volume_s).all():
-        logger.warning("%d voxels are not finite numbers; they are taken as 0", int((~np.isfinite(volume_s)).sum()))
-        volume_s = np.nan_to_num(volume_s, nan=0.0, posinf=0.0, neginf=0.0)
-    if _is_normalized(volume_s):
-        return _Normalized(volume_s, Window(0.0, 1.0), 0.0)
-    found, window = _contrast(volume_s, lower, upper)
-    shown_s = found.hide(volume_s)
-    below = shown_s[shown_s <= found.threshold]
-    background = min(float(np.median(below)), window.low) if below.size else window.low
-    scaled = np.clip((shown_s - window.low) / (window.high - window.low), 0, 1)
-    return _Normalized(scaled.astype(np.float32), window, background, shown_s != volume_s)
 
 
 def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:

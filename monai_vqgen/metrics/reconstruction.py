@@ -1,6 +1,6 @@
 """How near a reconstruction is to its original: SSIM, MS-SSIM, PSNR and MAE, over the image and over the brain.
 
-Shape legend: b batch, c channels (always 1 here), s spatial axes (2 or 3), k scales.
+Shape legend: b batch, c channels, s spatial axes (2 or 3), k scales.
 
 One protocol, stated once and used everywhere: images in [0, 1] (data range 1); SSIM with an 11-wide Gaussian window of
 sigma 1.5 and biased (co)variances; the brain is the original's foreground, the pixels above 2 % of the range. Beside a
@@ -51,10 +51,10 @@ def foreground_mask(original_bcs: Tensor) -> Tensor:
 
 
 def _checked(images_bcs: Tensor, original_bcs: Tensor) -> tuple[Tensor, Tensor]:
-    if images_bcs.shape != original_bcs.shape or images_bcs.ndim not in (4, 5) or images_bcs.shape[1] != 1:
+    if images_bcs.shape != original_bcs.shape or images_bcs.ndim not in (4, 5):
         raise InputError(
             f"images of shape {tuple(images_bcs.shape)} cannot be compared with originals of shape "
-            f"{tuple(original_bcs.shape)}: give both as (batch, 1, H, W) or (batch, 1, H, W, D)"
+            f"{tuple(original_bcs.shape)}: give both as (batch, channels, H, W) or (batch, channels, H, W, D)"
         )
     if min(images_bcs.shape[2:]) < WINDOW:
         raise InputError(
@@ -93,7 +93,7 @@ def ssim_map(images_bcs: Tensor, original_bcs: Tensor) -> Tensor:
     use_sample_covariance=False, data_range=1)`; the mean over the image leaves out the 5 border pixels, as there.
 
     Args:
-        images_bcs: images in [0, 1], (batch, 1, H, W) or (batch, 1, H, W, D).
+        images_bcs: images in [0, 1], (batch, channels, H, W) or (batch, channels, H, W, D).
         original_bcs: what they should be, same shape.
 
     Raises:
@@ -148,7 +148,8 @@ def reconstruction_scores(images_bcs: Tensor, original_bcs: Tensor) -> Reconstru
     """All scores of a batch of images against their originals, one value an image.
 
     Args:
-        images_bcs: reconstructions in [0, 1], (batch, 1, H, W) or (batch, 1, H, W, D); values outside are not clipped.
+        images_bcs: reconstructions in [0, 1], (batch, channels, H, W) or with a third axis; values outside are not
+            clipped. Channels count alike.
         original_bcs: the originals, same shape; their foreground is what `brain` means.
 
     Raises:

@@ -6,9 +6,10 @@ from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
     from monai_vqgen.models.export import export_model as export_model, export_names as export_names
-    from monai_vqgen.models.loading import recorded_autoencoder as recorded_autoencoder
+    from monai_vqgen.models.loading import recorded_autoencoder as recorded_autoencoder, start_from as start_from
     from monai_vqgen.models.reconstruction_files import (
         ReconstructionLayout as ReconstructionLayout,
+        ReconstructionWriter as ReconstructionWriter,
         SaveSecondaryCapturesd as SaveSecondaryCapturesd,
         reconstruction_names as reconstruction_names,
     )

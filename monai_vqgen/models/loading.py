@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +14,29 @@ from monai_vqgen.bundles import bundle_root
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError
 from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name, read_record, record_path
 from monai_vqgen.networks import ConditionEncoder, GatedPixelCNN, HierarchicalVQVAE
-from monai_vqgen.networks.architecture import build
+from monai_vqgen.networks.architecture import architecture, build
 from monai_vqgen.weights import SAFETENSORS, fingerprint, load_weights
 
-__all__ = ["LoadedPriors", "load_autoencoder", "load_priors", "recorded_autoencoder", "weights_file"]
+__all__ = ["LoadedPriors", "load_autoencoder", "load_priors", "recorded_autoencoder", "start_from", "weights_file"]
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pt", SAFETENSORS)
 MODEL, MODELS = "model.pt", {f"model{suffix}" for suffix in SUFFIXES}
 LARGEST_ZIP = 2 << 30  # bytes that a zip's weights may unpack to
+_OF_TRAINING = frozenset(
+    [
+        "finer_dropout",
+        "dropout",
+        "decay",
+        "commitment",
+        "initial_count",
+        "kmeans",
+        "restart_below",
+        "gradient_estimator",
+    ]
+)
+"""Arguments of networks that change what a training does, not what weights mean."""
 _MADE_ALIKE = ("condition", "image_size", "plane", "pixel_mm")
 RELEASES = {"faithful": "models", "generative": "models/generative"}
 """Folders of the weights that come with the bundle, by purpose: faithful ones reconstruct, generative ones draw."""
@@ -39,12 +55,14 @@ class LoadedPriors(NamedTuple):
 
 
 @contextlib.contextmanager
-def weights_file(path: str | Path | None) -> Iterator[Path]:
+def weights_file(path: str | Path | None, name: str = "model") -> Iterator[Path]:
     """The autoencoder's weights of a bundle, a run or a zip; those of a zip are there inside the block only.
 
     Args:
         path: a folder that holds `model.pt` or `model.safetensors`, itself or in its folder `models`, such a file
             itself, or a zip; a name of `RELEASES` for weights that came with this package; None for the faithful ones.
+        name: of the file that is looked for, without suffix; other weights, such as a prior's, lie beside the
+            autoencoder's.
 
     Raises:
         InputError: nothing is there, or no weights are in it.
@@ -59,22 +77,22 @@ def weights_file(path: str | Path | None) -> Iterator[Path]:
         )
     if root.is_dir():
         for folder in (root, root / "models"):
-            if (found := _weights_in(folder, "model")).is_file():
+            if (found := _weights_in(folder, name)).is_file():
                 yield found
                 return
         raise InputError(
-            f"{root} holds no {MODEL}, nor does its folder models: give a bundle or the output folder of a training"
+            f"{root} holds no {name}.pt, nor does its folder models: give a bundle or the output folder of a training"
         )
     if root.suffix.lower() == ".zip":
         if not zipfile.is_zipfile(root):
             raise CheckpointError(f"{root} is no zip, or cut off: download it again")
         with tempfile.TemporaryDirectory() as unpacked:
             _unpack(root, Path(unpacked))
-            yield _weights_in(Path(unpacked), "model")
+            yield _weights_in(Path(unpacked), name)
         return
     if root.suffix not in SUFFIXES:
         raise InputError(f"{root} is neither a folder, a zip of a bundle nor a {MODEL}")
-    yield root
+    yield root if name == "model" else _weights_in(root.parent, name)
 
 
 def _weights_in(folder: Path, name: str) -> Path:
@@ -171,6 +189,59 @@ def _check_fingerprint(path: Path, content: dict[str, Any], found: str) -> None:
             f"{record_path(path).name} is the record of other weights than {path} (fingerprint "
             f"{content['fingerprint'][:12]}..., found {found[:12]}...): copy both files from the same place"
         )
+
+
+def start_from(network: Any, path: str | Path | None, *, level: int | None = None) -> Any:
+    """Give a network that is to be trained the weights of a trained one, from which it goes on learning.
+
+    Args:
+        network: of the architecture of the weights, dropout and the like apart; changed in place.
+        path: of the weights, as in `TrainedModel.from_bundle`: a bundle's folder or zip, a run's output folder, a
+            `model.pt`, "faithful" or "generative"; None leaves the network as it is.
+        level: of a prior, 0 = coarsest, whose file lies beside the autoencoder's; None for an autoencoder.
+
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        InputError: no such weights are there.
+        CheckpointError: they are damaged, or of another architecture: the message has the options that would fit.
+    """
+    if path is None:
+        return network
+    with weights_file(path, "model" if level is None else prior_name(level)) as weights:
+        record = read_record(weights)
+        if record.get("level") != level:
+            raise CheckpointError(f"{weights} is of another kind by its record: give an autoencoder's {MODEL}")
+        _check_alike(network, record, weights, "network_def" if level is None else "prior_def")
+        _check_fingerprint(weights, record, _loaded(network, weights, recorded="architecture" in record))
+        logger.info("Starting from the weights %s", weights)
+    return network.train()
+
+
+def _check_alike(network: Any, record: Mapping[str, Any], weights: Path, option: str) -> None:
+    """Refuse weights that were recorded for another architecture; what follows from other arguments has none."""
+    mine, theirs = (_lasting(part) for part in (architecture(network), record.get("architecture", {})))
+    wanted = {name: value for name, value in theirs.items() if name in mine and mine[name] != value}
+    if "_target_" in wanted:
+        theirs_is, mine_is = (str(part["_target_"]).rpartition(".")[2] for part in (theirs, mine))
+        raise CheckpointError(
+            f"{weights} holds a {theirs_is}, and a {mine_is} is to be trained: give other config files"
+        )
+    if wanted:
+        given = ", ".join(f"{name} {value} there and {mine[name]} here" for name, value in wanted.items())
+        names = [name for part in (record.get("condition") or {}).values() for name in part]
+        options = {f"{option}::{name}": value for name, value in wanted.items() if name != "condition_dim"}
+        options |= {"condition_names": names} if "condition_dim" in wanted else {}
+        fitting = " ".join(f'--{name} "{value}"' for name, value in options.items())
+        raise CheckpointError(f"{weights} is of another architecture, {given}: give {fitting}, or other weights")
+
+
+def _lasting(value: Any) -> Any:
+    """A recorded architecture without what training alone uses, and without defaults that stand as None."""
+    if isinstance(value, Mapping):
+        return {key: _lasting(each) for key, each in value.items() if key not in _OF_TRAINING and each is not None}
+    return [_lasting(each) for each in value] if isinstance(value, list) else value
 
 
 def load_priors(folder: Path, autoencoder: Any, priors: Sequence[Any] | None = None) -> LoadedPriors:

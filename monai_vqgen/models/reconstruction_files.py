@@ -1,4 +1,4 @@
-"""Where `inference.json` writes: names that mirror the input's, known before the run; NIfTI and secondary captures."""
+"""Where `inference.json` writes: names that mirror the input's, known before the run; NIfTI, PNG, DICOM captures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from nibabel.orientations import aff2axcodes
 
-from monai_vqgen.data import CaptureLabels, write_secondary_captures
+from monai_vqgen.data import CaptureLabels, CompleteNiftiWriter, write_secondary_captures
 from monai_vqgen.data.io.captures import check_highdicom
 from monai_vqgen.errors import DatalistError, ScanError
 from monai_vqgen.files import place_of
+from monai_vqgen.plots.pictures import as_shown, save_png
 from monai_vqgen.transforms.geometry import PLANES
 from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 
-__all__ = ["ReconstructionLayout", "SaveSecondaryCapturesd", "capture_folder", "plane_through", "reconstruction_names"]
+__all__ = [
+    "ReconstructionLayout",
+    "ReconstructionWriter",
+    "SaveSecondaryCapturesd",
+    "capture_folder",
+    "plane_through",
+    "reconstruction_names",
+]
 
 INPUT_SUFFIXES = (".nii.gz", ".nii", *PICTURE_SUFFIXES)
 
@@ -53,13 +61,14 @@ def reconstruction_names(
 
 def capture_folder(path: Path, dataset_dir: Path, postfix: str) -> str:
     """Where an input's secondary captures go, relative to the output folder."""
-    return _name(path, dataset_dir, postfix).removesuffix(".nii.gz") + "_dicom"
+    return _name(path, dataset_dir, postfix, suffix="_dicom")
 
 
-def _name(path: Path, folder: Path, postfix: str) -> str:
+def _name(path: Path, folder: Path, postfix: str, *, suffix: str = "") -> str:
+    suffix = suffix or (".png" if path.suffix.lower() in PICTURE_SUFFIXES else ".nii.gz")
     path = Path(os.path.normpath(path))  # not resolved: a link's own name counts
     parent = path.parent.relative_to(folder) if folder in path.parents else Path()
-    return (parent / f"{_stem(path)}_{postfix}.nii.gz").as_posix()
+    return (parent / f"{_stem(path)}_{postfix}{suffix}").as_posix()
 
 
 def _stem(path: Path) -> str:
@@ -86,6 +95,17 @@ class ReconstructionLayout(FolderLayoutBase):
         path = place_of(self.output_dir, name) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+class ReconstructionWriter(CompleteNiftiWriter):
+    """MONAI's image writer for these names: a picture comes back as PNG of 8 bits, anything else as NIfTI."""
+
+    def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
+        """Write beside the file, then rename."""
+        if not str(filename).endswith(".png"):
+            return super().write(filename, verbose=verbose, **obj_kwargs)
+        pixels = np.asarray(self.data_obj, dtype=np.float32)
+        return save_png(as_shown(np.moveaxis(pixels.reshape(*pixels.shape[:2], -1), -1, 0)), Path(filename))
 
 
 DERIVATION = "Reconstruction from the discrete codes of a vector-quantized autoencoder; details are lost."
@@ -135,6 +155,8 @@ class SaveSecondaryCapturesd(MapTransform):
 
     def _write(self, image: MetaTensor) -> None:
         path = Path(str(image.meta["filename_or_obj"]))
+        if len(image) > 1:
+            raise ScanError(f"{path}: DICOM takes one channel, and there are {len(image)}; leave --dicom out")
         voxels = np.asarray(image.as_tensor()[0].cpu())
         if voxels.ndim not in (2, 3):
             raise ScanError(f"{path}: shape {tuple(image.shape)} is neither a volume nor a slice")

@@ -91,6 +91,7 @@ class ModelRecord(NamedTuple):
         plane: of the slices; None where unknown, and for volumes.
         pixel_mm: pixel size in mm; None where unknown.
         percentiles: of a volume's foreground, that become 0 and 1.
+        window: (low, high) in the scans' own units that become 0 and 1 in place of percentiles; None for these.
         version: of the bundle, or of the package that trained it.
         license: of the weights; empty where nobody has said.
         data: what it was trained on, in words.
@@ -101,6 +102,7 @@ class ModelRecord(NamedTuple):
     plane: str | None = None
     pixel_mm: float | None = None
     percentiles: tuple[float, float] = PERCENTILES
+    window: tuple[float, float] | None = None
     version: str = ""
     license: str = ""
     data: str = ""
@@ -110,7 +112,7 @@ class ModelRecord(NamedTuple):
     def from_json(cls, content: Mapping[str, Any]) -> ModelRecord:
         """Take the fields that are there; the rest keeps its default."""
         known = {name: content[name] for name in cls._fields if content.get(name) is not None}
-        for name, kind in {"image_size": int, "percentiles": float}.items():
+        for name, kind in {"image_size": int, "percentiles": float, "window": float}.items():
             if name in known:
                 known[name] = tuple(kind(n) for n in known[name])
         return cls(**known)
@@ -127,7 +129,9 @@ def autoencoder_record(network: Any, dataset_dir: str | Path | None = None, **mo
     """
     path = None if dataset_dir is None else Path(dataset_dir) / "datalist.json"
     listed = read_json(path) if path is not None and path.is_file() else {}
-    known = {name: listed[name] for name in ("image_size", "plane", "pixel_mm", "percentiles") if listed.get(name)}
+    known = {
+        name: listed[name] for name in ("image_size", "plane", "pixel_mm", "percentiles", "window") if listed.get(name)
+    }
     training = listed.get("training", [])
     subjects = {item.get("subject") for item in training} - {None}
     if training:

@@ -24,7 +24,7 @@ from monai_vqgen.errors import InputError
 from monai_vqgen.files import write_json
 from monai_vqgen.models.samples import asked_for, drawn_with, sample_affines
 from monai_vqgen.models.trained_model import TrainedModel
-from monai_vqgen.plots.pictures import save_grid, save_png
+from monai_vqgen.plots.pictures import as_shown, save_grid, save_png
 from monai_vqgen.transforms.geometry import check_plane
 
 __all__ = ["SAMPLE_FILES", "SampleFiles", "SampleInferer"]
@@ -106,7 +106,7 @@ class SampleFiles:
         dicom: also write each as a secondary capture, `dicom/sample_0000/0001.dcm`.
 
     Raises:
-        InputError: no such plane; highdicom is not installed.
+        InputError: no such plane; DICOM of several channels, or without highdicom.
     """
 
     def __init__(
@@ -124,6 +124,8 @@ class SampleFiles:
         self.pixel_mm = pixel_mm or record.pixel_mm or 1.0
         if dicom:
             check_highdicom()
+            if (channels := inferer.model.autoencoder.in_channels) > 1:
+                raise InputError(f"DICOM takes one channel, and the samples have {channels}: leave --dicom out")
         self.dicom = dicom
 
     def attach(self, engine: Engine) -> None:
@@ -140,9 +142,9 @@ class SampleFiles:
             about = self.inferer.about(number)
             position = about["condition"].get("position_mm")
             affine = sample_affines(self.plane, image_cs.shape[1:], self.pixel_mm, [position])[0].numpy()
-            write_slice_nifti(self.folder / f"{_name(number)}.nii.gz", image_cs[0], affine, about)
+            write_slice_nifti(self.folder / f"{_name(number)}.nii.gz", image_cs, affine, about)
             told = f"{drawn_with(self.inferer.seed, self.inferer.settings)}; {asked_for(about['condition'])}"
-            save_png(image_cs[0], self.folder / f"{_name(number)}.png", description=told)
+            save_png(as_shown(image_cs), self.folder / f"{_name(number)}.png", description=told)
             if self.dicom:
                 self._write_capture(about, image_cs[0], affine)
 

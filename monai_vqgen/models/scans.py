@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from monai_vqgen.data import discover_volumes, load_datalist, read_volume
+from monai_vqgen.data.slices.datalists import loose_pictures
 from monai_vqgen.errors import DatalistError, InputError, ScanError, root_cause
 from monai_vqgen.models.record import ModelRecord
 from monai_vqgen.transforms import LoadSlice
@@ -32,7 +33,7 @@ BUNDLE_PIXEL_MM = 1.736  # mm, of `extract_slices.json`: for weights whose recor
 def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list[dict[str, Any]]:
     """What to reconstruct: one file, the slices of a split where the folder holds a datalist, else every volume in it.
 
-    Folders named train, validate and test hold slices too.
+    Folders named train, validate and test hold slices too; of a folder of pictures alone all are taken.
 
     Raises:
         DatalistError: the folder is missing, or holds neither slices nor volumes.
@@ -41,6 +42,8 @@ def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list
     folder = Path(dataset_dir).resolve()
     if folder.is_file():
         return [{"image": str(folder), "subject": folder.name.split(".")[0]}]
+    if folder.is_dir() and (pictures := loose_pictures(folder)):
+        return [{"image": str(path)} for path in pictures]
     try:
         return [dict(item) for item in load_datalist(folder, split)]
     except DatalistError:
@@ -55,6 +58,8 @@ def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list
 
 def model_pixel_mm(record: ModelRecord, dataset_dir: str | Path, split: str = "test") -> float | None:
     """Pixel size in mm to resample scans to: the model's for volumes, None for slices, which have it already."""
+    if Path(dataset_dir).suffix.lower() in PICTURE_SUFFIXES:
+        return None
     try:
         load_datalist(dataset_dir, split)
     except DatalistError:
@@ -131,28 +136,29 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
 
 
 class LoadScand(MapTransform):
-    """Load a volume `[1, X, Y, Z]`, or a slice in [0, 1]: NIfTI `[1, H, W, 1]`, PNG `[1, H, W]`; as MetaTensor.
+    """Load a volume `[1, X, Y, Z]`, or a slice in [0, 1]: NIfTI `[C, H, W, 1]`, PNG `[C, H, W]`; as MetaTensor.
 
     Volumes are read to the last byte and checked (`monai_vqgen.data.read_volume`): NIfTI or a folder of one DICOM
     series.
 
     Args:
         keys: entries of the dictionary that hold paths.
+        channels: of slices, as `LoadSlice` takes them; volumes have one.
         allow_missing_keys: whether a dictionary may lack one of them.
 
     Raises:
-        ScanError: the file is unreadable, truncated, or no gray-value volume or slice.
+        ScanError: the file is unreadable, truncated, or no gray-value volume and no slice of as many channels.
     """
 
-    def __init__(self, keys: KeysCollection = "image", allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection = "image", *, channels: int = 1, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.channels = channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the dictionary with images in place of paths."""
         loaded = dict(data)
         for key in self.key_iterator(loaded):
-            path = Path(str(loaded[key]))
-            loaded[key] = _load(path)
+            loaded[key] = _load(Path(str(loaded[key])), self.channels)
         return loaded
 
 
@@ -176,13 +182,17 @@ def as_volume(volume: Any) -> MetaTensor:
     return image
 
 
-def _load(path: Path) -> MetaTensor:
+def _load(path: Path, channels: int = 1) -> MetaTensor:
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        image = LoadSlice()(path)
+        image = LoadSlice(channels=channels)(path)
         return MetaTensor(image.as_tensor(), affine=image.affine, meta=_meta(path, image.affine, image.shape[1:]))
     shape = _flat_shape(path)
     if shape is not None:
-        return _load_slice(path, shape)
+        return _load_slice(path, shape, channels)
+    if channels > 1:
+        raise ScanError(
+            f"{path}: a volume has one channel, the model {channels}; give its slices [H, W, 1, {channels}]"
+        )
     volume = read_volume(path)
     values = torch.from_numpy(np.ascontiguousarray(volume.voxels_s, dtype=np.float32)) * volume.slope
     meta = _meta(path, volume.affine, tuple(values.shape))
@@ -200,9 +210,9 @@ def _meta(path: Path, affine: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _load_slice(path: Path, shape: tuple[int, ...]) -> MetaTensor:
-    if shape[2:] and set(shape[2:]) != {1}:
+def _load_slice(path: Path, shape: tuple[int, ...], channels: int) -> MetaTensor:
+    if set(shape[2:]) - {1, channels}:
         raise ScanError(f"{path}: shape {shape} is neither a volume nor a slice [H, W, 1]; reorder its axes")
-    image = LoadSlice()(path)
-    values = image.as_tensor().reshape(1, *shape[:3])
+    image = LoadSlice(channels=channels)(path)
+    values = image.as_tensor().reshape(channels, *shape[:3])
     return MetaTensor(values, affine=image.affine, meta=_meta(path, image.affine, shape))

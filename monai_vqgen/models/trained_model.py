@@ -212,8 +212,10 @@ class TrainedModel:
 
         if self.autoencoder.spatial_dims != 2:
             raise InputError("this model is one of volumes, and scans are reconstructed slice by slice: use encode")
+        if (channels := self.autoencoder.in_channels) > 1:
+            raise InputError(f"this model is one of {channels} channels, and a scan has one: use encode and decode")
         lower, upper = self.record.percentiles
-        window = {"lower": lower, "upper": upper, "batch_size": self.batch_size}
+        window = {"lower": lower, "upper": upper, "window": self.record.window, "batch_size": self.batch_size}
         return VolumeReconstructionInferer(
             plane or self.record.plane or "axial", pixel_mm=pixel_mm or self.record.pixel_mm, **{**window, **options}
         )

@@ -31,6 +31,12 @@ class Recorded:
         object.__setattr__(instance, "_recorded", {name: _noted(value) for name, value in arguments.items()})
         return instance
 
+    def _told(self, name: str, value: Any) -> Any:
+        """Record what an argument that was left out has become; returns it."""
+        if name in self._recorded:
+            self._recorded[name] = _noted(value)
+        return value
+
 
 def architecture(module: Recorded) -> dict[str, Any]:
     """The class and constructor arguments of a network, as JSON takes them.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_vqgen.errors import InputError
 
+LABEL = "label"  # the condition that is a category even where it is written in digits
 MISSING = ("", "n/a")  # "not known" in participants.tsv (BIDS 1.9, section "Tabular files"), as is None
 
 
@@ -88,7 +89,7 @@ class ConditionEncoder:
 
     @classmethod
     def fit(cls, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> ConditionEncoder:
-        """Ranges and values from records: numbers become continuous, anything else categorical (sorted).
+        """Ranges and values from records: numbers become continuous, anything else and labels categorical (sorted).
 
         Args:
             records: one mapping a slice, such as the entries of a datalist.
@@ -102,7 +103,7 @@ class ConditionEncoder:
                 available = sorted({key for record in records for key in record})
                 raise InputError(f"no record has a value for condition {name!r}; the records have {available}")
             numbers = [number for value in known if (number := _as_number(value)) is not None]
-            if len(numbers) == len(known):
+            if len(numbers) == len(known) and name != LABEL:
                 continuous[name] = (min(numbers), max(numbers))
             else:
                 categorical[name] = sorted({str(value) for value in known})

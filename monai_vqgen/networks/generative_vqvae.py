@@ -51,7 +51,7 @@ class GenerativeVQVAE(HierarchicalVQVAE):
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        out_channels: channels of the reconstruction.
+        out_channels: channels of the reconstruction; None for those of the image.
         strides: image pixels per code along an axis, coarsest level first, as in `HierarchicalVQVAE`.
         widths: channels at full resolution, at half of it, and so on down to the coarsest grid; multiples of 8.
         decoder_widths: those of the decoder, the same number of them; ``None`` takes `widths`. Detail that the codes do
@@ -81,7 +81,7 @@ class GenerativeVQVAE(HierarchicalVQVAE):
         spatial_dims: int = 2,
         in_channels: int = 1,
         *,
-        out_channels: int = 1,
+        out_channels: int | None = None,
         strides: Sequence[int] = (8,),
         widths: Sequence[int] = (24, 48, 96, 192),
         decoder_widths: Sequence[int] | None = None,
@@ -95,6 +95,7 @@ class GenerativeVQVAE(HierarchicalVQVAE):
     ) -> None:
         nn.Module.__init__(self)
         self._start(spatial_dims, in_channels, strides, finer_dropout=finer_dropout)
+        out_channels = self._told("out_channels", in_channels if out_channels is None else out_channels)
         decoder_widths = widths if decoder_widths is None else decoder_widths
         _check_widths(strides, widths, num_heads)
         _check_widths(strides, decoder_widths, num_heads, name="decoder_widths")

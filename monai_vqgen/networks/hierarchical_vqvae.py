@@ -58,7 +58,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        out_channels: channels of the reconstruction.
+        out_channels: channels of the reconstruction; None for those of the image.
         strides: image pixels per code along an axis, coarsest level first; powers of two, each a multiple of the next.
         channels: hidden channels.
         residual_channels: hidden channels of a residual unit.
@@ -95,7 +95,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         spatial_dims: int = 2,
         in_channels: int = 1,
         *,
-        out_channels: int = 1,
+        out_channels: int | None = None,
         strides: Sequence[int] = (8, 4),
         channels: int = 64,
         residual_channels: int = 32,
@@ -107,6 +107,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
     ) -> None:
         super().__init__()
         self._start(spatial_dims, in_channels, strides, finer_dropout=finer_dropout)
+        out_channels = self._told("out_channels", in_channels if out_channels is None else out_channels)
         self._start_quantizers(quantizers, num_codes=num_codes, code_dim=code_dim)
         # Coarsest first: the ratio of a level to the next finer one, and of the finest to the image.
         ratios = [coarse // fine for coarse, fine in pairwise([*strides, 1])]
@@ -280,7 +281,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         if images_bcs.shape[1] != self.in_channels:
             raise InputError(
                 f"images of {images_bcs.shape[1]} channels for a network of {self.in_channels}: set "
-                "network_def::in_channels and network_def::out_channels, or convert the images"
+                "network_def::in_channels, or convert the images"
             )
         if 0 in images_bcs.shape[2:]:
             raise InputError(f"images of shape {tuple(images_bcs.shape)} have no pixels: every side needs at least one")

@@ -46,8 +46,18 @@ class Curve(NamedTuple):
     y: Sequence[float]
 
 
+def as_shown(image_chw: NDArray) -> NDArray:
+    """How an image of several channels is shown: one as gray (h, w), three as colors (h, w, 3), others side by side.
+
+    Examples:
+        >>> [as_shown(np.zeros((c, 4, 6))).shape for c in (1, 2, 3)]
+        [(4, 6), (4, 12), (4, 6, 3)]
+    """
+    return np.moveaxis(image_chw, 0, -1) if len(image_chw) == 3 else np.concatenate(image_chw, axis=1)
+
+
 def save_png(image_hw: NDArray, path: str | Path, *, description: str = "") -> None:
-    """Write one gray image in [0, 1] as 8-bit PNG, with a description in its `Description` text."""
+    """Write one image in [0, 1], gray or (h, w, 3), as 8-bit PNG, with a description in its `Description` text."""
     bytes_hw = (np.clip(np.nan_to_num(image_hw), 0, 1) * 255 + 0.5).astype(np.uint8)
     texts = PngInfo()
     if description:
@@ -82,7 +92,7 @@ def save_rows(rows: Sequence[PictureRow], path: str | Path, *, title: str = "", 
         title: a line above them.
         pixels: width of one image in the picture.
     """
-    columns, (height, width) = len(rows[0].images_nhw), rows[0].images_nhw.shape[1:]
+    columns, (height, width) = len(rows[0].images_nhw), rows[0].images_nhw.shape[1:3]
     label, cell_w, cell_h = 1.25, pixels / DPI, pixels / DPI * height / width
     figure = _titled_figure(label + columns * cell_w, len(rows) * cell_h, title)
     size = tuple(figure.get_size_inches())
@@ -102,13 +112,13 @@ def save_grid(
     """Write images row by row, nearly square unless the columns are given.
 
     Args:
-        images_nhw: in [0, 1].
+        images_nhw: in [0, 1], (n, h, w), or (n, h, w, 3) in color.
         path: the PNG.
         marks: one an image, in its corner.
         title: a line above them.
         columns: images a row.
     """
-    count, height, width = images_nhw.shape
+    count, height, width = images_nhw.shape[:3]
     columns = columns or max(1, int(np.ceil(np.sqrt(count))))
     rows, cell_w = max(1, -(-count // columns)), TILE_PIXELS / DPI
     cell_h = cell_w * height / width

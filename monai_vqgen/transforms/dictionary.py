@@ -214,10 +214,11 @@ class LoadSliced(_OfEachKey):
         *,
         value_range: Sequence[float] | None = None,
         color: str = "error",
+        channels: int = 1,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.each = LoadSlice(value_range=value_range, color=color)
+        self.each = LoadSlice(value_range=value_range, color=color, channels=channels)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load every key."""

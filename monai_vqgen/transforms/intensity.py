@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.tensors import name_of, to_numpy, with_values
 
-__all__ = ["ScaleForeground", "scale_to_window"]
+__all__ = ["ScaleForeground", "check_window", "scale_to_window"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,20 @@ def scale_to_window(pixels: NDArray, window: Window) -> NDArray:
     scaled *= np.float32(1 / (window.high - window.low))
     np.clip(scaled, 0, 1, out=scaled)  # clip keeps NaN
     return np.nan_to_num(scaled, copy=False, nan=0.0)
+
+
+def check_window(window: Any) -> None:
+    """Refuse what is no window; None is as good as one.
+
+    Raises:
+        InputError: not two finite numbers, the lower one first.
+    """
+    try:
+        if window is None or (len(window) == 2 and -math.inf < float(window[0]) < float(window[1]) < math.inf):
+            return
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"window is {window!r}; expected (low, high) with low < high, such as (-100, 300) in CT")
 
 
 class ScaleForeground(Transform):
@@ -69,8 +84,7 @@ class ScaleForeground(Transform):
     def __init__(self, lower: float = 0.5, upper: float = 99.5, *, window: tuple[float, float] | None = None) -> None:
         if not 0 <= lower < upper <= 100:
             raise InputError(f"percentiles are {lower} and {upper}; expected 0 <= lower < upper <= 100")
-        if window is not None and not window[1] > window[0]:
-            raise InputError(f"window is {window}; expected (low, high) with low < high")
+        check_window(window)
         self.lower, self.upper = lower, upper
         self.window = Window(float(window[0]), float(window[1])) if window is not None else None
 

@@ -38,12 +38,13 @@ RANGE_SLACK = 1e-4  # rounding of other programs' floats; clipped
 
 
 class LoadSlice(Transform):
-    """Load one slice as `[1, H, W]`, float32 in [0, 1], in display order: rows down, columns right.
+    """Load one slice as `[C, H, W]`, float32 in [0, 1], in display order: rows down, columns right.
 
     | file | values |
     |---|---|
     | PNG, JPEG, BMP, TIFF, 8 or 16 bit gray | divided by 255 or 65,535 |
-    | a picture in color | an error, or its luminance with `color="luminance"` |
+    | a picture in color | red, green, blue with `channels=3`; else an error, or its luminance (`color="luminance"`) |
+    | a gray picture with `channels=3` | the same in each |
     | NIfTI `[H, W]` or `[H, W, 1]` or TIFF within [0, 1], as `extract_slices` writes | as they are |
     | NIfTI of uint8 without scaling | divided by 255 |
     | any other | an error: give one `value_range` for all slices, or extract slices from the volumes |
@@ -51,6 +52,7 @@ class LoadSlice(Transform):
     Args:
         value_range: (low, high) in the file's units that become 0 and 1, clipped.
         color: "error" or "luminance".
+        channels: 1; 3 for pictures in color; any number for NIfTI of as many contrasts, `[H, W, 1, C]` or `[H, W, C]`.
 
     Shapes: a path to a MetaTensor. A picture's affine is the identity. meta: `filename_or_obj`, and `subject`, `plane`
     and `position_mm` where the file states them.
@@ -59,8 +61,8 @@ class LoadSlice(Transform):
     sagittal slices with `squeeze_end_dims=False`.
 
     Raises:
-        ScanError: missing, unreadable, truncated, damaged, not one slice, transparent, larger than a file of that size
-            may be, NaN, or values of an unknown range.
+        ScanError: missing, unreadable, truncated, damaged, not one slice, of other channels, transparent, larger than a
+            file of that size may be, NaN, or values of an unknown range.
 
     Examples:
         >>> import tempfile
@@ -73,13 +75,15 @@ class LoadSlice(Transform):
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012 (MONAI's own convention)
 
-    def __init__(self, *, value_range: Sequence[float] | None = None, color: str = "error") -> None:
+    def __init__(self, *, value_range: Sequence[float] | None = None, color: str = "error", channels: int = 1) -> None:
         if value_range is not None and (len(value_range) != 2 or not value_range[1] > value_range[0]):
             raise InputError(f"value_range is {value_range}; give (low, high) with low < high")
         if color not in ("error", "luminance"):
             raise InputError(f"color is {color!r}; choose 'error' or 'luminance'")
         self.value_range = (float(value_range[0]), float(value_range[1])) if value_range is not None else None
-        self.color = color
+        if channels < 1:
+            raise InputError(f"channels is {channels}; give a whole number, at least 1")
+        self.color, self.channels = color, channels
 
     def __call__(self, filename: str | Path) -> MetaTensor:
         """Load one file."""
@@ -91,7 +95,8 @@ class LoadSlice(Transform):
         else:
             pixels, affine, meta = self._nifti(path)
         meta["filename_or_obj"] = str(path)
-        image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)[None])
+        pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+        image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
         return as_slice(image, affine, meta)
 
     def _picture(self, path: Path) -> NDArray:
@@ -101,8 +106,12 @@ class LoadSlice(Transform):
             raise
         except Exception as error:  # Pillow raises many kinds for damaged files
             raise ScanError(f"{path}: unreadable or truncated picture ({error}); download or copy it again") from error
+        if self.channels not in (1, 3):
+            raise ScanError(f"{path}: a picture has no {self.channels} channels; give NIfTI [H, W, 1, {self.channels}]")
         if pixels.ndim == 3:
             pixels = self._gray(pixels, path)
+        if self.channels == 3 and pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=-1)
         if self.value_range is None and mode in FULL:
             return np.asarray(pixels, dtype=np.float32) / FULL[mode]
         return self._ranged(pixels, False, path)
@@ -113,21 +122,32 @@ class LoadSlice(Transform):
         color = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
         if (color == color[..., :1]).all():  # gray stored as color
             return color[..., 0]
+        if self.channels == 3:
+            return color
         if self.color == "error":
             raise ScanError(
-                f"{path}: a color picture; convert it to gray, or load it in Python with LoadSlice(color='luminance')"
+                f"{path}: a color picture; convert it to gray, or load it in Python with LoadSlice(color='luminance'); "
+                "to train on colors give --network_def::in_channels 3"
             )
         return color @ LUMA
 
     def _nifti(self, path: Path) -> tuple[NDArray, NDArray, dict[str, Any]]:
         stored = read_nifti(
-            path, lambda shape: None if len(shape) > 1 and set(shape[2:]) <= {1} else "is not a slice [H, W, 1]"
+            path, lambda shape: None if len(shape) > 1 and self._holds(shape[2:]) else f"is not {self._wanted()}"
         )
-        pixels = stored.voxels_s.reshape(stored.voxels_s.shape[:2])
+        pixels = stored.voxels_s.reshape(*stored.voxels_s.shape[:2], *([self.channels] if self.channels > 1 else []))
         unscaled = stored.slope == 1 and stored.offset == 0
         is_byte = pixels.dtype == np.uint8 and unscaled
         scaled = pixels if unscaled else pixels * stored.slope + stored.offset
         return self._ranged(scaled, is_byte, path), stored.affine, _about(stored.comments)
+
+    def _holds(self, further: Sequence[int]) -> bool:
+        """Whether the axes after rows and columns are those of the channels."""
+        longer = [size for size in further if size != 1]
+        return longer == ([self.channels] if self.channels > 1 else [])
+
+    def _wanted(self) -> str:
+        return "a slice [H, W, 1]" if self.channels == 1 else f"a slice of {self.channels} channels [H, W, 1, C]"
 
     def _ranged(self, pixels: NDArray, is_byte: bool, path: Path) -> NDArray:
         if not np.isfinite(pixels).all():

@@ -26,6 +26,7 @@ HELD_BY = {
     "docs/SCALING.md": "tests/integration/test_scaling_docs.py",
     "docs/data.md": "tests/integration/test_readme.py",
     "docs/getting_started.md": "tests/integration/test_readme.py",
+    "docs/own_data.md": "tests/integration/test_own_data.py",
     "docs/reliability.md": "tests/integration/test_soak.py",
     "docs/sharing.md": "tests/integration/test_sharing.py",
     "docs/training.md": "tests/integration/test_readme.py",

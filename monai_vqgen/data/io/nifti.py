@@ -37,33 +37,41 @@ def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, commen
 
 
 def write_slice_nifti(path: Path, pixels_hw: NDArray, affine: NDArray, about: Mapping[str, Any]) -> None:
-    """Write a slice as NIfTI `[H, W, 1]`, float32, with `about` as JSON in a comment extension.
+    """Write a slice, (h, w) or of several channels (c, h, w), as NIfTI `[H, W, 1]` or `[H, W, 1, C]`, float32.
 
-    The affine of a slice cut from a scan is made in `transforms.volume_slicing.cut_plane` and moved with its frame by
-    `transforms.size.frame_affine`; that of a sample in `models.samples.sample_affines`.
+    `about` goes as JSON into a comment extension. The affine of a slice cut from a scan is made in
+    `transforms.volume_slicing.cut_plane` and moved with its frame by `transforms.size.frame_affine`; that of a sample
+    in `models.samples.sample_affines`.
     """
-    pixels = np.ascontiguousarray(pixels_hw, dtype=np.float32)[:, :, None]
+    channels = pixels_hw[None] if pixels_hw.ndim == 2 else pixels_hw
+    pixels = np.ascontiguousarray(_channels_last(channels), dtype=np.float32)
     write_volume_nifti(path, pixels, affine, comment=json.dumps(about))
 
 
-class CompleteNiftiWriter(NibabelWriter):
-    """MONAI's NIfTI writer for one channel, `SaveImaged(..., writer=CompleteNiftiWriter)`: nothing is resampled.
+def _channels_last(voxels_cs: NDArray) -> NDArray:
+    """A volume (c, x, y, z) or slice (c, h, w) as NIfTI has it: three axes, and a fourth where there are channels."""
+    voxels_cs = voxels_cs[..., None] if voxels_cs.ndim == 3 else voxels_cs
+    return voxels_cs[0] if len(voxels_cs) == 1 else np.moveaxis(voxels_cs, 0, -1)
 
-    A slice `[1, H, W]` or `[1, H, W, 1]` becomes `[H, W, 1]`, placed in space by its 4x4 affine. MONAI's own writer
+
+class CompleteNiftiWriter(NibabelWriter):
+    """MONAI's NIfTI writer, `SaveImaged(..., writer=CompleteNiftiWriter)`: nothing is resampled.
+
+    A slice `[1, H, W]` or `[1, H, W, 1]` becomes `[H, W, 1]`, placed in space by its 4x4 affine; one of several
+    channels becomes `[H, W, 1, C]`. MONAI's own writer
     treats it as a picture in the x-y plane: it cannot write one in any other plane, nor one whose meta lacks the
     volume's shape. A file at its final name is complete.
     """
 
     def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
-        """Take `[1, X, Y, Z]` or `[1, H, W]` as it is; MONAI would also drop a last spatial axis of one voxel.
+        """Take `[C, X, Y, Z]` or `[C, H, W]` as it is; MONAI would also drop a last spatial axis of one voxel.
 
         Raises:
             ScanError: another shape.
         """
-        if data_array.ndim not in (3, 4) or data_array.shape[0] != 1:
-            raise ScanError(f"shape {tuple(data_array.shape)}: expected one channel, [1, X, Y, Z] or [1, H, W]")
-        voxels = np.asarray(data_array[0])
-        self.data_obj = voxels[..., None] if voxels.ndim == 2 else voxels
+        if data_array.ndim not in (3, 4):
+            raise ScanError(f"shape {tuple(data_array.shape)}: expected channels first, [C, X, Y, Z] or [C, H, W]")
+        self.data_obj = _channels_last(np.asarray(data_array))
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, resample: bool = True, **options: Any) -> None:
         """Take the affine; `resample` and its options do not apply to slices and are ignored."""

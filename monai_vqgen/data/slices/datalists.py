@@ -1,4 +1,4 @@
-"""Lists of slices: the datalist.json of `extract_slices`, or ready-made train / validate / test folders."""
+"""Lists of slices: the datalist.json of `extract_slices`, ready-made train / validate / test folders, or pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monai_vqgen.data.slices.participants import MISSING, number_in, read_table
+from monai_vqgen.data.slices.sources import subject_of
+from monai_vqgen.data.slices.splits import split_subjects
 from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.files import read_json
 from monai_vqgen.transforms.geometry import PLANES
@@ -23,6 +27,7 @@ __all__ = [
     "SliceGeometry",
     "evenly_spaced",
     "load_datalist",
+    "loose_pictures",
     "read_slice_geometry",
     "records_digest",
 ]
@@ -37,6 +42,8 @@ FOLDER_NAMES = {
 }
 _SPLIT_OF = {name: split for split, names in FOLDER_NAMES.items() for name in names}
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+LABELS = "labels.csv"
+_AS_WRITTEN = ("label", "subject")  # columns of words, even where they are digits
 
 
 class SliceGeometry(NamedTuple):
@@ -61,7 +68,12 @@ def load_datalist(dataset_dir: str | Path, split: str, *, disjoint: bool = True)
 
     Reads `datalist.json` if there is one; otherwise folders of slices (NIfTI, PNG, JPEG, BMP, TIFF) whose name, or its
     part after the last underscore, is a split's (train, validate, test and their synonyms). Other files in them are
-    logged.
+    logged. A folder of pictures alone is divided by `split_subjects`: by subject where names tell it, as `subject_of`
+    has it, else each for itself.
+
+    `labels.csv` in the folder, or in that of a split, has the columns image (a path relative to it), label, and any
+    others; they go into the records. Without it sub-folders with two names or more are labels, unless they name
+    subjects.
 
     Args:
         dataset_dir: the folder.
@@ -70,7 +82,7 @@ def load_datalist(dataset_dir: str | Path, split: str, *, disjoint: bool = True)
 
     Raises:
         DatalistError: an empty folder, an unreadable list, an empty split, a listed file that is missing or outside the
-            folder, or a subject or file in two splits.
+            folder, a subject or file in two splits, or labels without one of these columns.
         InputError: an unknown split, or volumes beside the folders of slices.
     """
     folder, wish = Path(dataset_dir).resolve(), split
@@ -151,8 +163,10 @@ def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]
 
 
 def _from_folders(folder: Path, split: str) -> list[dict[str, Any]]:
-    homes = {p for p in folder.iterdir() if p.is_dir() and _split_named(p)}
+    homes = _homes(folder)
     own = sorted(home for home in homes if _split_named(home) == split)
+    if loose := loose_pictures(folder):
+        return _divided(folder, loose, split)
     if not own:
         raise DatalistError(
             f"{folder} has neither datalist.json nor a folder for {split} ({', '.join(FOLDER_NAMES[split])}); "
@@ -166,9 +180,77 @@ def _from_folders(folder: Path, split: str) -> list[dict[str, Any]]:
         )
     files = sorted(p for home in own for p in home.rglob("*") if p.is_file() and not p.name.startswith("."))
     slices = [p for p in files if p.name.lower().endswith((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))]
-    if others := sorted(set(files) - set(slices)):
+    if others := sorted(p for p in set(files) - set(slices) if p.name != LABELS):
         logger.warning("%s: %d files are no slices (for example %s)", folder, len(others), others[0].name)
-    return [{"image": str(p)} for p in slices]
+    tables = [home / LABELS for home in (folder, *own)]
+    labels = {path: columns for table in tables for path, columns in _read_labels(table).items()}
+    labels = labels or {path: columns for home in own for path, columns in _folder_labels(home, slices).items()}
+    return [{"image": str(p), **labels.get(str(p), {})} for p in slices]
+
+
+def loose_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder that holds hardly anything else and is not divided, in order; of another folder none."""
+    if (folder / "datalist.json").is_file() or _homes(folder):
+        return []
+    hidden = re.compile(r"(^|/)\.")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not hidden.search(p.relative_to(folder).as_posix()))
+    pictures = [p for p in files if p.name.lower().endswith(PICTURE_SUFFIXES)]
+    scans = any(p.name.lower().endswith(NIFTI_SUFFIXES) for p in files)
+    return pictures if not scans and 2 * len(pictures) > len(files) else []
+
+
+def _divided(folder: Path, pictures: Sequence[Path], split: str) -> list[dict[str, Any]]:
+    """The records of one part of pictures in no folders by split: seeded, so that every call divides alike."""
+    labels = _read_labels(folder / LABELS) or _folder_labels(folder, pictures)
+    records, groups = [], []
+    for path in pictures:
+        inside = path.relative_to(folder)
+        subject = subject_of(inside)
+        records.append({"image": str(path), **({"subject": subject} if subject else {}), **labels.get(str(path), {})})
+        groups.append(str(records[-1].get("subject", inside)))
+    if (count := len(set(groups))) < len(SPLITS):
+        raise DatalistError(f"{folder} holds pictures of {count} subjects; give 3 or more, or train, validate and test")
+    parts = split_subjects(groups)
+    if split == SPLITS[0]:
+        counts = ", ".join(f"{len(part)} for {name}" for name, part in parts._asdict().items())
+        kind = "subjects" if any("subject" in record for record in records) else "pictures"
+        logger.info("%s has no folders by split; its %s are divided: %s", folder, kind, counts)
+    return [record for record, group in zip(records, groups, strict=True) if group in getattr(parts, split)]
+
+
+def _read_labels(path: Path) -> dict[str, dict[str, Any]]:
+    """The columns of each image in a table, by its path; none where there is no table."""
+    if not path.is_file():
+        return {}
+    (names, *rows) = [[cell.strip() for cell in row] for row in read_table(path)] or [[]]
+    if lacking := [name for name in ("image", "label") if name not in names]:
+        raise DatalistError(
+            f"{path} has the columns {', '.join(names) or 'none'}, not {lacking[0]}; give image and label"
+        )
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        known = {name: text for name, text in zip(names, row, strict=False) if name and text.lower() not in MISSING}
+        image = os.path.normpath(path.parent / known.pop("image", ""))
+        if path.parent not in Path(image).parents or not os.path.isfile(image):
+            raise DatalistError(f"{path} names {os.path.relpath(image, path.parent)}, which is missing there; mend it")
+        if image in found:
+            raise DatalistError(f"{path} names {os.path.relpath(image, path.parent)} twice; mend it")
+        numbers = {name: number_in(text) for name, text in known.items() if name not in _AS_WRITTEN}
+        found[image] = {**known, **{name: number for name, number in numbers.items() if number is not None}}
+    return found
+
+
+def _folder_labels(home: Path, pictures: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The sub-folder of each picture as its label, where all lie in one and there are several."""
+    names = {path: path.relative_to(home).parts[0] for path in pictures if home in path.parents}
+    labels = {name for path, name in names.items() if path.parent != home}
+    plain = any(path.parent == home or subject_of(Path(name)) for path, name in names.items())
+    return {} if plain or len(labels) < 2 else {str(path): {"label": name} for path, name in names.items()}
+
+
+def _homes(folder: Path) -> set[Path]:
+    """The folders that are named after splits."""
+    return {p for p in folder.iterdir() if p.is_dir() and _split_named(p)}
 
 
 def _split_named(folder: Path) -> str | None:

@@ -222,6 +222,7 @@ def _description(options: SliceOptions, useful: Sequence[ScanOutcome]) -> dict[s
         "pixel_mm": round(float(sizes[0, 0]), 6) if common else None,
         "reference": options.reference,
         "percentiles": [options.lower, options.upper],
+        **({} if options.window is None else {"window": [float(value) for value in options.window]}),
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from monai_vqgen.errors import DatalistError
 from monai_vqgen.transforms.nifti import FREE_BYTES
 
-__all__ = ["read_participants", "rows_of_subjects"]
+__all__ = ["MISSING", "number_in", "read_participants", "read_table", "rows_of_subjects"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def read_participants(path: Path) -> dict[str, Columns]:
     """
     if not path.is_file():
         return {}
-    rows = _rows(path)
+    rows = read_table(path)
     if not rows:
         return {}
     names = [name.strip() for name in rows[0]]
@@ -78,9 +78,14 @@ def read_participants(path: Path) -> dict[str, Columns]:
     return table
 
 
-def _rows(path: Path) -> list[list[str]]:
+def read_table(path: Path) -> list[list[str]]:
+    """The rows of cells of a table in UTF-8, UTF-16 or Latin-1, between tabs, semicolons or commas.
+
+    Raises:
+        DatalistError: the file is too large or no table.
+    """
     if (size := path.stat().st_size) > FREE_BYTES:
-        raise DatalistError(f"{path} has {size / 2**20:.0f} MiB, which is no table of participants; move it away")
+        raise DatalistError(f"{path} has {size / 2**20:.0f} MiB, which is no table such as this; move it away")
     content = path.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -104,7 +109,7 @@ def _rows(path: Path) -> list[list[str]]:
 
 def _uniform(path: Path, name: str, values: Mapping[str, str]) -> Columns:
     """One column by subject: numbers, or words in one spelling; where neither is most frequent, each as it is."""
-    plain = {subject: number for subject, text in values.items() if (number := _number(text)) is not None}
+    plain = {subject: number for subject, text in values.items() if (number := number_in(text)) is not None}
     bounds = {
         s: float(bound.group(1)) for s, text in values.items() if s not in plain and (bound := BOUND.fullmatch(text))
     }
@@ -119,7 +124,8 @@ def _uniform(path: Path, name: str, values: Mapping[str, str]) -> Columns:
     return {**plain, **bounds}
 
 
-def _number(text: str) -> float | None:
+def number_in(text: str) -> float | None:
+    """The number that a cell holds, with a point or a decimal comma; None where it holds none."""
     plain = text.replace(",", ".") if DECIMAL_COMMA.fullmatch(text) else text
     return float(plain) if NUMBER.fullmatch(plain) and math.isfinite(float(plain)) else None
 

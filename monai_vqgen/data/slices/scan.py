@@ -11,7 +11,8 @@ from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.data.io.volume import read_volume
 from monai_vqgen.data.slices.sources import ScanRecord
 from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms.intensity import scale_to_window
+from monai_vqgen.transforms.foreground import Window
+from monai_vqgen.transforms.intensity import check_window, scale_to_window
 from monai_vqgen.transforms.size import (
     apply_frame,
     check_on_trim,
@@ -65,6 +66,7 @@ class SliceOptions(NamedTuple):
         on_trim: "error" skips a slice whose brain does not fit, "warn" crops it; both are logged.
         lower: percentile of the volume's foreground that becomes 0.
         upper: percentile that becomes 1.
+        window: (low, high) in the scans' own units in place of percentiles, such as Hounsfield units of CT.
     """
 
     plane: str = "axial"
@@ -78,6 +80,7 @@ class SliceOptions(NamedTuple):
     on_trim: str = "error"
     lower: float = 0.5
     upper: float = 99.5
+    window: Sequence[float] | None = None
 
     @property
     def positions_mm(self) -> tuple[float, ...]:
@@ -97,6 +100,7 @@ class SliceOptions(NamedTuple):
         check_on_trim(self.on_trim)
         if not 0 <= self.lower < self.upper <= 100:
             raise InputError(f"percentiles are {self.lower} and {self.upper}; expected 0 <= lower < upper <= 100")
+        check_window(self.window)
         if self.pixel_mm is not None and not self.pixel_mm > 0:
             raise InputError(f"pixel_mm is {self.pixel_mm}; give a positive size in millimeters, or None")
         _ = self.positions_mm, self.size
@@ -164,6 +168,8 @@ def _prepare(record: ScanRecord, options: SliceOptions) -> PreparedVolume:
         upper=options.upper,
         name=str(record.path),
     )
+    if options.window is not None:
+        return prepared._replace(window=Window(*map(float, options.window)))
     if not prepared.window.high > prepared.window.low:
         raise ScanError(f"{record.path}: the volume is constant; exclude the scan or export it again")
     return prepared

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from factories import tiny_model, write_slices
+from PIL import Image
 
 from monai_vqgen.__main__ import main
 from monai_vqgen.data import SliceOptions, make_phantoms, save_codes
@@ -290,3 +291,14 @@ def test_a_long_list_is_cut(tmp_path):
     assert "reading: 9: bad" in table
     assert "reading: 10: bad" not in table
     assert "reading: and 2 more" in table
+
+
+def test_a_folder_of_color_pictures_without_splits_has_no_finding(tmp_path):
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(30, 255, (16, 16, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    found = verify_folder(tmp_path)
+    assert found.findings == []
+    assert "4 training, 1 validation, 1 test" in found.summary
+    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:-60])
+    assert [(each.check, each.file) for each in verify_folder(tmp_path).findings] == [("reading", "5.png")]

@@ -174,3 +174,43 @@ def test_real_volumes_survive_both_resamplings(real_data):
         result, wanted = (i(volume[None], torch.nn.Identity())[0, 0] for i in (inferer, same_grid))
         error = torch.nn.functional.avg_pool2d((result - wanted).movedim(-1, 0)[:, None], 2)
         assert -10 * error.square().mean().log10() >= 40
+
+
+def test_a_window_is_what_the_network_sees_and_its_ends_are_what_comes_back():
+    seen = []
+
+    def network(images):
+        seen.append(images)
+        return images
+
+    volume = torch.full((1, 1, 12, 12, 4), -1000.0)
+    volume[..., 3:9, 3:9, :] = torch.linspace(-150, 450, 6 * 6 * 4).reshape(6, 6, 4)
+    result = VolumeReconstructionInferer("axial", window=(0, 200))(volume, network)
+    assert torch.cat(seen).min() == 0
+    assert torch.cat(seen).max() == 1
+    inside = (volume > 10) & (volume < 200)
+    torch.testing.assert_close(result[inside], volume[inside], atol=1e-3, rtol=0)
+    assert result[volume >= 200].unique().tolist() == pytest.approx([200.0])
+    assert (result[volume == -1000] == -1000).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 8, 8), (3, 2, 8, 8, 1)])
+def test_images_of_several_channels_are_shown_as_they_are_and_blank_ones_not_changed(shape):
+    images = torch.rand(shape)
+    images[1] = 0
+    shown = []
+
+    def network(batch):
+        shown.append(batch)
+        return 2 * batch + 0.1
+
+    result = VolumeReconstructionInferer("axial", batch_size=2, pixel_mm=3.0)(images, network)
+    assert [batch.shape for batch in shown] == [(2, 2, 8, 8), (1, 2, 8, 8)]
+    torch.testing.assert_close(result[[0, 2]], (2 * images[[0, 2]] + 0.1).clamp(0, 1))
+    assert not result[1].any()
+
+
+def test_pictures_know_no_millimeters_and_are_not_resampled():
+    images = torch.rand(2, 1, 9, 7)
+    result = VolumeReconstructionInferer("axial", pixel_mm=3.0)(images, torch.nn.Identity())
+    torch.testing.assert_close(result, images)

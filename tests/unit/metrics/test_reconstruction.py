@@ -130,7 +130,7 @@ def test_baselines_are_black_and_the_mean_of_training_images():
     [
         (torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), "11 pixels"),
         (torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 17), "cannot be compared"),
-        (torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16), "cannot be compared"),
+        (torch.zeros(1, 2, 16, 16), torch.zeros(1, 1, 16, 16), "cannot be compared"),
     ],
 )
 def test_images_that_cannot_be_scored_are_named(images, originals, message):
@@ -143,3 +143,11 @@ def test_empty_data_is_an_error():
         mean_scores([])
     with pytest.raises(InputError, match="training split is empty"):
         mean_image([])
+
+
+def test_scores_of_several_channels_are_the_means_of_each_by_itself():
+    images, originals = torch.rand(2, 3, 48, 48), torch.rand(2, 3, 48, 48).clamp_min(0.1)
+    whole = reconstruction_scores(images, originals)
+    each = [reconstruction_scores(images[:, [c]], originals[:, [c]]) for c in range(3)]
+    for name in ("ssim", "ssim_brain", "mae", "mae_brain"):
+        torch.testing.assert_close(getattr(whole, name), torch.stack([getattr(one, name) for one in each]).mean(0))

@@ -12,8 +12,8 @@ from torch import nn
 
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError
 from monai_vqgen.files import read_json, write_json
-from monai_vqgen.models import TrainedModel, recorded_autoencoder
-from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.models import TrainedModel, recorded_autoencoder, start_from
+from monai_vqgen.networks import GenerativeVQVAE, HierarchicalVQVAE
 
 
 @pytest.fixture
@@ -202,3 +202,83 @@ def test_a_cut_zip_is_damaged_and_a_folder_tells_the_recorded_architecture(tmp_p
     saved.save(tmp_path / "run")
     for place in (tmp_path / "run", tmp_path / "run/model.pt"):
         assert recorded_autoencoder(place).codebook_sizes == saved.autoencoder.codebook_sizes
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("level", [None, 0, 1])
+def test_a_network_starts_from_a_run_a_bundle_a_file_or_a_zip(folder, tmp_path, level):
+    trained = TrainedModel.from_bundle(folder)
+    wanted = trained.autoencoder if level is None else trained.priors[level]
+    (tmp_path / "bundle").mkdir()
+    folder.rename(tmp_path / "bundle" / "models")
+    models = tmp_path / "bundle" / "models"
+    for path in (tmp_path / "bundle", models, str(models / "model.pt"), zipped(models, tmp_path / "bundle.zip")):
+        others = (tiny_autoencoder(seed=9, finer_dropout=0.5), *tiny_priors(condition=POSITIONS, seed=9, dropout=0.3))
+        fresh = others[0 if level is None else level + 1]
+        assert not same(wanted, fresh)
+        assert start_from(fresh, path, level=level) is fresh
+        assert same(wanted, fresh)
+        assert fresh.training
+
+
+def test_priors_start_from_a_folder_that_holds_nothing_else(folder):
+    (folder / "model.pt").unlink()
+    fresh = tiny_priors(condition=POSITIONS, seed=9)[1]
+    wanted = torch.load(folder / "model_prior_level1.pt", weights_only=True)
+    assert all(
+        torch.equal(value, wanted[name]) for name, value in start_from(fresh, folder, level=1).state_dict().items()
+    )
+
+
+def test_without_a_path_a_network_stays_as_it_is():
+    fresh = tiny_autoencoder()
+    assert same(tiny_autoencoder(), start_from(fresh, None))
+
+
+def test_the_packages_own_weights_are_a_start_by_name():
+    assert same(TrainedModel.from_bundle().autoencoder, start_from(HierarchicalVQVAE(), "faithful"))
+    with pytest.raises(CheckpointError, match="holds a GenerativeVQVAE, and a HierarchicalVQVAE is to be trained"):
+        start_from(HierarchicalVQVAE(), "generative")
+    with pytest.raises(CheckpointError, match=r'give --network_def::decoder_widths "\[48, 96, 192, 192\]", or other'):
+        start_from(GenerativeVQVAE(decoder_widths=(24, 48, 96, 192)), "generative")
+
+
+@pytest.mark.parametrize(
+    ("fresh", "level", "message"),
+    [
+        (
+            lambda: tiny_autoencoder(channels=16),
+            None,
+            r'channels 8 there and 16 here: give --network_def::channels "8"',
+        ),
+        (lambda: tiny_autoencoder(strides=(4, 2)), None, r"strides \[8, 4\] there and \[4, 2\] here"),
+        (lambda: tiny_autoencoder(num_codes=16), None, r"quantizers .*'num_codes': 8.* there"),
+        (
+            lambda: tiny_priors(num_layers=3)[0],
+            0,
+            r'--prior_def::num_layers "2" --condition_names "\[\'position_mm\'\]"',
+        ),
+        (lambda: tiny_priors(condition=POSITIONS, kernel_size=5)[1], 1, r'--prior_def::kernel_size "3", or other'),
+    ],
+)
+def test_weights_of_another_architecture_are_refused_with_the_options_that_fit(folder, fresh, level, message):
+    network = fresh()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        start_from(network, folder, level=level)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_start_that_is_not_there_damaged_or_of_another_kind_is_named(folder, tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        start_from(tiny_autoencoder(), tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"holds no model_prior_level2\.pt"):
+        start_from(tiny_priors()[1], folder, level=2)
+    with pytest.raises(CheckpointError, match="of another kind by its record"):
+        start_from(tiny_autoencoder(), folder / "model_prior_level0.pt")
+    (folder / "model.pt").write_bytes((folder / "model.pt").read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match="truncated"):
+        start_from(tiny_autoencoder(), folder)

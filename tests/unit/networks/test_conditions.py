@@ -75,3 +75,9 @@ def test_no_names_make_an_empty_vector():
 def test_a_description_that_contradicts_itself_is_refused(continuous, categorical):
     with pytest.raises(InputError):
         ConditionEncoder(continuous, categorical)
+
+
+def test_a_label_is_a_category_even_where_it_is_written_in_digits():
+    encoder = ConditionEncoder.fit([{"label": "3", "age": "40"}, {"label": "10", "age": 60}], ["label", "age"])
+    assert encoder.to_dict() == {"continuous": {"age": [40.0, 60.0]}, "categorical": {"label": ["10", "3"]}}
+    assert encoder.encode({"label": 3}).tolist() == [[0.0, 0.0, 0.0, 1.0]]

@@ -37,6 +37,19 @@ def test_color_is_an_error_or_its_luminance(tmp_path):
     np.testing.assert_allclose(LoadSlice(color="luminance")(tmp_path / "c.png").numpy()[0], expected, atol=1e-6)
 
 
+def test_three_channels_are_red_green_and_blue_and_gray_is_all_alike(tmp_path):
+    color = np.stack([GREY, GREY // 2, 255 - GREY], axis=2)
+    Image.fromarray(color).save(tmp_path / "c.png")
+    Image.fromarray(GREY).save(tmp_path / "g.png")
+    load = LoadSlice(channels=3)
+    np.testing.assert_allclose(load(tmp_path / "c.png").numpy(), color.transpose(2, 0, 1) / 255, atol=1e-6)
+    np.testing.assert_allclose(load(tmp_path / "g.png").numpy(), np.stack([GREY] * 3) / 255, atol=1e-6)
+    with pytest.raises(ScanError, match=r"has no 2 channels; give NIfTI \[H, W, 1, 2\]"):
+        LoadSlice(channels=2)(tmp_path / "c.png")
+    with pytest.raises(InputError, match="channels is 0"):
+        LoadSlice(channels=0)
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])
 def test_nifti_in_array_order_with_its_affine(tmp_path, shape):
     affine = np.array([[0, -2.0, 0, 3], [-2, 0, 0, 4], [0, 0, -3, 5], [0, 0, 0, 1]])

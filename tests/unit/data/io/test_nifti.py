@@ -11,7 +11,7 @@ from monai.transforms import Compose, SaveImage, SaveImaged
 
 from monai_vqgen.data import CompleteNiftiWriter, make_phantom
 from monai_vqgen.errors import ScanError
-from monai_vqgen.transforms import ExtractSliced, FitToSized
+from monai_vqgen.transforms import ExtractSliced, FitToSized, LoadSlice
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
@@ -32,9 +32,19 @@ def test_monais_saver_writes_a_slice_of_any_plane_where_it_lies(tmp_path, plane,
     np.testing.assert_allclose(written.get_fdata()[..., 0], image[0], rtol=1e-6)
 
 
-def test_several_channels_are_refused_and_no_file_is_left(tmp_path):
+def test_channels_become_the_fourth_axis_as_slices_are_read_again(tmp_path):
+    image = MetaTensor(torch.rand(2, 3, 4), affine=torch.eye(4))
+    SaveImage(tmp_path, writer=CompleteNiftiWriter, separate_folder=False, print_log=False)(image)
+    (path,) = tmp_path.iterdir()
+    assert nib.load(path).shape == (3, 4, 1, 2)
+    np.testing.assert_allclose(LoadSlice(channels=2)(path), image, atol=1e-6)
+    with pytest.raises(ScanError, match=r"is not a slice of 3 channels \[H, W, 1, C\]"):
+        LoadSlice(channels=3)(path)
+
+
+def test_what_is_neither_a_volume_nor_a_slice_is_refused_and_no_file_is_left(tmp_path):
     with pytest.raises(RuntimeError) as error:  # MONAI wraps what its writers raise
-        SaveImage(tmp_path, writer=CompleteNiftiWriter)(MetaTensor(torch.zeros(2, 3, 4), affine=torch.eye(4)))
-    assert "shape (2, 3, 4): expected one channel" in str(error.value)
+        SaveImage(tmp_path, writer=CompleteNiftiWriter)(MetaTensor(torch.zeros(3, 4), affine=torch.eye(4)))
+    assert "shape (3, 4): expected channels first" in str(error.value)
     assert ScanError.__name__ in str(error.value)
     assert not list(tmp_path.rglob("*.nii*"))

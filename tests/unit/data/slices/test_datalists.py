@@ -150,3 +150,99 @@ def test_a_digest_is_the_same_through_a_link_and_after_a_move(tmp_path, monkeypa
     before = digest("slices")
     (tmp_path / "slices").rename(tmp_path / "moved")
     assert digest("moved") == before
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def by_split(folder):
+    return {split: load_datalist(folder, split) for split in ("training", "validation", "test")}
+
+
+def test_a_folder_of_pictures_alone_is_divided_once_and_for_all(tmp_path, caplog):
+    caplog.set_level("INFO")
+    touch(tmp_path, *(f"{i:02d}.png" for i in range(16)), "notes.txt", ".hidden.png")
+    parts = by_split(tmp_path)
+    assert {split: len(items) for split, items in parts.items()} == {"training": 12, "validation": 2, "test": 2}
+    assert len({item["image"] for items in parts.values() for item in items}) == 16
+    assert by_split(tmp_path) == parts
+    assert "its pictures are divided: 12 for training, 2 for validation, 2 for test" in caplog.text
+
+
+def test_pictures_of_one_subject_stay_together(tmp_path):
+    touch(tmp_path, *(f"sub-{subject}_{i}.png" for subject in "abcdefgh" for i in range(3)))
+    home = {}
+    for split, items in by_split(tmp_path).items():
+        for item in items:
+            assert home.setdefault(item["subject"], split) == split
+    assert len(home) == 8
+
+
+@pytest.mark.parametrize("other", ["scan.nii.gz", "deep/scan.nii", *["1.dcm 2.dcm 3.dcm 4.dcm"]])
+def test_a_picture_beside_scans_does_not_make_a_folder_of_pictures(tmp_path, other):
+    touch(tmp_path, "a.png", "b.png", "c.png", *other.split())
+    with pytest.raises(DatalistError, match=r"neither datalist\.json nor a folder"):
+        load_datalist(tmp_path, "training")
+
+
+def test_two_pictures_cannot_be_divided(tmp_path):
+    touch(tmp_path, "a.png", "b.png")
+    with pytest.raises(DatalistError, match="pictures of 2 subjects; give 3 or more"):
+        load_datalist(tmp_path, "training")
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+def test_labels_are_columns_of_a_table_beside_the_images(tmp_path, place):
+    touch(tmp_path, "train/a.png", "train/b.png", "train/c.png")
+    inside = "" if place else "train/"
+    rows = ["image;label;age", f"{inside}a.png;01;40,5", f"{inside}b.png;x;n/a"]
+    (tmp_path / place / "labels.csv").write_text("\n".join(rows))
+    known = [{key: item[key] for key in item if key != "image"} for item in load_datalist(tmp_path, "train")]
+    assert known == [{"label": "01", "age": 40.5}, {"label": "x"}, {}]
+
+
+def test_labels_may_name_subjects_which_are_then_not_divided(tmp_path):
+    touch(tmp_path, *(f"{i}.png" for i in range(12)))
+    rows = [f"{i}.png,x,{'ann' if i % 2 else i}" for i in range(12)]
+    (tmp_path / "labels.csv").write_text("image,label,subject\n" + "\n".join(rows))
+    homes = {split for split, items in by_split(tmp_path).items() for item in items if item["subject"] == "ann"}
+    assert len(homes) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,kind\na.png,x", r"has the columns image, kind, not label; give image and label"),
+        ("file,label\na.png,x", r"has the columns file, label, not image"),
+        ("", r"has the columns none, not image"),
+        ("image,label\nz.png,x", r"names z\.png, which is missing there"),
+        ("image,label\n../a.png,x", r"names \.\./a\.png, which is missing there"),
+        ("image,label\n,x", r"names \., which is missing there"),
+        ("image,label\na.png,x\n./a.png,y", r"names a\.png twice"),
+    ],
+)
+def test_a_table_of_labels_that_cannot_be_meant_is_refused(tmp_path, text, message):
+    touch(tmp_path / "set", "a.png", "b.png", "c.png")
+    (tmp_path / "a.png").touch()
+    (tmp_path / "set" / "labels.csv").write_text(text)
+    with pytest.raises(DatalistError, match=message):
+        load_datalist(tmp_path / "set", "training")
+
+
+@pytest.mark.parametrize("home", ["train", ""])
+def test_sub_folders_are_labels_unless_they_name_subjects(tmp_path, home):
+    touch(tmp_path / home, *(f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(4)))
+    items = load_datalist(tmp_path, "training")
+    assert {(item["label"], Path(item["image"]).parent.name) for item in items} == {("cat", "cat"), ("dog", "dog")}
+    touch(tmp_path / home, "sub-01/1.png")
+    assert not [item for item in load_datalist(tmp_path, "training") if "label" in item]
+
+
+def test_one_sub_folder_or_pictures_beside_it_are_no_labels(tmp_path):
+    touch(tmp_path, *(f"train/images/{i}.png" for i in range(3)))
+    assert [set(item) for item in load_datalist(tmp_path, "training")] == [{"image"}] * 3
+    touch(tmp_path, "train/more/1.png", "train/2.png")
+    assert [set(item) for item in load_datalist(tmp_path, "training")] == [{"image"}] * 5

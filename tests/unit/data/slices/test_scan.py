@@ -71,3 +71,25 @@ def test_options_that_cannot_work_are_refused(options):
     SliceOptions().check()
     with pytest.raises(InputError):
         SliceOptions(**options).check()
+
+
+def test_a_window_of_the_scans_own_units_takes_the_place_of_percentiles(tmp_path):
+    """Of CT: the slice holds the volume's Hounsfield units, mapped by the window and clipped."""
+    hounsfield = np.full((20, 20, 20), -1000, np.int16)
+    hounsfield[4:16, 4:16, 4:16] = np.random.default_rng(0).integers(-100, 900, (12, 12, 12))
+    nib.save(nib.Nifti1Image(hounsfield, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / "ct.nii.gz")
+    (tmp_path / "images").mkdir()
+    options = SliceOptions(positions=10.0, pixel_mm=None, image_size=20, window=(0, 200))
+    record = ScanRecord(tmp_path / "ct.nii.gz", "ct", "ct", {})
+    (item,) = slices_of_scan(record, options, tmp_path / "images").items
+    pixels = nib.load(tmp_path / item["image"]).get_fdata()
+    plane = hounsfield[:, :, 15 - round(item["position_mm"] / 2)]
+    expected = np.sort(np.clip(plane / 200, 0, 1).ravel())
+    np.testing.assert_allclose(np.sort(pixels.ravel()), expected, atol=1e-6)
+    assert 0.05 < ((expected > 0) & (expected < 1)).mean() < 0.2
+
+
+@pytest.mark.parametrize("window", [(1,), (3, 3), (4, 1), "ab", 5, (0, float("nan"))])
+def test_what_is_no_window_is_refused(window):
+    with pytest.raises(InputError, match="expected \\(low, high\\) with low < high"):
+        SliceOptions(window=window).check()

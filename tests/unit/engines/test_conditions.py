@@ -1,0 +1,38 @@
+"""What a prior is conditioned on where nobody says it."""
+
+from __future__ import annotations
+
+import pytest
+
+from monai_vqgen.engines import known_conditions
+
+
+class Store:
+    """The records of a code store."""
+
+    def __init__(self, training, validation):
+        self.parts = {"training": training, "validation": validation}
+
+    def records(self, split):
+        return self.parts[split]
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "names", "told"),
+    [
+        ([{"position_mm": 4.0}, {}], [{}], ["position_mm"], "is conditioned on position_mm"),
+        (
+            [{"label": "a", "position_mm": 1.0}],
+            [{"label": "a"}],
+            ["position_mm", "label"],
+            "is conditioned on position_mm and label",
+        ),
+        ([{"label": "a"}, {"label": "b"}], [{"label": "b"}, {"label": "c"}], ["label"], "is conditioned on label"),
+        ([{"label": "a"}], [{"label": "b"}], [], "learns without conditions"),  # folders of subjects
+        ([{"age": 40.0}], [{"age": 40.0}], [], "learns without conditions"),
+    ],
+)
+def test_positions_and_labels_are_taken_where_they_are_known_and_said(training, validation, names, told, caplog):
+    caplog.set_level("INFO")
+    assert known_conditions(Store(training, validation)) == names
+    assert f"The prior {told}" in caplog.text
