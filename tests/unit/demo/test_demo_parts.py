@@ -157,17 +157,20 @@ def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypat
             "run --dataset_dir /home/me/out/slices --a /home/me/out",
             "out/slices --a out",
         ),
-        ("/home/my runs/out", "run --dataset_dir '/home/my runs/out/slices' --a 1/2", "'out/slices' --a 1/2"),
-        (
-            "/home/me/out",
-            "run --dataset_dir /data/scans/ds --a \"['/x/a.json']\"",
-            "ds --a \"['a.json']\"",
-        ),
+        ("/home/my runs/out", "run --dataset_dir '/home/my runs/out/slices' --a 1/2", "out/slices --a 1/2"),
+        ("/home/me/out", "run --dataset_dir /data/scans/ds & wait", "ds & wait"),
+        ("/home/me/out", "run --dataset_dir '/data/my scans/it'\"'\"'s' --b /home/me/out2", "'it'\"'\"'s' --b out2"),
+        ("/home/me/out", "run --dataset_dir '$\"/a/\" + @b' --c 'see /a/b'", "'$\"/a/\" + @b' --c 'see /a/b'"),
         ("out/demo", "run --dataset_dir out/demo/slices --output_dir ./x", "out/demo/slices --output_dir ./x"),
     ],
 )
 def test_commands_of_a_report_do_not_tell_where_on_a_machine_things_lie(folder, command, shown):
     assert _portable(command, Path(folder)) == f"run --dataset_dir {shown}"
+
+
+def test_files_in_a_list_do_not_tell_it_either():
+    shown = _portable(stage_command("train", options={}, overlays=["/x y/a.json", "/me/out/b.json"]), Path("/me/out"))
+    assert shlex.split(shown)[-1] == "['bundle/configs/train.json', 'a.json', 'out/b.json']"
 
 
 def test_a_report_needs_metrics(tmp_path):
