@@ -125,6 +125,26 @@ def test_what_extraction_would_skip_is_told_with_its_reason(scans):
     assert "900" in verified.findings[0].reason
 
 
+def test_a_slice_of_a_scan_that_shows_no_brain_is_found(scans):
+    first = sorted(scans.glob("*.nii.gz"))[0]
+
+    def dark(voxels, affine):
+        """The head stays as it is, but for what lies 50 to 70 mm below its top."""
+        axis = next(i for i, code in enumerate(nib.aff2axcodes(affine)) if code in "SI")
+        size = np.linalg.norm(affine[:3, axis])
+        lines = np.moveaxis(voxels, axis, 0)
+        lines = lines[::-1] if nib.aff2axcodes(affine)[axis] == "S" else lines
+        top = np.flatnonzero((lines > 0.1 * voxels.max()).any(axis=(1, 2)))[0]
+        slab = lines[top + int(50 / size) : top + int(70 / size)]
+        slab[slab > 0.03 * voxels.max()] = 0.03 * voxels.max()
+        return voxels, affine
+
+    change(first, first, dark)
+    reasons = [reason for (check, file), reason in found(scans).items() if (check, file) == ("no brain", first.name)]
+    assert len(reasons) == 1
+    assert "_axial_060" in reasons[0] or "_axial_059" in reasons[0]
+
+
 def test_one_scan_at_a_time_is_in_memory(clean, tmp_path):
     few, many = tmp_path / "few", tmp_path / "many"
     for folder, copies in ((few, 2), (many, 8)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import monai_vqgen
 from monai_vqgen.__main__ import main
 from monai_vqgen.bundles import bundle_root, run_stage, stage_command
 from monai_vqgen.data import make_phantoms
+from monai_vqgen.demo import report
 from monai_vqgen.demo.report import _portable, write_report
-from monai_vqgen.demo.run import claim_demo_folder
+from monai_vqgen.demo.run import claim_demo_folder, run_demo
 from monai_vqgen.demo.sizes import read_size, size_names
-from monai_vqgen.demo.stages import bundle_stages
+from monai_vqgen.demo.stages import StageRecord, bundle_stages
 from monai_vqgen.engines import check_command_line
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 from monai_vqgen.plots.pictures import Curve, PictureRow, save_curves, save_grid, save_png, save_rows
@@ -171,6 +173,32 @@ def test_commands_of_a_report_do_not_tell_where_on_a_machine_things_lie(folder, 
 def test_files_in_a_list_do_not_tell_it_either():
     shown = _portable(stage_command("train", options={}, overlays=["/x y/a.json", "/me/out/b.json"]), Path("/me/out"))
     assert shlex.split(shown)[-1] == "['bundle/configs/train.json', 'a.json', 'out/b.json']"
+
+
+def test_a_report_shows_commands_without_places_and_takes_no_text_for_markup(tmp_path, monkeypatch):
+    told = {}
+
+    class Template:
+        def render(self, **values):
+            told.update(values)
+            return "page"
+
+    page = report._template().environment.from_string("{{ reason }}").render(reason="<script>")
+    assert page == "&lt;script&gt;"
+    (tmp_path / "metrics.json").write_text('{"codebook": [], "x": 1}')
+    monkeypatch.setattr(report, "_template", Template)
+    write_report(tmp_path, stages=[StageRecord("a", 1.0, f"run --data /elsewhere/scans --out {tmp_path}/a")])
+    assert [stage.command for stage in told["stages"]] == [f"run --data scans --out {tmp_path.name}/a"]
+
+
+def test_the_mark_of_a_demo_does_not_tell_where_the_scans_lie(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_vqgen.demo.run.run_stages", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(output=tmp_path / "demo", size="tiny")
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["data"] == "phantoms"
 
 
 def test_a_report_needs_metrics(tmp_path):

@@ -174,3 +174,21 @@ def test_real_volumes_survive_both_resamplings(real_data):
         result, wanted = (i(volume[None], torch.nn.Identity())[0, 0] for i in (inferer, same_grid))
         error = torch.nn.functional.avg_pool2d((result - wanted).movedim(-1, 0)[:, None], 2)
         assert -10 * error.square().mean().log10() >= 40
+
+
+@pytest.mark.parametrize("fits", [2, 1])
+def test_slices_of_a_volume_that_do_not_fit_into_memory_together_are_shown_in_halves(fits):
+    """Once: then the error says so."""
+    volume = torch.rand(1, 1, 12, 10, 8, generator=torch.Generator().manual_seed(0)) + 0.1
+    infer = VolumeReconstructionInferer("axial", batch_size=4)
+
+    def scarce(images):
+        if len(images) > fits:
+            raise RuntimeError("CUDA out of memory")
+        return images
+
+    if fits == 2:
+        assert torch.equal(infer(volume, scarce), infer(volume, torch.nn.Identity()))
+    else:
+        with pytest.raises(InputError, match="memory ran out with a batch of 4, and with its halves"):
+            infer(volume, scarce)

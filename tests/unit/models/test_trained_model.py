@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from factories import POSITIONS, tiny_autoencoder, tiny_model
 from monai.data import MetaTensor
 from near_ties import assert_same_draws
 
+from monai_vqgen import files
 from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError, ScanError
 from monai_vqgen.inferers import AncestralSampler, VolumeReconstructionInferer
 from monai_vqgen.models import SamplingSettings, TrainedModel
@@ -195,6 +200,15 @@ def test_saving_replaces_a_models_files_where_told_to_and_no_others(tmp_path):
         model.save(tmp_path)
     model.save(tmp_path, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {*users, "model.pt", "model.json"}
+
+
+def test_saving_completes_or_removes_what_a_dead_process_has_left(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / f".{files._HOST}-{process.pid}-0.partial.model.pt").mkdir()
+    tiny_model(with_priors=False).save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "model.json"}
+    assert all("seal" in json.loads(path.read_text()) for path in tiny_model().save(tmp_path / "x").glob("*.json"))
 
 
 def test_its_text_says_what_it_is_trained_on_what_and_how_many_weights():

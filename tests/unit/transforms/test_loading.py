@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 import tracemalloc
 import zlib
@@ -206,3 +207,24 @@ def test_a_small_file_is_refused_before_it_unfolds(tmp_path, kind):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
+
+
+def test_pixels_that_unfold_to_more_than_the_header_of_a_png_announces_take_no_memory(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(5, 4, bytes(50_000_000)))
+    tracemalloc.start()
+    with pytest.raises(ScanError, match=r"a\.png: .*there are others"):
+        LoadSlice()(tmp_path / "a.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+def test_a_comment_is_looked_for_in_the_first_mebibyte_of_extensions_alone(tmp_path):
+    about = {"subject": "sub-01"}
+    for name, size in (("near.nii", 16), ("far.nii", 2**20)):
+        image = nib.Nifti1Image((GREY / 255).astype(np.float32)[..., None], np.eye(4))
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(0, bytes(size)))
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", json.dumps(about).encode()))
+        nib.save(image, tmp_path / name)
+    assert LoadSlice()(tmp_path / "near.nii").meta["subject"] == "sub-01"
+    assert "subject" not in LoadSlice()(tmp_path / "far.nii").meta

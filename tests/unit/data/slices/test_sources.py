@@ -187,3 +187,15 @@ def test_names_are_short_enough_for_a_file_system_and_stay_apart(tmp_path):
     assert len(set(names)) == 3
     assert max(len(name.encode()) for name in names) <= 150
     assert "short" in names
+
+
+def test_names_of_results_have_no_sign_that_a_file_system_refuses_and_no_folder(tmp_path):
+    touch(tmp_path, 'a:b*"c".nii', "x/y.nii", "x/z.nii")
+    assert [record.name for record in discover_volumes(tmp_path)] == ["a_b_c_"]
+    found = discover_volumes(tmp_path / "x", subject_pattern="(.*)y") + discover_volumes(
+        tmp_path, subject_pattern="b.*"
+    )
+    assert not any(set('/\\:*?"<>|') & set(record.name) for record in found)
+    (tmp_path / 'a:b*"c".nii').unlink()
+    names = [record.name for record in discover_volumes(tmp_path, subject_pattern="^(x/.)")]
+    assert names == ["x_y", "x_z"]
