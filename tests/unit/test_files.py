@@ -459,3 +459,12 @@ def test_temporary_files_of_other_runs_are_no_results_and_those_of_dead_ones_go_
     publish(place)
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted([*living, "4"])
     assert not list(tmp_path.glob("more/.*"))
+
+
+def test_of_a_link_and_what_lies_behind_it_the_link_alone_is_removed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "1").touch()
+    for names in (["link/1", "link"], ["link", "link/1"]):
+        (tmp_path / "link").symlink_to("disk")
+        files._remove(tmp_path, names)
+        assert [path.name for path in tmp_path.rglob("*")] == ["disk", "1"]

@@ -51,12 +51,12 @@ def change(path: Path, of: Path, edit) -> None:
 
 
 def test_scans_in_order_are_clean_and_nothing_is_written_to_them(clean):
-    before = {path: path.stat().st_mtime_ns for path in clean.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (clean, *clean.rglob("*"))}
     verified = verify_folder(clean, slices=OPTIONS)
     assert verified.findings == []
     assert "4 scans of 4 subjects" in verified.summary
     assert verified.table().endswith("no findings")
-    assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (clean, *clean.rglob("*"))} == before
 
 
 def test_a_damaged_scan_and_one_with_nan_are_found_by_reading(scans):

@@ -93,12 +93,15 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_model_goes_on_a
     network, prior = model.autoencoder, model.priors[1]
     monkeypatch.setattr(network, "encode", scarce(network.encode, lambda given, _: len(given[0])))
     monkeypatch.setattr(network, "decode", scarce(network.decode, lambda given, _: len(given[0][0])))
+    scored = model.log_prob(codes, position_mm=65.0)
+    monkeypatch.setattr(prior, "forward", scarce(prior.forward, lambda given, _: len(given[0])))
     monkeypatch.setattr(prior, "incremental", scarce(prior.incremental, lambda _, options: options["batch_size"]))
     most = fits
     calls = [
         lambda: assert_same_draws(model.sample(4, position_mm=65.0, seed=7).codes, whole.codes),
         lambda: [torch.testing.assert_close(a, b) for a, b in zip(model.encode(images), codes, strict=True)],
         lambda: model.decode(codes),
+        lambda: torch.testing.assert_close(model.log_prob(codes, position_mm=65.0), scored),
     ]
     for call in calls:
         if fits == 2:
