@@ -341,8 +341,8 @@ def test_results_behind_a_link_to_another_disk_are_set_aside_brought_back_and_re
 
 def test_containers_of_one_host_name_are_told_apart(monkeypatch):
     assert files._host() == files._HOST
-    spaces = os.stat("/proc/self/ns/mnt")
-    monkeypatch.setattr(os, "stat", lambda path: spaces)
+    stat, other = os.stat, os.stat("/proc/self/ns/mnt")
+    monkeypatch.setattr(os, "stat", lambda path, **how: other if path == "/proc/self/ns/pid" else stat(path, **how))
     assert files._host() != files._HOST
 
 

@@ -114,6 +114,12 @@ def test_equal_names_in_sub_folders_stay_apart(tmp_path):
     assert len(set(names)) == 2
 
 
+def test_names_that_would_be_one_after_folders_are_put_in_front_stay_apart_too(tmp_path):
+    touch(tmp_path, "A/b_c.nii", "a/b_c.nii", "Z/c.nii", "a_b/c.nii")
+    names = [record.name for record in discover_volumes(tmp_path)]
+    assert names == ["b_c", "a_b_c", "c", "a_b_c_2"]
+
+
 def test_folders_without_scans_are_named(tmp_path):
     with pytest.raises(DatalistError, match="holds no scans"):
         discover_volumes(touch(tmp_path, "readme.txt"))
