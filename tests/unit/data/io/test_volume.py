@@ -213,3 +213,10 @@ def test_a_scan_whose_header_does_not_say_how_it_lies_is_read_and_that_is_said(t
     caplog.clear()
     read_volume(save(tmp_path / "b.nii"))
     assert not caplog.text
+
+
+def test_of_a_scan_that_ends_early_it_is_told_how_much_is_there(tmp_path):
+    path = save(tmp_path / "a.nii")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ScanError, match=r"a\.nii: truncated, has 4358 of 4368 bytes of voxels; download"):
+        read_volume(path)
