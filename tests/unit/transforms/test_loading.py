@@ -243,3 +243,12 @@ def test_an_extension_whose_size_lies_is_passed_over_and_the_search_ends(tmp_pat
     image = LoadSlice()(tmp_path / "a.nii")
     np.testing.assert_allclose(image[0], GREY / 255, atol=1e-6)
     assert "subject" not in image.meta
+
+
+def test_a_slice_without_pixels_is_named(tmp_path):
+    write_slice_nifti(tmp_path / "a.nii", np.ones((4, 5)), np.eye(4), {})
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[42:44] = b"\0\0"  # dim[1]
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(ScanError, match=r"a\.nii: shape \(0, 5, 1\) has an axis without voxels"):
+        LoadSlice()(tmp_path / "a.nii")

@@ -154,6 +154,16 @@ def test_what_the_store_describes_is_what_it_holds(tmp_path, tensors, fields, fa
         CodeStore(tmp_path)
 
 
+def test_other_codes_in_their_place_are_noticed_by_the_checksum_and_the_description_has_one_too(tmp_path):
+    write(tmp_path)
+    assert '"seal": "sha256:' in (tmp_path / "codes.json").read_text()
+    tensors = load_file(tmp_path / "codes.safetensors")
+    tensors["training/level0"] = tensors["training/level0"].flip(0)
+    save_file(tensors, tmp_path / "codes.safetensors")
+    with pytest.raises(InputError, match=r"damaged: the checksum of codes\.safetensors is wrong"):
+        CodeStore(tmp_path)
+
+
 def test_a_tensor_that_a_store_describes_and_lacks_is_named(tmp_path):
     write(tmp_path)
     tensors = load_file(tmp_path / "codes.safetensors")
