@@ -130,11 +130,12 @@ def test_of_stages_at_once_the_failure_ends_the_others(tmp_path, monkeypatch):
         raise StageError("no slices")
 
     def waits(leftovers):
-        assert ended.wait(timeout=30)
+        assert ended.wait(timeout=10)
 
     stages = [Stage("a", "a", waits, ()), Stage("b", "b", fails, ())]
     with pytest.raises(StageError, match="no slices"):
         stages_at_once("both", stages).run(Leftovers.REFUSE)
+    assert ended.is_set()
 
 
 def test_without_resume_earlier_results_are_refused(tmp_path):

@@ -202,3 +202,11 @@ def test_a_cut_zip_is_damaged_and_a_folder_tells_the_recorded_architecture(tmp_p
     saved.save(tmp_path / "run")
     for place in (tmp_path / "run", tmp_path / "run/model.pt"):
         assert recorded_autoencoder(place).codebook_sizes == saved.autoencoder.codebook_sizes
+
+
+def test_a_zip_whose_weights_would_unpack_to_more_than_is_allowed_is_refused_before_that(folder, tmp_path, monkeypatch):
+    path = zipped(folder, tmp_path / "bundle.zip")
+    monkeypatch.setattr("monai_vqgen.models.loading.LARGEST_ZIP", sum(f.stat().st_size for f in folder.iterdir()) - 1)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(InputError, match=r"the weights in .*bundle\.zip would unpack to more than"):
+        TrainedModel.from_bundle(path)
