@@ -6,7 +6,6 @@ import base64
 import json
 import math
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from markupsafe import Markup
 
 import monai_vqgen
 from monai_vqgen.data.processes import usable_cores
-from monai_vqgen.demo.stages import StageRecord
+from monai_vqgen.demo.stages import StageRecord, change_words
 from monai_vqgen.errors import InputError
 from monai_vqgen.files import replace_file
 from monai_vqgen.plots.pictures import Curve, save_curves
@@ -26,8 +25,6 @@ from monai_vqgen.plots.pictures import Curve, save_curves
 __all__ = ["as_data_uri", "page_template", "write_report"]
 
 SKIPS_SHOWN = 12
-ABSOLUTE = re.compile(r"(?<![\w.$])/[^\s'\"]*/(?=[^\s'\"])")
-"""Where a file lies on this machine, without the file's name."""
 
 
 class ScoreRow(NamedTuple):
@@ -175,7 +172,15 @@ def write_report(folder: str | Path, *, stages: Sequence[StageRecord], phantoms:
 
 def _portable(command: str, folder: Path) -> str:
     """A command that does not tell where on this machine things lie: as typed beside the run's folder."""
-    return ABSOLUTE.sub("", command.replace(f"{folder.absolute().parent}/", ""))
+    home = folder.absolute().parent
+
+    def shown(word: str) -> str:
+        path = Path(word)
+        if not path.is_absolute():
+            return word
+        return str(path.relative_to(home)) if path.is_relative_to(home) else path.name
+
+    return change_words(command, shown)
 
 
 def page_template(name: str) -> Any:

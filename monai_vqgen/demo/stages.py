@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ __all__ = [
     "StageRecord",
     "bundle_stage",
     "bundle_stages",
+    "change_words",
     "run_stages",
     "slices_stage",
     "stages_at_once",
@@ -133,16 +136,47 @@ class _Notes(NamedTuple):
 
 
 def _note(folder: Path, records: Sequence[StageRecord], *, running: str | None) -> None:
-    told = json.dumps({"stages": [record._asdict() for record in records], "running": running})
-    home = json.dumps(str(folder))[1:-1]
-    write_json(folder / TIMINGS, json.loads(told.replace(home, HERE) if folder.is_absolute() else told))
+    def without_place(command: str) -> str:
+        return change_words(command, partial(_moved, str(folder), HERE)) if folder.is_absolute() else command
+
+    told = [{**record._asdict(), "command": without_place(record.command)} for record in records]
+    write_json(folder / TIMINGS, {"stages": told, "running": None if running is None else without_place(running)})
 
 
 def _noted(folder: Path) -> _Notes:
     if not (folder / TIMINGS).is_file():
         return _Notes({}, None)
-    content = json.loads((folder / TIMINGS).read_text().replace(HERE, json.dumps(str(folder))[1:-1]))
-    return _Notes({row["command"]: StageRecord(**row) for row in content["stages"]}, content.get("running"))
+    content, place = json.loads((folder / TIMINGS).read_text()), partial(_moved, HERE, str(folder))
+    rows = [StageRecord(**{**row, "command": change_words(row["command"], place)}) for row in content["stages"]]
+    running = content.get("running")
+    return _Notes({row.command: row for row in rows}, None if running is None else change_words(running, place))
+
+
+def _moved(old: str, new: str, word: str) -> str:
+    """A path in a folder as one in another; any other word as it is."""
+    return new + word[len(old) :] if word == old or word.startswith(f"{old}/") else word
+
+
+def change_words(command: str, change: Callable[[str], str]) -> str:
+    """A command line with each word changed, also those in a list of files.
+
+    Examples:
+        >>> change_words("run --data /a/b --rate 1/2 & wait", lambda word: word.replace("/a/", ""))
+        'run --data b --rate 1/2 & wait'
+    """
+
+    def changed(word: str) -> str:
+        if word == "&":  # between commands
+            return word
+        try:
+            files = ast.literal_eval(word) if word.startswith("[") else None
+        except (SyntaxError, ValueError):
+            files = None
+        if isinstance(files, list):
+            return shlex.quote(str([change(file) if isinstance(file, str) else file for file in files]))
+        return shlex.quote(change(word))
+
+    return " ".join(map(changed, shlex.split(command)))
 
 
 def bundle_stage(

@@ -173,6 +173,15 @@ def test_one_file_is_reconstructed_by_itself(tmp_path, model):
         run(tmp_path / "scans" / "c.nii.gz", tmp_path / "out2", model)
 
 
+def test_what_lies_elsewhere_is_written_into_the_folder_all_the_same(tmp_path):
+    records = [{"image": str(tmp_path / name)} for name in ("scans/a/b.nii", "elsewhere/c.nii.gz", "scans/../d.png")]
+    assert reconstruction_names(records, tmp_path / "scans", "recon") == [
+        "a/b_recon.nii.gz",
+        "c_recon.nii.gz",
+        "d_recon.nii.gz",
+    ]
+
+
 def test_two_inputs_for_one_name_are_refused(tmp_path, model):
     for name in ("a.nii", "a.nii.gz"):
         write_blob(tmp_path / "scans" / name, (12, 12, 4), np.eye(4))

@@ -83,6 +83,30 @@ def test_json_has_each_key_once_and_is_indented_by_four(path):
     assert text == json.dumps(content, indent=4, ensure_ascii=False) + "\n"
 
 
+@pytest.mark.parametrize("path", JSON_FILES, ids=lambda path: path.name)
+def test_whatever_says_how_a_stage_begins_has_its_options_checked(path):
+    content = json.loads(path.read_text())
+    if "run" in content or "initialize" in content:
+        assert content["initialize"][0] == "$monai_vqgen.engines.check_command_line()"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "export", "extract_codes", "inference", "sample"])
+def test_a_stage_replaces_earlier_results_at_its_end(name):
+    """`extract_slices` claims and publishes in the function that it calls."""
+    content = json.loads((CONFIGS / f"{name}.json").read_text())
+    assert "claim_" in content["place"]
+    assert content["run"][-1] == "$monai_vqgen.handlers.publish_output(@place)"
+
+
+@pytest.mark.parametrize("name", ["train", "train_prior"])
+def test_a_training_claims_its_folder_last_and_is_guarded_saved_and_shown(name):
+    content = json.loads((CONFIGS / f"{name}.json").read_text())
+    assert "claim_training" in content["run"][-3]
+    told = json.dumps(content)
+    for handler in ("GradientGuard(@objective, @gradient_norm)", "TrainingState", "BestCheckpoint", "TrainingProgress"):
+        assert f"monai_vqgen.handlers.{handler}" in told
+
+
 def test_a_key_that_stands_twice_would_be_found():
     with pytest.raises(AssertionError, match=r"twice: \['b'\]"):
         json.loads('{"a": {"b": 1, "b": 2}}', object_pairs_hook=no_duplicates)

@@ -212,3 +212,9 @@ def test_a_new_run_does_not_leave_the_states_of_an_earlier_one_to_fall_back_on(t
     engine.add_event_handler(Events.EPOCH_STARTED, lambda: left.extend(path.name for path in tmp_path.iterdir()))
     engine.run([0], max_epochs=1)
     assert left == ["state.pt"]
+
+
+def test_weights_that_are_not_there_say_what_to_give_before_they_say_to_train(tmp_path):
+    told = r"no checkpoint at .*model.pt: give --bundle_root, the folder with models/ in it, or --model, .* train first"
+    with pytest.raises(CheckpointError, match=told):
+        read_state(tmp_path / "model.pt")

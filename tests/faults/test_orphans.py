@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_vqgen.bundles import PARENT_VARIABLE
+from monai_vqgen.bundles import PARENT_VARIABLE, run_stage_apart
 
 SECONDS = 120.0  # until a child has started; a few are enough for its end
 CHILD = """
@@ -120,3 +120,17 @@ def test_a_stage_whose_starter_has_ended_before_it_began_does_not_begin():
         environment = {**os.environ, PARENT_VARIABLE: str(parent)}
         command = [sys.executable, "-c", code]
         assert subprocess.run(command, env=environment, check=False, timeout=SECONDS).returncode == status
+
+
+def test_a_stage_apart_is_told_who_has_started_it(tmp_path, monkeypatch):
+    class Started:
+        def __init__(self, command, *, env, **options):
+            told.append(env[PARENT_VARIABLE])
+
+        def wait(self):
+            return 0
+
+    told: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    run_stage_apart("train", options={}, log=tmp_path / "log", environment={"OMP_NUM_THREADS": "1"})
+    assert told == [str(os.getpid())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -45,6 +46,39 @@ def test_links_and_pictures_of_the_pages_exist():
     for page in [*(ROOT / "docs").glob("*.md"), ROOT / CARD]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def defined_in(path: Path) -> set[str]:
+    """Functions and classes of a file, methods after their class, and names that it gives a value to."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{method.name}" for method in node.body if isinstance(method, ast.FunctionDef)}
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def named(cell: str) -> dict[str, list[str]]:
+    """What a cell names of each file: "`a.py`: `one`, `two`; `b.json`"."""
+    parts = (part.partition("`: ") for part in cell.split("; "))
+    return {file.strip(" `|"): re.findall(r"`([^`]+)`", names) for file, _, names in parts}
+
+
+def test_the_guards_of_the_page_and_the_tests_that_miss_them_exist():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("## Each guard, taken out once")[2]
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 60
+    for words, count, guards, tests in rows:
+        assert int(count) >= max(map(len, named(guards).values())), words
+        for home, cell in ((ROOT / "monai_vqgen", guards), (ROOT / "tests", tests)):
+            for file, names in named(cell).items():
+                path = home / file if (home / file).exists() else ROOT / file
+                assert path.is_file(), f"{words}: {file}"
+                missing = set(names) - (defined_in(path) if path.suffix == ".py" else set())
+                assert not missing, f"{words}: {file} has no {missing}"
 
 
 def shipped_and_trained(commands: list[str]) -> tuple[list[str], list[str]]:

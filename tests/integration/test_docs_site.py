@@ -140,3 +140,17 @@ def test_the_version_is_written_in_one_place_and_repeated_rightly():
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
     assert "attr: monai_vqgen.__version__" in (ROOT / "setup.cfg").read_text()
+
+
+def test_known_advisories_are_looked_for_in_public_and_what_is_found_is_explained():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    steps = yaml.safe_load(workflow)["jobs"]["audit"]["steps"]
+    own, label = (step for step in steps if "pip_audit" in step.get("run", ""))
+    assert not own.get("continue-on-error")
+    assert label["continue-on-error"]
+    told = (ROOT / "SECURITY.md").read_text()
+    assert all(
+        name in told for name in ("pip-audit", "pydicom >= 3.0.2", "pynetdicom < 3", "MONAI Label's environment")
+    )
+    extra = (ROOT / "setup.cfg").read_text().partition("\ndicom =")[2].partition("\nmlflow")[0]
+    assert "pydicom>=3.0.2" in extra

@@ -18,6 +18,7 @@ from monai_vqgen.errors import OutputExistsError
 from monai_vqgen.files import (
     claim_folder,
     forget_earlier,
+    hold_alone,
     publish,
     read_json,
     replace_file,
@@ -291,7 +292,7 @@ def test_two_claims_of_one_process_have_two_places_and_the_second_leaves_the_fir
         assert read_json(tmp_path / "result.json") == {"by": by}
 
 
-def test_where_nothing_can_be_locked_the_place_of_a_run_that_may_live_stays(tmp_path, monkeypatch):
+def test_where_nothing_can_be_locked_the_place_of_a_run_that_may_live_stays(tmp_path, monkeypatch, caplog):
     def refused(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -300,6 +301,8 @@ def test_where_nothing_can_be_locked_the_place_of_a_run_that_may_live_stays(tmp_
     with monkeypatch.context() as patched:
         patched.setattr(fcntl, "lockf", refused)
         claim_folder(tmp_path, ["result.json"], overwrite=False)
+    assert "cannot be locked" in caplog.text
+    assert "start no second run into it" in caplog.text
     assert live.is_dir()
     claim_folder(tmp_path, ["result.json"], overwrite=False)
     assert not live.exists()
@@ -338,8 +341,8 @@ def test_results_behind_a_link_to_another_disk_are_set_aside_brought_back_and_re
 
 def test_containers_of_one_host_name_are_told_apart(monkeypatch):
     assert files._host() == files._HOST
-    spaces = os.stat("/proc/self/ns/mnt")
-    monkeypatch.setattr(os, "stat", lambda path: spaces)
+    stat, other = os.stat, os.stat("/proc/self/ns/mnt")
+    monkeypatch.setattr(os, "stat", lambda path, **how: other if path == "/proc/self/ns/pid" else stat(path, **how))
     assert files._host() != files._HOST
 
 
@@ -347,3 +350,121 @@ def test_a_users_checksums_are_no_seal(tmp_path):
     told = {"image": "sha256:" + 64 * "0", "seals": "sha256:" + 64 * "1", "meal": 1}
     write_json(tmp_path / "a.json", told)
     assert read_json(tmp_path / "a.json") == told
+
+
+FORKING = """
+import os, sys
+from pathlib import Path
+from monai_vqgen.errors import OutputExistsError
+from monai_vqgen.files import claim_folder, hold_alone
+folder = Path(sys.argv[1])
+(folder / "result.json").touch()
+place = claim_folder(folder, ["result.json"], overwrite=True)
+if not (child := os.fork()):
+    try:
+        hold_alone(folder, "result.json")
+    except OutputExistsError:
+        sys.exit(7)  # through what Python does at its end
+    sys.exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert (folder / ".result.json.lock").exists()
+assert place.is_dir()
+"""
+
+
+def test_a_forked_process_holds_no_lock_of_its_parents_and_takes_nothing_of_it_away(tmp_path):
+    command = [sys.executable, "-c", FORKING, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_lock_file_that_is_removed_between_its_opening_and_the_lock_is_not_the_one_that_is_held(
+    tmp_path, monkeypatch
+):
+    path, lock = tmp_path / ".model.pt.lock", fcntl.lockf
+
+    def after_its_holder_has_left(descriptor, how):
+        monkeypatch.setattr(fcntl, "lockf", lock)
+        path.unlink()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "lockf", after_its_holder_has_left)
+    assert hold_alone(tmp_path, "model.pt")
+    assert os.path.samestat(os.fstat(files._held[os.getpid(), path]), path.stat())
+
+
+def test_at_its_end_a_process_removes_its_lock_files_wherever_it_works_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "anew"):
+        Path(name).mkdir()
+        hold_alone(Path(name), "model.pt")
+    (tmp_path / "anew" / ".model.pt.lock").unlink()
+    (tmp_path / "anew" / ".model.pt.lock").touch()  # that of another process, in a folder that was made anew
+    monkeypatch.chdir("/")
+    files._leave()
+    assert [path.name for path in tmp_path.rglob("*.lock")] == [".model.pt.lock"]
+    assert (tmp_path / "anew" / ".model.pt.lock").exists()
+
+
+def test_results_are_on_the_disk_before_they_replace_the_earlier_ones(tmp_path, monkeypatch):
+    write_json(tmp_path / "result.json", {})
+    place = claim_folder(tmp_path, ["result.json", "images/*"], overwrite=True)
+    (place / "images").mkdir()
+    for name in ("result.json", "images/1"):
+        write_bytes(place / name, b"{}", durable=False)
+    waited, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: waited.append(os.readlink(f"/proc/self/fd/{file}")))
+    monkeypatch.setattr(os, "replace", lambda source, target: waited.append("rename") or replace(source, target))
+    publish(place)
+    first = waited[: waited.index("rename")]
+    assert {str(place / name) for name in ("result.json", "images/1")} <= set(first)
+
+
+def test_files_have_the_mode_that_the_umask_gives(tmp_path):
+    earlier = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "a", b"x")
+        write_json(tmp_path / "b", {})
+        with replace_path(tmp_path / "c") as partial:
+            partial.write_bytes(b"x")
+    finally:
+        os.umask(earlier)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_temporary_files_of_other_runs_are_no_results_and_those_of_dead_ones_go_wherever_results_lie(
+    tmp_path, monkeypatch
+):
+    host = files._HOST
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "images" / "1").touch()
+    living = [f".{host}-{os.getppid()}-0.partial.2", f".{host}-1-0.partial.3"]
+    dead = [f"images/.{host}-{process.pid}-0.partial.2", f"more/.{host}-{process.pid}-0.partial.2"]
+    for name in (*(f"images/{name}" for name in living), *dead):
+        (tmp_path / name).touch()
+    kill = os.kill
+
+    def as_an_ordinary_user(number, signal):
+        if number == 1:
+            raise PermissionError("of another user")
+        kill(number, signal)
+
+    monkeypatch.setattr(os, "kill", as_an_ordinary_user)
+    place = claim_folder(tmp_path, ["images/*", "more"], overwrite=True)
+    (place / "images").mkdir()
+    write_bytes(place / "images" / "4", b"new")
+    publish(place)
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted([*living, "4"])
+    assert not list(tmp_path.glob("more/.*"))
+
+
+def test_of_a_link_and_what_lies_behind_it_the_link_alone_is_removed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "1").touch()
+    for names in (["link/1", "link"], ["link", "link/1"]):
+        (tmp_path / "link").symlink_to("disk")
+        files._remove(tmp_path, names)
+        assert [path.name for path in tmp_path.rglob("*")] == ["disk", "1"]

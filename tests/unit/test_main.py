@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import monai_vqgen
 from monai_vqgen.__main__ import PROGRAM, build_parser, main
 from monai_vqgen.data import ScanOptions, make_phantoms
 from monai_vqgen.demo.plan import Costs
@@ -98,6 +101,18 @@ def test_any_error_is_one_line_and_a_status(monkeypatch, capsys, error, told, st
     monkeypatch.setenv("MONAI_VQGEN_TRACEBACK", "1")
     with pytest.raises(type(error)):
         main(["phantoms"])
+
+
+def test_a_program_that_is_told_to_stop_ends_as_one_that_fails_does(monkeypatch):
+    """So that what it has begun is put away."""
+    handlers = {}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handlers.update({number: handler}))
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "--version"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(Path(monai_vqgen.__file__).with_name("__main__.py")), run_name="__main__")
+    with pytest.raises(SystemExit) as status:
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+    assert status.value.code == 128 + signal.SIGTERM
 
 
 def test_what_verify_is_told_reaches_the_function(call_of):

@@ -124,7 +124,8 @@ def _walk(folder: Path, skipped: list[dict[str, str]]) -> list[Path]:
         for root, folders, names in os.walk(top, onerror=refuse):
             place, real = Path(root), os.path.realpath(root)
             if (earlier := entered.setdefault(real, place)) != place:
-                skipped.append(_skip(place, folder, f"is the folder {earlier} again (a link); counted once"))
+                again = _inside(earlier, folder).as_posix()
+                skipped.append(_skip(place, folder, f"is the folder {again} again (a link); counted once"))
                 folders.clear()
                 continue
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in LEFT_OUT)
@@ -153,7 +154,7 @@ def _find(folder: Path, suffix: str, skipped: list[dict[str, str]]) -> list[Path
     taken = [path for path in niftis if path.parent == folder] or series or niftis
     others = Counter((*path.relative_to(folder).parts, ".")[0] for path in {*niftis, *series} - {*taken})
     for name, count in sorted(others.items()):
-        reason = f"{count} scans beside those of {folder}; move them, or give their folder"
+        reason = f"{count} scans beside those that are taken; move them, or give their folder"
         skipped.append(_skip(folder / name, folder, reason))
     return taken
 

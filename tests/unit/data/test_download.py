@@ -512,6 +512,14 @@ def test_a_server_that_drips_is_left_at_the_deadline_of_the_whole_download(bucke
     assert time.monotonic() - begin < 10
 
 
+def test_a_server_that_lists_page_after_page_is_left(openneuro, tmp_path, monkeypatch):
+    openneuro.page_size = 1
+    monkeypatch.setattr(download, "MOST_PAGES", 3)
+    with pytest.raises(DownloadError, match="lists more than 3 pages"):
+        fetch(openneuro, tmp_path / "scans")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
 def test_a_full_disk_is_reported(remote, path):
     path.parent.mkdir()

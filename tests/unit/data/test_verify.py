@@ -52,12 +52,12 @@ def change(path: Path, of: Path, edit) -> None:
 
 
 def test_scans_in_order_are_clean_and_nothing_is_written_to_them(clean):
-    before = {path: path.stat().st_mtime_ns for path in clean.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (clean, *clean.rglob("*"))}
     verified = verify_folder(clean, slices=OPTIONS)
     assert verified.findings == []
     assert "4 scans of 4 subjects" in verified.summary
     assert verified.table().endswith("no findings")
-    assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (clean, *clean.rglob("*"))} == before
 
 
 def test_a_damaged_scan_and_one_with_nan_are_found_by_reading(scans):
@@ -124,6 +124,26 @@ def test_what_extraction_would_skip_is_told_with_its_reason(scans):
     assert {finding.check for finding in verified.findings} == {"skipped"}
     assert len(verified.findings) == 4
     assert "900" in verified.findings[0].reason
+
+
+def test_a_slice_of_a_scan_that_shows_no_brain_is_found(scans):
+    first = sorted(scans.glob("*.nii.gz"))[0]
+
+    def dark(voxels, affine):
+        """The head stays as it is, but for what lies 50 to 70 mm below its top."""
+        axis = next(i for i, code in enumerate(nib.aff2axcodes(affine)) if code in "SI")
+        size = np.linalg.norm(affine[:3, axis])
+        lines = np.moveaxis(voxels, axis, 0)
+        lines = lines[::-1] if nib.aff2axcodes(affine)[axis] == "S" else lines
+        top = np.flatnonzero((lines > 0.1 * voxels.max()).any(axis=(1, 2)))[0]
+        slab = lines[top + int(50 / size) : top + int(70 / size)]
+        slab[slab > 0.03 * voxels.max()] = 0.03 * voxels.max()
+        return voxels, affine
+
+    change(first, first, dark)
+    reasons = [reason for (check, file), reason in found(scans).items() if (check, file) == ("no brain", first.name)]
+    assert len(reasons) == 1
+    assert "_axial_060" in reasons[0] or "_axial_059" in reasons[0]
 
 
 def test_one_scan_at_a_time_is_in_memory(clean, tmp_path):
@@ -248,7 +268,7 @@ def test_another_file_beside_scans_does_not_make_them_weights(scans):
 
 def test_a_scan_that_is_left_out_is_found(scans):
     (scans / "again").symlink_to(scans)
-    assert found(scans) == {("skipped", "again"): f"is the folder {scans} again (a link); counted once"}
+    assert found(scans) == {("skipped", "again"): f"is the folder {scans.name} again (a link); counted once"}
 
 
 def test_samples_are_slices(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import monai_vqgen
 from monai_vqgen.__main__ import main
 from monai_vqgen.bundles import bundle_root, run_stage, stage_command
 from monai_vqgen.data import make_phantoms
+from monai_vqgen.demo import report
 from monai_vqgen.demo.report import _portable, write_report
-from monai_vqgen.demo.run import claim_demo_folder
+from monai_vqgen.demo.run import claim_demo_folder, run_demo
 from monai_vqgen.demo.sizes import read_size, size_names
-from monai_vqgen.demo.stages import bundle_stages
+from monai_vqgen.demo.stages import StageRecord, bundle_stages
 from monai_vqgen.engines import check_command_line
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 from monai_vqgen.plots.pictures import FAINT, INK, Curve, PictureRow, save_curves, save_grid, save_png, save_rows, style
@@ -159,17 +161,46 @@ def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypat
             "run --dataset_dir /home/me/out/slices --a /home/me/out",
             "out/slices --a out",
         ),
-        ("/home/my runs/out", "run --dataset_dir '/home/my runs/out/slices' --a 1/2", "'out/slices' --a 1/2"),
-        (
-            "/home/me/out",
-            "run --dataset_dir /data/scans/ds --a \"['/x/a.json']\"",
-            "ds --a \"['a.json']\"",
-        ),
+        ("/home/my runs/out", "run --dataset_dir '/home/my runs/out/slices' --a 1/2", "out/slices --a 1/2"),
+        ("/home/me/out", "run --dataset_dir /data/scans/ds & wait", "ds & wait"),
+        ("/home/me/out", "run --dataset_dir '/data/my scans/it'\"'\"'s' --b /home/me/out2", "'it'\"'\"'s' --b out2"),
+        ("/home/me/out", "run --dataset_dir '$\"/a/\" + @b' --c 'see /a/b'", "'$\"/a/\" + @b' --c 'see /a/b'"),
         ("out/demo", "run --dataset_dir out/demo/slices --output_dir ./x", "out/demo/slices --output_dir ./x"),
     ],
 )
 def test_commands_of_a_report_do_not_tell_where_on_a_machine_things_lie(folder, command, shown):
     assert _portable(command, Path(folder)) == f"run --dataset_dir {shown}"
+
+
+def test_files_in_a_list_do_not_tell_it_either():
+    shown = _portable(stage_command("train", options={}, overlays=["/x y/a.json", "/me/out/b.json"]), Path("/me/out"))
+    assert shlex.split(shown)[-1] == "['bundle/configs/train.json', 'a.json', 'out/b.json']"
+
+
+def test_a_report_shows_commands_without_places_and_takes_no_text_for_markup(tmp_path, monkeypatch):
+    told = {}
+
+    class Template:
+        def render(self, **values):
+            told.update(values)
+            return "page"
+
+    page = report._template().environment.from_string("{{ reason }}").render(reason="<script>")
+    assert page == "&lt;script&gt;"
+    (tmp_path / "metrics.json").write_text('{"codebook": [], "x": 1}')
+    monkeypatch.setattr(report, "_template", Template)
+    write_report(tmp_path, stages=[StageRecord("a", 1.0, f"run --data /elsewhere/scans --out {tmp_path}/a")])
+    assert [stage.command for stage in told["stages"]] == [f"run --data scans --out {tmp_path.name}/a"]
+
+
+def test_the_mark_of_a_demo_does_not_tell_where_the_scans_lie(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_vqgen.demo.run.run_stages", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(output=tmp_path / "demo", size="tiny")
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["data"] == "phantoms"
 
 
 def test_a_report_needs_metrics(tmp_path):

@@ -60,6 +60,20 @@ def test_a_run_that_was_moved_goes_on_and_its_notes_do_not_tell_where_it_was(tmp
     assert len(seen) == 1
 
 
+def test_of_a_run_that_was_moved_only_its_own_paths_are_others(tmp_path):
+    """A folder beside it whose name begins alike, and a text that names it, stay what they are."""
+
+    def commands(folder):
+        there = f"{tmp_path}/first2 --text 'in {tmp_path}/first' --braces '{{output}}2'"
+        return fake_stages(folder, seen, f"a --output_dir '{folder}/my slices' --dataset_dir {there} & wait")
+
+    seen = []
+    run_stages(commands(tmp_path / "first"), _made(tmp_path / "first"), resume=True)
+    (tmp_path / "first").rename(tmp_path / "second")
+    run_stages(commands(tmp_path / "second"), tmp_path / "second", resume=True)
+    assert len(seen) == 1
+
+
 def _made(folder):
     folder.mkdir(exist_ok=True)
     return folder
@@ -116,11 +130,12 @@ def test_of_stages_at_once_the_failure_ends_the_others(tmp_path, monkeypatch):
         raise StageError("no slices")
 
     def waits(leftovers):
-        assert ended.wait(timeout=30)
+        assert ended.wait(timeout=10)
 
     stages = [Stage("a", "a", waits, ()), Stage("b", "b", fails, ())]
     with pytest.raises(StageError, match="no slices"):
         stages_at_once("both", stages).run(Leftovers.REFUSE)
+    assert ended.is_set()
 
 
 def test_without_resume_earlier_results_are_refused(tmp_path):

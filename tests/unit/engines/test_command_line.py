@@ -18,7 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_vqgen.engines import check_command_line, command_line
-from monai_vqgen.errors import InputError, root_cause
+from monai_vqgen.errors import InputError, in_one_line, root_cause
 
 PROGRAM = "/usr/lib/python3/site-packages/monai/bundle/__main__.py"
 
@@ -150,7 +150,9 @@ def test_a_call_from_python_is_checked_as_the_command_line_is(config, tmp_path):
             raise root_cause(caught.value)
 
 
-@pytest.mark.parametrize("text", ["run#2", "20240131", "1e5", "a,b", "[x]", "a@b#c", "'run#2'", "~/x", "$'a' + 'b'"])
+@pytest.mark.parametrize(
+    "text", ["run#2", "20240131", "1e5", "a,b", "[x]", "a@b#c", "'run#2'", "~/x", "$'a' + 'b'", "@free#a"]
+)
 @pytest.mark.filterwarnings("ignore:parsing config_file")
 def test_a_path_arrives_as_it_was_typed(config, monkeypatch, text):
     monkeypatch.setenv("HOME", "/home/me")
@@ -158,8 +160,44 @@ def test_a_path_arrives_as_it_was_typed(config, monkeypatch, text):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(command_line, "_show_errors_plainly", lambda config: None)
     command_line.fire.Fire(monai.bundle.run, command=[*sys.argv[2:], "--logging_file", "False"])
-    expected = {"'run#2'": "run#2", "~/x": "/home/me/x", "$'a' + 'b'": "ab"}.get(text, text)
+    expected = {"'run#2'": "run#2", "~/x": "/home/me/x", "$'a' + 'b'": "ab", "@free#a": 1}.get(text, text)
     assert eval(Path(ConfigParser.load_config_file(config)["written"]).read_text()) == [expected, expected, 1]
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_a_path_with_signs_is_refused_where_tracking_has_written_to_another_already(config, monkeypatch):
+    words = ["--config_file", config, "--output_dir=run#2", "--tracking", "mlflow", "--logging_file", "False"]
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "run", *words])
+    monkeypatch.setattr(command_line, "_show_errors_plainly", lambda config: None)
+    monkeypatch.setattr("monai.bundle.workflows.ConfigWorkflow.patch_bundle_tracking", lambda *_, **__: None)
+    with pytest.raises(RuntimeError) as caught:
+        command_line.fire.Fire(monai.bundle.run, command=sys.argv[2:])
+    with pytest.raises(InputError, match="--output_dir cannot be read together with --tracking"):
+        raise root_cause(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "no --config_file is given: give one, such as "),
+        (["--config_file", "{folder}/tran.json"], "there is no configuration file .*: did you mean .*train.json?"),
+        (["--config_file", "{config}", "--tracking", "wandb"], "--tracking wandb is neither mlflow nor a file"),
+    ],
+)
+def test_what_monai_would_not_find_is_told_before_anything_is_loaded(config, monkeypatch, words, told):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(InputError, match=told):
+        command_line.run_bundle([word.format(config=config, folder=Path(config).parent) for word in words])
+
+
+def test_of_an_error_in_a_worker_of_a_loader_the_line_is_its_last():
+    text = """Caught RuntimeError in DataLoader worker process 0.
+Original Traceback (most recent call last):
+  File "x.py", line 7, in load
+monai_vqgen.errors.ScanError: a.nii: unreadable
+"""
+    assert in_one_line(RuntimeError(text)) == "ScanError: a.nii: unreadable"
 
 
 def program(config: str, *words: str, **variables: str) -> subprocess.CompletedProcess:

@@ -44,7 +44,12 @@ def test_the_file_holds_the_weights_of_the_lowest_loss_and_says_so_beside_it(tmp
         engine.state.metrics["loss"] = epoch_values[engine.state.epoch - 1]
 
     saver.attach(engine)
+    sealed: list[bool] = []
+    engine.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: sealed.append("seal" in path.with_suffix(".json").read_text())
+    )
     engine.run([0], max_epochs=4)
+    assert all(sealed)
     assert float(torch.load(path, weights_only=True)["weight"]) == 2.0
     assert read_json(tmp_path / "model.json") == {
         "level": 1,

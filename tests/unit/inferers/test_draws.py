@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -169,3 +170,21 @@ def test_another_error_is_passed_on_at_once():
     with pytest.raises(RuntimeError, match="shapes"):
         in_memory(work, slice(0, 4))
     assert len(calls) == 1
+
+
+def test_what_a_batch_took_is_free_before_its_halves_are_tried_and_when_the_error_comes():
+    class Activations:
+        """Stands for gigabytes."""
+
+    taken: list[weakref.ref] = []
+
+    def work(part):
+        assert all(each() is None for each in taken)
+        activations = Activations()
+        taken.append(weakref.ref(activations))
+        raise MemoryError("none left")
+
+    with pytest.raises(InputError):
+        in_memory(work, slice(0, 4))
+    assert len(taken) == 2
+    assert all(each() is None for each in taken)

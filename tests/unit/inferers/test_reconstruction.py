@@ -214,3 +214,21 @@ def test_pictures_know_no_millimeters_and_are_not_resampled():
     images = torch.rand(2, 1, 9, 7)
     result = VolumeReconstructionInferer("axial", pixel_mm=3.0)(images, torch.nn.Identity())
     torch.testing.assert_close(result, images)
+
+
+@pytest.mark.parametrize("fits", [2, 1])
+def test_slices_of_a_volume_that_do_not_fit_into_memory_together_are_shown_in_halves(fits):
+    """Once: then the error says so."""
+    volume = torch.rand(1, 1, 12, 10, 8, generator=torch.Generator().manual_seed(0)) + 0.1
+    infer = VolumeReconstructionInferer("axial", batch_size=4)
+
+    def scarce(images):
+        if len(images) > fits:
+            raise RuntimeError("CUDA out of memory")
+        return images
+
+    if fits == 2:
+        assert torch.equal(infer(volume, scarce), infer(volume, torch.nn.Identity()))
+    else:
+        with pytest.raises(InputError, match="memory ran out with a batch of 4, and with its halves"):
+            infer(volume, scarce)

@@ -282,3 +282,11 @@ def test_a_start_that_is_not_there_damaged_or_of_another_kind_is_named(folder, t
     (folder / "model.pt").write_bytes((folder / "model.pt").read_bytes()[:-40])
     with pytest.raises(CheckpointError, match="truncated"):
         start_from(tiny_autoencoder(), folder)
+
+
+def test_a_zip_whose_weights_would_unpack_to_more_than_is_allowed_is_refused_before_that(folder, tmp_path, monkeypatch):
+    path = zipped(folder, tmp_path / "bundle.zip")
+    monkeypatch.setattr("monai_vqgen.models.loading.LARGEST_ZIP", sum(f.stat().st_size for f in folder.iterdir()) - 1)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(InputError, match=r"the weights in .*bundle\.zip would unpack to more than"):
+        TrainedModel.from_bundle(path)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,6 +15,10 @@ from monai.data import MetaTensor
 from near_ties import assert_same_draws
 
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError, ScanError
+
+
+from monai_vqgen import files
+from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError, ScanError
 from monai_vqgen.inferers import AncestralSampler, VolumeReconstructionInferer
 from monai_vqgen.models import SamplingSettings, TrainedModel
 from monai_vqgen.weights import fingerprint
@@ -88,12 +96,15 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_model_goes_on_a
     network, prior = model.autoencoder, model.priors[1]
     monkeypatch.setattr(network, "encode", scarce(network.encode, lambda given, _: len(given[0])))
     monkeypatch.setattr(network, "decode", scarce(network.decode, lambda given, _: len(given[0][0])))
+    scored = model.log_prob(codes, position_mm=65.0)
+    monkeypatch.setattr(prior, "forward", scarce(prior.forward, lambda given, _: len(given[0])))
     monkeypatch.setattr(prior, "incremental", scarce(prior.incremental, lambda _, options: options["batch_size"]))
     most = fits
     calls = [
         lambda: assert_same_draws(model.sample(4, position_mm=65.0, seed=7).codes, whole.codes),
         lambda: [torch.testing.assert_close(a, b) for a, b in zip(model.encode(images), codes, strict=True)],
         lambda: model.decode(codes),
+        lambda: torch.testing.assert_close(model.log_prob(codes, position_mm=65.0), scored),
     ]
     for call in calls:
         if fits == 2:
@@ -195,6 +206,15 @@ def test_saving_replaces_a_models_files_where_told_to_and_no_others(tmp_path):
         model.save(tmp_path)
     model.save(tmp_path, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {*users, "model.pt", "model.json"}
+
+
+def test_saving_completes_or_removes_what_a_dead_process_has_left(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / f".{files._HOST}-{process.pid}-0.partial.model.pt").mkdir()
+    tiny_model(with_priors=False).save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "model.json"}
+    assert all("seal" in json.loads(path.read_text()) for path in tiny_model().save(tmp_path / "x").glob("*.json"))
 
 
 def test_its_text_says_what_it_is_trained_on_what_and_how_many_weights():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 import tracemalloc
 import zlib
@@ -155,7 +156,9 @@ def test_a_png_that_lies_or_has_a_wrong_checksum_is_refused(tmp_path):
     np.testing.assert_allclose(LoadSlice()(path)[0], GREY / 255, atol=1e-6)
     flipped = bytearray(zlib.compress(rows, 0))
     flipped[12] ^= 8  # stored, not packed: only the sum at the end tells
+    endless = zlib.compress(rows)[:-4]  # without that sum
     cases = (png(4, 4, rows), png(5, 3, rows), png(4, 3, rows), png(5, 5, rows), png(5, 4, [*flipped]))
+    cases = (*cases, png(5, 4, [*endless]))
     for content in cases:
         path.write_bytes(content)
         with pytest.raises(ScanError, match=r"a\.png: "):
@@ -219,3 +222,46 @@ def test_a_small_file_is_refused_before_it_unfolds(tmp_path, kind):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
+
+
+def test_pixels_that_unfold_to_more_than_the_header_of_a_png_announces_take_no_memory(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(5, 4, bytes(50_000_000)))
+    tracemalloc.start()
+    with pytest.raises(ScanError, match=r"a\.png: .*there are others"):
+        LoadSlice()(tmp_path / "a.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+def test_a_comment_is_looked_for_in_the_first_mebibyte_of_extensions_alone(tmp_path):
+    about = {"subject": "sub-01"}
+    for name, size in (("near.nii", 16), ("far.nii", 2**20)):
+        image = nib.Nifti1Image((GREY / 255).astype(np.float32)[..., None], np.eye(4))
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(0, bytes(size)))
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", json.dumps(about).encode()))
+        nib.save(image, tmp_path / name)
+    assert LoadSlice()(tmp_path / "near.nii").meta["subject"] == "sub-01"
+    assert "subject" not in LoadSlice()(tmp_path / "far.nii").meta
+
+
+@pytest.mark.parametrize("size", [0, -16, 8, 2**31 - 1])
+def test_an_extension_whose_size_lies_is_passed_over_and_the_search_ends(tmp_path, size):
+    nib.save(nib.Nifti1Image((GREY / 255).astype(np.float32)[..., None], np.eye(4)), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[108:112] = np.float32(368).tobytes()  # vox_offset
+    content[348:352] = b"\1\0\0\0"
+    content[352:352] = struct.pack("<2i", size, 6) + bytes(8)
+    (tmp_path / "a.nii").write_bytes(content)
+    image = LoadSlice()(tmp_path / "a.nii")
+    np.testing.assert_allclose(image[0], GREY / 255, atol=1e-6)
+    assert "subject" not in image.meta
+
+
+def test_a_slice_without_pixels_is_named(tmp_path):
+    write_slice_nifti(tmp_path / "a.nii", np.ones((4, 5)), np.eye(4), {})
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[42:44] = b"\0\0"  # dim[1]
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(ScanError, match=r"a\.nii: shape \(0, 5, 1\) has an axis without voxels"):
+        LoadSlice()(tmp_path / "a.nii")

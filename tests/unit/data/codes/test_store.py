@@ -154,6 +154,29 @@ def test_what_the_store_describes_is_what_it_holds(tmp_path, tensors, fields, fa
         CodeStore(tmp_path)
 
 
+def test_other_codes_in_their_place_are_noticed_by_the_checksum_and_the_description_has_one_too(tmp_path):
+    write(tmp_path)
+    assert '"seal": "sha256:' in (tmp_path / "codes.json").read_text()
+    tensors = load_file(tmp_path / "codes.safetensors")
+    tensors["training/level0"] = tensors["training/level0"].flip(0)
+    save_file(tensors, tmp_path / "codes.safetensors")
+    with pytest.raises(InputError, match=r"damaged: the checksum of codes\.safetensors is wrong"):
+        CodeStore(tmp_path)
+
+
+def test_a_tensor_that_a_store_describes_and_lacks_is_named(tmp_path):
+    write(tmp_path)
+    tensors = load_file(tmp_path / "codes.safetensors")
+    del tensors["validation/level1"]
+    save_file(tensors, tmp_path / "codes.safetensors")
+    written = (tmp_path / "codes.safetensors").read_bytes()
+    description = read_json(tmp_path / "codes.json")
+    description["file"] |= {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
+    write_json(tmp_path / "codes.json", description, sealed=True)
+    with pytest.raises(InputError, match=r"damaged: codes\.safetensors lacks validation/level1"):
+        CodeStore(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "3", "\xff"])
 def test_a_description_of_another_kind_is_one_error(tmp_path, text):
     write(tmp_path)

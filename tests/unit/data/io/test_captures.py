@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -160,3 +162,13 @@ def test_what_cannot_be_written_is_refused_before_a_file_is_made(tmp_path):
     with pytest.raises(ScanError, match=r"text\.dcm: not a DICOM file"):
         write(labels=LABELS._replace(source=tmp_path / "text.dcm"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_capture_that_could_not_be_finished_has_no_name(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError("killed here")
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OSError, match="killed here"):
+        write_secondary_captures(tmp_path, np.ones((4, 5, 1)), affine=np.eye(4), plane="axial", labels=LABELS)
+    assert list(tmp_path.iterdir()) == []

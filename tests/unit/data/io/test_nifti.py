@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, SaveImage, SaveImaged
 
 from monai_vqgen.data import CompleteNiftiWriter, make_phantom
+from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms import ExtractSliced, FitToSized, LoadSlice
 
@@ -48,3 +51,31 @@ def test_what_is_neither_a_volume_nor_a_slice_is_refused_and_no_file_is_left(tmp
     assert "shape (3, 4): expected channels first" in str(error.value)
     assert ScanError.__name__ in str(error.value)
     assert not list(tmp_path.rglob("*.nii*"))
+
+
+def _by_the_slices_writer(path):
+    write_slice_nifti(path, np.ones((4, 5)), np.eye(4), {})
+
+
+def _by_monais_saver(path):
+    writer = CompleteNiftiWriter()
+    writer.set_data_array(torch.ones(1, 4, 5))
+    writer.set_metadata({"affine": np.eye(4)})
+    writer.write(path)
+
+
+@pytest.mark.parametrize("write", [_by_the_slices_writer, _by_monais_saver])
+def test_a_file_that_could_not_be_finished_has_no_name(tmp_path, monkeypatch, write):
+    path = tmp_path / "a.nii.gz"
+    write(path)
+    before = path.read_bytes()
+
+    def refused(*_):
+        raise OSError("killed here")
+
+    monkeypatch.setattr(os, "replace", refused)
+    for name in ("a.nii.gz", "b.nii.gz"):
+        with pytest.raises(OSError, match="killed here"):
+            write(tmp_path / name)
+    assert [item.name for item in tmp_path.iterdir()] == ["a.nii.gz"]
+    assert path.read_bytes() == before

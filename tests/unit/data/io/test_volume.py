@@ -192,3 +192,31 @@ def test_nan_becomes_the_background_of_a_volume_whose_background_is_not_zero(tmp
     values[3:9, 3:9, 3:9] = np.linspace(0, 1, 216).reshape(6, 6, 6)
     values[0, 0, 0] = np.nan
     assert read_volume(save(tmp_path / "a.nii.gz", values)).voxels_s[0, 0, 0] == -1
+
+
+def test_a_scan_that_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
+    def scarce(*_, **__):
+        raise MemoryError
+
+    path = save(tmp_path / "a.nii")
+    monkeypatch.setattr(np, "frombuffer", scarce)
+    with pytest.raises(ScanError, match=r"a\.nii: does not fit into memory; crop it"):
+        read_volume(path)
+
+
+def test_a_scan_whose_header_does_not_say_how_it_lies_is_read_and_that_is_said(tmp_path, caplog):
+    image = nib.Nifti1Image(VALUES, None)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nib.save(image, tmp_path / "a.nii")
+    assert read_volume(tmp_path / "a.nii").voxels_s.shape == VALUES.shape
+    assert "does not give its orientation; anatomical planes are a guess" in caplog.text
+    caplog.clear()
+    read_volume(save(tmp_path / "b.nii"))
+    assert not caplog.text
+
+
+def test_of_a_scan_that_ends_early_it_is_told_how_much_is_there(tmp_path):
+    path = save(tmp_path / "a.nii")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ScanError, match=r"a\.nii: truncated, has 4358 of 4368 bytes of voxels; download"):
+        read_volume(path)

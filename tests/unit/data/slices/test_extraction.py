@@ -65,6 +65,18 @@ def test_datalist_splits_by_subject_with_columns_and_contact_sheet(scans, tmp_pa
     with Image.open(tmp_path / "s" / "contact_sheet.png") as sheet:
         assert np.asarray(sheet).std() > 20
     assert not list(tmp_path.rglob("*.partial*"))
+    assert content["seal"].startswith("sha256:")
+
+
+def test_the_datalist_comes_after_all_that_it_says_is_there(scans, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("monai_vqgen.data.slices.extraction.write_contact_sheet", full)
+    with pytest.raises(OSError, match="No space left"):
+        extract(scans, tmp_path / "s", **QUICK)
+    assert len(list((tmp_path / "s" / "images").iterdir())) == 12
+    assert not (tmp_path / "s" / "datalist.json").exists()
 
 
 def test_the_datalist_states_the_pixel_size_that_the_slices_have(tmp_path):
@@ -283,6 +295,7 @@ def test_one_bad_scan_is_one_skip_and_the_others_are_cut(scans, tmp_path, monkey
     assert "liar.nii.gz: pixels of " in reasons["liar.nii.gz"]
     assert "git annex get" in reasons["gone.nii.gz"]
     assert "RecursionError" in reasons["odd.nii.gz"]
+    assert str(tmp_path) not in report.datalist.read_text(), "a list that is sent on tells no place"
     content = json.loads(report.datalist.read_text())
     assert content["skipped"] == report.skipped
     items = [item for part in report.num_subjects for item in content[part]]

@@ -41,10 +41,11 @@ def test_spellings_of_one_word_are_one_the_most_frequent(tmp_path, caplog):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
 @pytest.mark.parametrize("separator", ["\t", ";", ","])
-def test_every_encoding_and_separator(tmp_path, encoding, separator):
+def test_every_encoding_and_separator(tmp_path, caplog, encoding, separator):
     rows = [["participant_id", "age", "city"], ["sub-1", "33", "Köln"]]
     text = "\r\n".join(separator.join(row) for row in rows)
     assert read(tmp_path, text, encoding) == {"sub-1": {"age": 33.0, "city": "Köln"}}
+    assert ("is not UTF-8 and read as Latin-1" in caplog.text) == (encoding == "latin-1")
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,12 @@ def test_equal_names_in_sub_folders_stay_apart(tmp_path):
     assert len(set(names)) == 2
 
 
+def test_names_that_would_be_one_after_folders_are_put_in_front_stay_apart_too(tmp_path):
+    touch(tmp_path, "A/b_c.nii", "a/b_c.nii", "Z/c.nii", "a_b/c.nii")
+    names = [record.name for record in discover_volumes(tmp_path)]
+    assert names == ["b_c", "a_b_c", "c", "a_b_c_2"]
+
+
 def test_folders_without_scans_are_named(tmp_path):
     with pytest.raises(DatalistError, match="holds no scans"):
         discover_volumes(touch(tmp_path, "readme.txt"))
@@ -141,7 +147,9 @@ def test_links_without_content_are_records_and_linked_folders_are_followed_once(
     found = find_scans(folder)
     assert [record.subject for record in found.records] == ["sub-01", "sub-02", "sub-03"]
     assert {entry["file"] for entry in found.skipped} == {"again", "sub-03/loop"}
-    assert all("counted once" in entry["reason"] for entry in found.skipped)
+    reasons = sorted(entry["reason"] for entry in found.skipped)
+    told = "is the folder {} again (a link); counted once".format
+    assert reasons == [f"again: {told('sub-01')}", f"sub-03/loop: {told('set')}"], "which does not tell where they lie"
 
 
 def test_scans_beside_those_that_are_taken_are_listed(tmp_path, caplog):
@@ -149,7 +157,7 @@ def test_scans_beside_those_that_are_taken_are_listed(tmp_path, caplog):
     found = find_scans(tmp_path)
     assert [record.path.name for record in found.records] == ["a.nii"]
     assert [entry["file"] for entry in found.skipped] == ["b"]
-    assert "2 scans beside those of" in found.skipped[0]["reason"]
+    assert found.skipped[0]["reason"].startswith("b: 2 scans beside those that are taken; ")
     discover_volumes(tmp_path)
     assert "skipped: b: 2 scans" in caplog.text
 
@@ -185,3 +193,15 @@ def test_names_are_short_enough_for_a_file_system_and_stay_apart(tmp_path):
     assert len(set(names)) == 3
     assert max(len(name.encode()) for name in names) <= 150
     assert "short" in names
+
+
+def test_names_of_results_have_no_sign_that_a_file_system_refuses_and_no_folder(tmp_path):
+    touch(tmp_path, 'a:b*"c".nii', "x/y.nii", "x/z.nii")
+    assert [record.name for record in discover_volumes(tmp_path)] == ["a_b_c_"]
+    found = discover_volumes(tmp_path / "x", subject_pattern="(.*)y") + discover_volumes(
+        tmp_path, subject_pattern="b.*"
+    )
+    assert not any(set('/\\:*?"<>|') & set(record.name) for record in found)
+    (tmp_path / 'a:b*"c".nii').unlink()
+    names = [record.name for record in discover_volumes(tmp_path, subject_pattern="^(x/.)")]
+    assert names == ["x_y", "x_z"]
