@@ -14,11 +14,8 @@ from factories import POSITIONS, tiny_autoencoder, tiny_model
 from monai.data import MetaTensor
 from near_ties import assert_same_draws
 
-from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError, ScanError
-
-
 from monai_vqgen import files
-from monai_vqgen.errors import CheckpointError, InputError, OutputExistsError, ScanError
+from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, OutputExistsError, ScanError
 from monai_vqgen.inferers import AncestralSampler, VolumeReconstructionInferer
 from monai_vqgen.models import SamplingSettings, TrainedModel
 from monai_vqgen.weights import fingerprint
