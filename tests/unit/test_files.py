@@ -468,3 +468,12 @@ def test_of_a_link_and_what_lies_behind_it_the_link_alone_is_removed(tmp_path):
         (tmp_path / "link").symlink_to("disk")
         files._remove(tmp_path, names)
         assert [path.name for path in tmp_path.rglob("*")] == ["disk", "1"]
+
+
+def test_results_that_a_kill_has_left_half_set_aside_come_back(tmp_path):
+    (tmp_path / ".model.pt.aside").mkdir()
+    write_bytes(tmp_path / ".model.pt.aside" / "model.pt", b"earlier")
+    write_bytes(tmp_path / "model.json", b"earlier")
+    with pytest.raises(OutputExistsError, match=r"holds model\.pt, model\.json"):
+        claim_folder(tmp_path, ["model.pt", "model.json"], overwrite=False, set_aside=True)
+    assert sorted(content(tmp_path)) == [".model.pt.lock", "model.json", "model.pt"]

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from monai_vqgen.errors import CheckpointError
-from monai_vqgen.files import read_json
+from monai_vqgen.files import claim_folder, read_json
 from monai_vqgen.handlers import BestCheckpoint, TrainingState
 from monai_vqgen.weights import fingerprint, load_weights, save_weights
 
@@ -142,3 +142,15 @@ def test_a_state_of_another_run_is_refused(tmp_path):
     TrainingState(tmp_path / "state.pt", {"network": nn.Linear(3, 1)}, resume=True).attach(engine)
     with pytest.raises(CheckpointError, match="another kind"):
         engine.run([0], max_epochs=2)
+
+
+def test_the_results_that_a_training_replaces_go_when_it_has_ended(tmp_path):
+    (tmp_path / "model.pt").write_text("earlier")
+    claim_folder(tmp_path, ["model.pt"], overwrite=True, set_aside=True)
+    engine = Engine(lambda engine, batch: None)
+    TrainingState(tmp_path / "state.pt", {}).attach(engine)
+    kept = tmp_path / ".model.pt.earlier"
+    seen = []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(kept.exists()))
+    engine.run([0], max_epochs=2)
+    assert (seen, kept.exists()) == ([True, True], False)
