@@ -178,7 +178,7 @@ def test_what_lies_elsewhere_is_written_into_the_folder_all_the_same(tmp_path):
     assert reconstruction_names(records, tmp_path / "scans", "recon") == [
         "a/b_recon.nii.gz",
         "c_recon.nii.gz",
-        "d_recon.nii.gz",
+        "d_recon.png",
     ]
 
 

@@ -185,10 +185,10 @@ def test_a_report_shows_commands_without_places_and_takes_no_text_for_markup(tmp
             told.update(values)
             return "page"
 
-    page = report._template().environment.from_string("{{ reason }}").render(reason="<script>")
+    page = report.page_template("report.html").environment.from_string("{{ reason }}").render(reason="<script>")
     assert page == "&lt;script&gt;"
     (tmp_path / "metrics.json").write_text('{"codebook": [], "x": 1}')
-    monkeypatch.setattr(report, "_template", Template)
+    monkeypatch.setattr(report, "page_template", lambda name: Template())
     write_report(tmp_path, stages=[StageRecord("a", 1.0, f"run --data /elsewhere/scans --out {tmp_path}/a")])
     assert [stage.command for stage in told["stages"]] == [f"run --data scans --out {tmp_path.name}/a"]
 
