@@ -75,3 +75,18 @@ def test_no_names_make_an_empty_vector():
 def test_a_description_that_contradicts_itself_is_refused(continuous, categorical):
     with pytest.raises(InputError):
         ConditionEncoder(continuous, categorical)
+
+
+def test_one_word_among_numbers_is_refused_and_does_not_make_them_names():
+    records = [{"age": 30.0}, {"age": 40}, {"age": "x"}]
+    with pytest.raises(InputError, match="condition 'age' is 'x' in a record and a number in most"):
+        ConditionEncoder.fit(records, ["age"])
+    records[2]["age"] = "n/a"
+    assert ConditionEncoder.fit(records, ["age"]).continuous == {"age": (30, 40)}
+    words = [{"group": 1.0}, {"group": "control"}]
+    assert ConditionEncoder.fit(words, ["group"]).categorical == {"group": ("1.0", "control")}
+
+
+def test_a_range_wider_than_any_number_is_refused():
+    with pytest.raises(InputError, match="give two finite numbers"):
+        ConditionEncoder({"age": (-1e308, 1e308)})
