@@ -103,7 +103,7 @@ def test_weights_that_unpack_to_more_than_they_have_are_refused(tmp_path):
 def test_an_architecture_larger_than_its_weights_is_refused_before_it_takes_memory(folder, changes):
     record = read_json(folder / "model.json")
     write_json(folder / "model.json", {**record, "architecture": {**record["architecture"], **changes}})
-    with pytest.raises(CheckpointError, match=r"the recorded architecture (has|of .* cannot be built)"):
+    with pytest.raises(CheckpointError, match=r"the recorded architecture has (weights|num_|strides)"):
         TrainedModel.from_bundle(folder)
 
 

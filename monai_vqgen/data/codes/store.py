@@ -31,6 +31,7 @@ __all__ = ["CodeStore", "CodesDataset", "code_type", "save_codes"]
 
 _TENSORS, _DESCRIPTION = "codes.safetensors", "codes.json"
 _FORMAT_VERSION = 1
+_LARGEST_CODEBOOK = 2**20
 
 
 def save_codes(
@@ -268,12 +269,19 @@ class CodeStore:
                 }
                 if missing:
                     raise self._damaged(f"{_TENSORS} lacks {', '.join(sorted(missing))}")
+                for level, size in enumerate(self.codebook_sizes):
+                    if (name := f"codebook/level{level}") in tensors.keys():  # noqa: SIM118 (no mapping)
+                        self._check_codebook(name, tensors.get_tensor(name), size)
                 for split, records in self._records.items():
                     for level, (size, grid) in enumerate(zip(self.codebook_sizes, self.grids, strict=True)):
                         name = f"{split}/level{level}"
                         self._check_codes(name, tensors.get_tensor(name), (len(records), *grid), size)
         except SafetensorError as error:
             raise self._damaged(f"{_TENSORS} is not a safetensors file") from error
+
+    def _check_codebook(self, name: str, codebook_kd: Tensor, size: int) -> None:
+        if codebook_kd.ndim != 2 or len(codebook_kd) != size or not bool(torch.isfinite(codebook_kd).all()):
+            raise self._damaged(f"{name} has shape {tuple(codebook_kd.shape)} or is not finite; {size} are described")
 
     def _check_codes(self, name: str, codes_ns: Tensor, shape: tuple[int, ...], size: int) -> None:
         if tuple(codes_ns.shape) != shape or codes_ns.dtype not in (torch.int16, torch.int32, torch.int64):
@@ -286,6 +294,8 @@ class CodeStore:
         plane, pixel_mm = self.geometry
         if not (isinstance(self.fingerprint, str) and self.fingerprint):
             raise ValueError(f"the fingerprint: {self.fingerprint!r}")
+        if max(self.codebook_sizes, default=0) > _LARGEST_CODEBOOK:  # priors have a weight or more for each code
+            raise ValueError(f"the codebook sizes: {self.codebook_sizes}")
         if plane is not None and plane not in list(PLANES):
             raise ValueError(f"the plane: {plane!r}")
         if pixel_mm is not None and (isinstance(pixel_mm, bool) or not 0 < pixel_mm < math.inf):
