@@ -15,7 +15,7 @@ import monai.bundle
 import monai_vqgen
 from monai_vqgen.errors import InputError, StageError, VQGenError, root_cause
 
-__all__ = ["bundle_root", "run_stage", "run_stage_apart", "stage_command", "stop_stages"]
+__all__ = ["as_path", "bundle_root", "run_stage", "run_stage_apart", "stage_command", "stop_stages"]
 
 PARENT_VARIABLE = "MONAI_VQGEN_PARENT"
 """The environment variable that tells a stage the process that has started it, and with which it ends."""
@@ -37,6 +37,17 @@ def bundle_root() -> Path:
         f"the bundle's configs are neither in {package / '_bundle'} nor in {package.parent / 'bundle'}: install the "
         "package again, or work in a clone of the repository"
     )
+
+
+def as_path(value: Any) -> Any:
+    """An option, as it is; the name of a file that begins with $, @ or % as `./NAME`, for MONAI would run it.
+
+    Examples:
+        >>> as_path("$0.5"), as_path(4)
+        ('$0.5', 4)
+    """
+    named = isinstance(value, str | Path) and str(value).startswith(("$", "@", "%")) and os.path.lexists(value)
+    return f"./{value}" if named else value
 
 
 def run_stage(
@@ -66,7 +77,7 @@ def run_stage(
             logging_file=False,
             workflow_type=None,
             bundle_root=str(root),
-            **options,
+            **{name: as_path(value) for name, value in options.items()},
         )
         workflow.initialize()
         workflow.run()
@@ -144,5 +155,5 @@ def _words(files: Sequence[str], *, training: bool, options: Mapping[str, Any]) 
     words = ["python", "-m", "monai.bundle", "run", *(["training"] if training else [])]
     words += ["--config_file", files[0] if len(files) == 1 else str(list(files))]
     for name, value in options.items():
-        words += [f"--{name}", str(value)]
+        words += [f"--{name}", str(as_path(value))]
     return words

@@ -59,6 +59,7 @@ _COUNT = itertools.count()
 _TOLD = 5  # results of an earlier run that an error names
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-([0-9]+)(?:-[0-9]+)?\.(partial|ready)\.(.+)", re.DOTALL)
 _SWAP = ".swap.json"  # in a ready folder: what goes, and what comes last
+_MOST_JSON, _ENTRY = 2**31, 100  # bytes that a JSON file may take in memory; one entry of its lists, about
 _SEAL, _SEALED = "seal", re.compile("sha256:[0-9a-f]{64}")
 
 
@@ -157,8 +158,13 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: no JSON object, or not the one that was sealed.
     """
+    size = os.stat(path).st_size
+    written = Path(path).read_bytes() if size <= _MOST_JSON else b""
+    entries = sum(map(written.count, (b",", b"[", b"{")))
+    if max(size, len(written)) + _ENTRY * entries > _MOST_JSON:
+        raise ValueError(f"it would take more than {_MOST_JSON >> 30} GiB of memory")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = json.loads(written.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(content, dict):

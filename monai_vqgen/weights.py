@@ -31,6 +31,7 @@ SAFETENSORS = ".safetensors"
 _FINGERPRINT = "fingerprint"  # in the header of such a file
 _SEAL, _DIGITS = b"sha256:", 64
 _END_OF_ZIP, _END_BYTES = b"PK\x05\x06", 22  # the record that ends a zip file; its last two bytes: a comment's length
+_DEEPEST = 64  # of nested states; torch's own are four deep
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
@@ -146,7 +147,7 @@ def read_state(path: str | os.PathLike[str]) -> Any:
         content = _safetensors(path) if path.suffix == SAFETENSORS else _pickled(path)
     except Exception as error:  # a file from anywhere can raise anything in torch's reader
         raise CheckpointError(
-            f"{path} cannot be read as a state dict ({type(error).__name__}): truncated, damaged or not a "
+            f"{path} cannot be read as a state dict ({_told(error)}): truncated, damaged or not a "
             f"{path.suffix or '.pt'} file; copy it again, or train again"
         ) from error
     if name := _not_finite(content):
@@ -160,7 +161,11 @@ def _pickled(path: Path) -> Any:
     written = path.read_bytes()
     if not _is_intact(written):
         raise zipfile.BadZipFile("wrong checksum")
-    return torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+    _check_unpacked(written)
+    content = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+    for name, tensor in _tensors(content):
+        _check_plain(name, tensor)
+    return content
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -185,15 +190,55 @@ def _is_intact(written: bytes) -> bool:
     return False
 
 
+def _check_unpacked(written: bytes) -> None:
+    """Raise ValueError where a file unpacks to more than it has: torch writes its members as they are."""
+    with zipfile.ZipFile(io.BytesIO(written)) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its members are compressed")
+    if sum(member.file_size for member in members) > len(written):
+        raise ValueError("its members overlap")
+
+
+def _check_plain(name: str, tensor: Tensor) -> None:
+    """Raise ValueError for what only announces its values: a meta tensor, a sparse one, one that is expanded."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
+        raise ValueError(f"{name} is no plain tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name} has fewer values than its shape {tuple(tensor.shape)} announces")
+
+
+def _told(error: Exception) -> str:
+    """The kind of an error; what it says too where this module raised it."""
+    return str(error) if type(error) is ValueError else type(error).__name__
+
+
 def _not_finite(content: Any) -> str | None:
     """The name of the first tensor with a value that is not finite, None where there is none."""
-    return next((name for name, tensor in _tensors(content) if not bool(torch.isfinite(tensor).all())), None)
+    for name, tensor in _tensors(content):
+        if tensor.is_floating_point() or tensor.is_complex():
+            known = tensor.float() if tensor.element_size() == 1 else tensor  # float8 knows no isfinite
+            if not bool(torch.isfinite(known).all()):
+                return name
+    return None
 
 
-def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors of floating point in nested states, by the keys that lead to them."""
-    if isinstance(content, Tensor) and content.is_floating_point():
-        yield name, content
-    elif isinstance(content, Mapping | list | tuple):
-        for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
-            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in nested states, by the keys that lead to them; a part that is shared comes once.
+
+    Raises:
+        ValueError: nested deeper than any state is.
+    """
+    waiting: list[tuple[int, str, Any]] = [(0, "", content)]
+    seen: set[int] = set()
+    while waiting:
+        depth, name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            if depth > _DEEPEST:
+                raise ValueError(f"it is nested more than {_DEEPEST} deep")
+            seen.add(id(value))
+            entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+            inner = [(depth + 1, f"{name}.{key}" if name else str(key), entry) for key, entry in entries]
+            waiting += reversed(inner)

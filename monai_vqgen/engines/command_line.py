@@ -23,7 +23,7 @@ from fire.decorators import SetParseFn
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from tqdm import tqdm
 
-from monai_vqgen.bundles import PARENT_VARIABLE
+from monai_vqgen.bundles import PARENT_VARIABLE, as_path
 from monai_vqgen.data.processes import end_with_parent
 from monai_vqgen.errors import InputError, VQGenError, in_one_line, root_cause
 
@@ -119,6 +119,7 @@ def run_bundle(words: Sequence[str]) -> None:
     """
     from monai.bundle import scripts
 
+    words = [str(as_path(word)) for word in words]
     sys.argv = [str(Path(scripts.__file__).with_name("__main__.py")), "run", *words]
     _show_errors_plainly({})
     given = _options(words)
@@ -286,7 +287,7 @@ def _as_typed(typed: Mapping[str, Any], parser: ConfigParser) -> dict[str, str]:
         default = _walk(parser.get(), _path(name).split("::"))
         if default is None or value in (None, "None") or not _is_text(_path(name), default[0]):
             continue
-        text = os.path.expanduser(str(value))
+        text = str(as_path(os.path.expanduser(str(value))))
         if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # quoted for Fire
             text = text[1:-1]
         if not text.startswith(_EXPRESSIONS):  # MONAI turns every # into ::, but not one that Python reads as such

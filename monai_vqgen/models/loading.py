@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pt", SAFETENSORS)
 MODEL, MODELS = "model.pt", {f"model{suffix}" for suffix in SUFFIXES}
+WIDENED = 4  # bytes of a weight in memory, for one on disk
+FREE_ZIP, ZIP_RATIO = 1 << 26, 8  # bytes that any zip's weights may unpack to, else so many times its size
 LARGEST_ZIP = 2 << 30  # bytes that a zip's weights may unpack to
 _OF_TRAINING = frozenset(
     [
@@ -109,13 +113,18 @@ def _unpack(path: Path, folder: Path) -> None:
         homes = {home for home in homes if len(home.parts) == highest}
         if len(homes) != 1:
             raise InputError(f"{path} holds {len(homes)} files named {MODEL}; a zip of a bundle holds one")
-        members = [info for info in archive.infolist() if Path(info.filename).parent in homes and not info.is_dir()]
-        if sum(info.file_size for info in members) > LARGEST_ZIP:
-            raise InputError(f"the weights in {path} would unpack to more than {LARGEST_ZIP >> 30} GB")
+        ours = [info for info in archive.infolist() if Path(info.filename).suffix in (*SUFFIXES, ".json")]
+        members = [info for info in ours if Path(info.filename).parent in homes]
+        most = min(LARGEST_ZIP, max(FREE_ZIP, ZIP_RATIO * path.stat().st_size))
+        if sum(info.file_size for info in members) > most:
+            raise InputError(f"the weights in {path} would unpack to more than {most / 2**30:.2f} GiB")
         for info in members:
             try:
-                (folder / Path(info.filename).name).write_bytes(archive.read(info))
-            except zipfile.BadZipFile as error:
+                with archive.open(info) as packed, (folder / Path(info.filename).name).open("wb") as file:
+                    shutil.copyfileobj(packed, file)
+            except Exception as error:  # of any of zip's ways to pack
+                if isinstance(error, OSError) and error.errno:  # of the disk
+                    raise
                 raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
 
 
@@ -131,14 +140,19 @@ def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
         2
     """
     content: dict[str, Any] = {}
-    if path is not None and (Path(path).is_dir() or Path(path).suffix.lower() == ".zip"):
-        with weights_file(path) as weights:
-            content = read_record(weights)
-    elif path is not None:
-        content = read_record(Path(path))
+    most = math.inf
+    if path is not None:
+        packed = Path(path).is_dir() or Path(path).suffix.lower() == ".zip"
+        with weights_file(path) if packed else contextlib.nullcontext(Path(path)) as weights:
+            content, most = read_record(weights), _most_bytes(weights)
     if "architecture" in content:
-        return build({**content["architecture"], **arguments})
+        return build({**content["architecture"], **arguments}, max_bytes=most)
     return HierarchicalVQVAE(**{"channels": 64, "residual_channels": 32, **arguments})
+
+
+def _most_bytes(path: Path) -> float:
+    """Of the weights that a file can fill: those of 8 bits become float32; endless where there is no file."""
+    return WIDENED * path.stat().st_size if path.is_file() else math.inf
 
 
 def load_autoencoder(path: Path, network: Any | None = None) -> tuple[Any, ModelRecord]:
@@ -268,8 +282,8 @@ def load_priors(folder: Path, autoencoder: Any, priors: Sequence[Any] | None = N
     encoder = ConditionEncoder.from_dict(records[0].get("condition") or {})
     networks = []
     for level, record in enumerate(records):
-        prior = priors[level] if priors is not None else _prior(record, level, encoder.dim)
         path = _weights_in(folder, prior_name(level))
+        prior = priors[level] if priors is not None else _prior(record, level, encoder.dim, _most_bytes(path))
         known = priors is not None or "architecture" in record
         _check_fingerprint(path, record, _loaded(prior, path, recorded=known))
         networks.append(prior)
@@ -302,6 +316,8 @@ def _prior_record(folder: Path, level: int) -> dict[str, Any]:
             f"`python -m monai.bundle run training --config_file bundle/configs/train_prior.json --level {level}`, "
             "or give its folder as priors_dir"
         )
+    if record.get("level") not in (None, level):
+        raise CheckpointError(f"{path} is the record of level {record['level']}: copy the files of each level again")
     return record
 
 
@@ -316,10 +332,10 @@ def _check_made_for(records: Sequence[dict[str, Any]], folder: Path, mine: str) 
             )
 
 
-def _prior(record: dict[str, Any], level: int, condition_dim: int) -> Any:
+def _prior(record: dict[str, Any], level: int, condition_dim: int, max_bytes: float) -> Any:
     """The recorded prior; for weights of version 0.1, which have no architecture, that of its release."""
     if "architecture" in record:
-        return build(record["architecture"])
+        return build(record["architecture"], max_bytes=max_bytes)
     layers, attention = (8, 0) if level else (10, 5)
     return GatedPixelCNN(
         int(record["num_codes"]),

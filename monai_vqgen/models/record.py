@@ -18,6 +18,7 @@ from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.files import read_json
 from monai_vqgen.networks.architecture import architecture
 from monai_vqgen.networks.conditions import ConditionEncoder
+from monai_vqgen.transforms.geometry import PLANES
 from monai_vqgen.weights import SAFETENSORS
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
 
 CONFIG = "config.json"
 FORMAT_VERSION = 1
+LARGEST_IMAGE = 2**15  # pixels along an axis
+SMALLEST_MM = 1e-3  # of a pixel; a meter is the largest
 PERCENTILES = (0.5, 99.5)  # of the volume's foreground, as `extract_slices.json` has them
 
 
@@ -110,12 +113,32 @@ class ModelRecord(NamedTuple):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelRecord:
-        """Take the fields that are there; the rest keeps its default."""
+        """Take the fields that are there; the rest keeps its default.
+
+        Raises:
+            InputError: a value that no slices have.
+        """
         known = {name: content[name] for name in cls._fields if content.get(name) is not None}
         for name, kind in {"image_size": int, "percentiles": float, "window": float}.items():
             if name in known:
                 known[name] = tuple(kind(n) for n in known[name])
-        return cls(**known)
+        record = cls(**known)
+        record._check()
+        return record
+
+    def _check(self) -> None:
+        """Raise InputError for what no slice can have."""
+        low, high = self.percentiles if len(self.percentiles) == 2 else (0.0, 0.0)
+        number = isinstance(self.pixel_mm, int | float) and not isinstance(self.pixel_mm, bool)
+        right = {
+            "image_size": all(0 < size <= LARGEST_IMAGE for size in self.image_size),
+            "plane": self.plane is None or (isinstance(self.plane, str) and self.plane in PLANES),
+            "pixel_mm": self.pixel_mm is None or (number and SMALLEST_MM <= self.pixel_mm <= 1 / SMALLEST_MM),
+            "percentiles": 0 <= low < high <= 100,
+            **{name: isinstance(getattr(self, name), str) for name in ("version", "license", "data", "fingerprint")},
+        }
+        if wrong := next((name for name, fine in right.items() if not fine), None):
+            raise InputError(f"{wrong} is {str(getattr(self, wrong))[:100]!r}, which no slices have")
 
 
 def autoencoder_record(network: Any, dataset_dir: str | Path | None = None, **more: Any) -> dict[str, Any]:
@@ -138,7 +161,10 @@ def autoencoder_record(network: Any, dataset_dir: str | Path | None = None, **mo
         whose = f" of {len(subjects)} subjects" if subjects else ""
         known["data"] = f"{len(training)} training slices{whose}. {listed.get('source', '')}".strip()
     content = {"version": monai_vqgen.__version__, **known, **more}
-    fields = ModelRecord.from_json(content)._asdict()
+    try:
+        fields = ModelRecord.from_json(content)._asdict()
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{path or 'the record'}: {error}; extract the slices again") from error
     del fields["fingerprint"]
     return {"format_version": FORMAT_VERSION, "architecture": architecture(network), **_as_json(fields)}
 
@@ -218,6 +244,8 @@ def read_record(weights: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
         dict(content.get("architecture", {}))
         if not all(isinstance(content.get(key, ""), str) for key in ("fingerprint", "autoencoder_fingerprint")):
             raise TypeError("a fingerprint is no text")
+        if not all(isinstance(content.get(key) or {}, Mapping) for key in ("sampling", "condition")):
+            raise TypeError("sampling or condition is no dictionary")
         if not isinstance(content.get("replaces", []), list):
             raise TypeError("replaces is no list")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

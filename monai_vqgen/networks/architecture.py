@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
+
+import torch
 
 from monai_vqgen.errors import CheckpointError, InputError
 
 _HOME = "monai_vqgen.networks"
+_LARGEST_COUNT = 1000  # of layers, blocks or entries of a list; the networks of this package have tens
 _TARGET = "_target_"  # MONAI's key for a class in a config: a recorded architecture can be pasted into one
 Self = TypeVar("Self", bound="Recorded")
 
@@ -57,19 +61,49 @@ def architecture(module: Recorded) -> dict[str, Any]:
     return {_TARGET: f"{home}.{cls.__qualname__}", **module._recorded}
 
 
-def build(description: Mapping[str, Any]) -> Any:
+def build(description: Mapping[str, Any], *, max_bytes: float = math.inf) -> Any:
     """The network that `architecture` described, with fresh weights.
 
     Only this package's own networks are built: a description comes with weights, and opening weights runs no code of
-    theirs.
+    theirs. Nothing is allocated before its size is known.
+
+    Args:
+        description: class and arguments.
+        max_bytes: the network may have weights of this many bytes.
 
     Raises:
-        CheckpointError: a class of elsewhere, or arguments that its constructor refuses.
+        CheckpointError: a class of elsewhere, arguments that its constructor refuses, or a network that is too large.
 
     Examples:
         >>> build({"_target_": "monai_vqgen.networks.FiniteScalarQuantizer", "levels": [5, 5]}).num_codes
         25
     """
+    _check_counts(description)
+    if max_bytes < math.inf:
+        with torch.device("meta"):  # shapes without memory
+            network = _made(description)
+        size = sum(each.numel() * each.element_size() for each in (*network.parameters(), *network.buffers()))
+        if size > max_bytes:
+            raise CheckpointError(
+                f"the recorded architecture has weights of {size / 2**20:.1f} MiB, and the file beside it holds fewer: "
+                "copy both files from the same place"
+            )
+    return _made(description)
+
+
+def _check_counts(described: Any, name: str = "") -> None:
+    """Refuse lists and numbers of layers that would keep a constructor busy for hours."""
+    entries = list(described.items()) if isinstance(described, Mapping) else []
+    entries = [(name, each) for each in described] if isinstance(described, list) else entries
+    counted = name.startswith("num_") and name != "num_codes"
+    count = described if counted and isinstance(described, int) else len(entries)
+    if count > _LARGEST_COUNT:
+        raise CheckpointError(f"the recorded architecture has {name or 'arguments'} of {count}: at most 1000 are built")
+    for key, each in entries:
+        _check_counts(each, str(key))
+
+
+def _made(description: Mapping[str, Any]) -> Any:
     target = str(description.get(_TARGET, ""))
     home, _, name = target.rpartition(".")
     networks = importlib.import_module(_HOME)
@@ -104,5 +138,5 @@ def _noted(value: Any) -> Any:
 
 def _built(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return build(value) if _TARGET in value else {key: _built(each) for key, each in value.items()}
+        return _made(value) if _TARGET in value else {key: _built(each) for key, each in value.items()}
     return [_built(each) for each in value] if isinstance(value, list) else value

@@ -103,8 +103,12 @@ class ConditionEncoder:
                 available = sorted({key for record in records for key in record})
                 raise InputError(f"no record has a value for condition {name!r}; the records have {available}")
             numbers = [number for value in known if (number := _as_number(value)) is not None]
+            plain = sum(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
             if len(numbers) == len(known) and name != LABEL:
                 continuous[name] = (min(numbers), max(numbers))
+            elif 2 * plain > len(known) and name != LABEL:
+                odd = next(value for value in known if _as_number(value) is None)
+                raise InputError(f"condition {name!r} is {odd!r} in a record and a number in most: correct it, or n/a")
             else:
                 categorical[name] = sorted({str(value) for value in known})
         return cls(continuous, categorical)
@@ -126,9 +130,10 @@ class ConditionEncoder:
 
 def _checked_range(name: str, limits: Sequence[float]) -> tuple[float, float]:
     numbers = [_as_number(limit) for limit in limits]
-    if len(numbers) != 2 or numbers[0] is None or numbers[1] is None or numbers[0] > numbers[1]:
+    low, high = (*numbers, None, None)[:2]
+    if len(numbers) != 2 or low is None or high is None or low > high or not math.isfinite(high - low):
         raise InputError(f"condition {name!r} has the range {limits!r}; give two finite numbers, the lower one first")
-    return numbers[0], numbers[1]
+    return low, high
 
 
 def _scaled(name: str, value: Any, *, low: float, high: float) -> list[float]:

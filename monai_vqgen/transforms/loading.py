@@ -33,6 +33,8 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column and row, and steps along these, of the passes of an interlaced PNG (ISO/IEC 15948, section 8.2)."""
 
+TIFF_BITS, TIFF_COMPRESSION, TIFF_PHOTOMETRIC, TIFF_STRIPS = 258, 259, 262, 279  # tags; the last: bytes of each strip
+
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 RANGE_SLACK = 1e-4  # rounding of other programs' floats; clipped
 
@@ -176,6 +178,9 @@ def _read_picture(path: Path) -> tuple[str, NDArray]:
                 raise ScanError(f"{path}: holds {frames} images; save each slice as a file of its own")
             if picture.format == "PNG":
                 _check_png(path.read_bytes())
+            negative = picture.format == "TIFF" and picture.tag_v2.get(TIFF_PHOTOMETRIC) == 0  # white is zero
+            if picture.format in ("TIFF", "BMP"):
+                _check_stored(path, picture)
             picture.load()
             upright = ImageOps.exif_transpose(picture)
     if upright.mode in ("P", "PA"):
@@ -183,7 +188,26 @@ def _read_picture(path: Path) -> tuple[str, NDArray]:
     if upright.mode not in FULL and len(upright.getbands()) > 1:
         raise ScanError(f"{path}: a picture in {upright.mode} colors; convert it to gray")
     mode = "I;16" if upright.mode == "I" and upright.format == "PNG" else upright.mode  # Pillow before 11
-    return mode, np.asarray(upright)
+    pixels = np.asarray(upright)
+    if negative and mode not in ("1", "L"):  # those Pillow turns over
+        if not mode.startswith("I;16"):
+            raise ScanError(f"{path}: a negative (WhiteIsZero) whose white is unknown; save it as BlackIsZero")
+        pixels = FULL[mode] - pixels
+    return mode, pixels
+
+
+def _check_stored(path: Path, picture: Any) -> None:
+    """Raise ValueError where a file has a row of uncompressed pixels more than its header announces."""
+    if picture.format == "BMP" and picture.tile[0][0] == "raw":
+        _, _, offset, (_, row, *_) = picture.tile[0]
+        found = path.stat().st_size - offset
+    elif picture.format == "TIFF" and picture.tag_v2.get(TIFF_COMPRESSION, 1) == 1 and TIFF_STRIPS in picture.tag_v2:
+        row = -(-picture.width * sum(picture.tag_v2.get(TIFF_BITS, (1,))) // 8)
+        found = sum(picture.tag_v2[TIFF_STRIPS])
+    else:
+        return
+    if found - row * picture.height >= row:
+        raise ValueError(f"the header announces {row * picture.height} bytes of pixels, and there are {found}")
 
 
 def _check_png(content: bytes) -> None:

@@ -49,6 +49,8 @@ class StoredVoxels(NamedTuple):
     """The comment extensions of a NIfTI file."""
     oriented: bool = True
     """Whether the file says how its axes lie in the patient."""
+    spaced: bool = True
+    """Whether it gives the distances of voxels along all three axes."""
 
 
 def check_unfolding(path: Path, count: int, max_bytes: int | None = None, *, file_bytes: int | None = None) -> None:
@@ -64,7 +66,13 @@ def check_unfolding(path: Path, count: int, max_bytes: int | None = None, *, fil
 
 def nifti_shape(path: Path) -> tuple[int, ...]:
     """The shape that a file's header states; raises as `read_nifti` does."""
-    return cast("tuple[int, ...]", _guarded(path, lambda stream: _header(stream).get_data_shape()))
+    return cast("tuple[int, ...]", _guarded(path, _shape))
+
+
+def _shape(stream: BinaryIO) -> tuple[int, ...]:
+    header = _header(stream)
+    header.check_fix()
+    return cast("tuple[int, ...]", header.get_data_shape())
 
 
 def read_nifti(
@@ -105,16 +113,19 @@ def _guarded(path: Path, read: Callable[[BinaryIO], Any]) -> Any:
 
 
 def _header(stream: BinaryIO) -> Any:
+    """The header as it stands: `check_fix` then raises for faults, and mends some."""
     head = stream.read(NIFTI1_BYTES)
     if NIFTI2_BYTES in (int.from_bytes(head[:4], order) for order in ("little", "big")):
-        return nib.Nifti2Header(head + stream.read(NIFTI2_BYTES - NIFTI1_BYTES))
-    return nib.Nifti1Header(head)
+        return nib.Nifti2Header(head + stream.read(NIFTI2_BYTES - NIFTI1_BYTES), check=False)
+    return nib.Nifti1Header(head, check=False)
 
 
 def _from_stream(
     stream: BinaryIO, path: Path, why_not: Callable[[tuple[int, ...]], str | None], max_bytes: int | None
 ) -> StoredVoxels:
     header = _header(stream)
+    spaced = header["sform_code"] > 0 or bool((header["pixdim"][1:4] != 0).all())  # nibabel makes 1 mm of 0
+    header.check_fix()
     shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise ScanError(f"{path}: voxels of type {dtype} are not gray values; convert the scan to one channel")
@@ -140,7 +151,7 @@ def _from_stream(
     # nibabel, too, takes a slope that is no number as 1, and an offset beside it as 0
     comments = tuple(_comments(extensions[4 : 4 + SEARCHED], header.endianness))
     oriented = bool(header["sform_code"] or header["qform_code"])
-    return StoredVoxels(voxels, affine, 1.0 if slope is None else slope, offset or 0.0, comments, oriented)
+    return StoredVoxels(voxels, affine, 1.0 if slope is None else slope, offset or 0.0, comments, oriented, spaced)
 
 
 def _comments(extensions: bytes, order: str) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ Shape suffixes: n slices, s spatial axes (2 or 3), k codebook size, d code dimen
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,13 @@ from torch.utils.data import Dataset
 from monai_vqgen.data.slices.datalists import SliceGeometry
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.files import read_json, replace_path, write_json
+from monai_vqgen.transforms.geometry import PLANES
 
 __all__ = ["CodeStore", "CodesDataset", "code_type", "save_codes"]
 
 _TENSORS, _DESCRIPTION = "codes.safetensors", "codes.json"
 _FORMAT_VERSION = 1
+_LARGEST_CODEBOOK = 2**20
 
 
 def save_codes(
@@ -151,6 +154,7 @@ class CodeStore:
             self.grids: tuple[tuple[int, ...], ...] = tuple(map(_whole, description["grids"]))
             self.image_size: tuple[int, ...] = _whole(description.get("image_size", ()))
             self.geometry = SliceGeometry(description.get("plane"), description.get("pixel_mm"))
+            self._check_said()
             self._records: dict[str, list[dict[str, Any]]] = {
                 split: [dict(record) for record in records] for split, records in description["splits"].items()
             }
@@ -265,6 +269,9 @@ class CodeStore:
                 }
                 if missing:
                     raise self._damaged(f"{_TENSORS} lacks {', '.join(sorted(missing))}")
+                for level, size in enumerate(self.codebook_sizes):
+                    if (name := f"codebook/level{level}") in tensors.keys():  # noqa: SIM118 (no mapping)
+                        self._check_codebook(name, tensors.get_tensor(name), size)
                 for split, records in self._records.items():
                     for level, (size, grid) in enumerate(zip(self.codebook_sizes, self.grids, strict=True)):
                         name = f"{split}/level{level}"
@@ -272,11 +279,27 @@ class CodeStore:
         except SafetensorError as error:
             raise self._damaged(f"{_TENSORS} is not a safetensors file") from error
 
+    def _check_codebook(self, name: str, codebook_kd: Tensor, size: int) -> None:
+        if codebook_kd.ndim != 2 or len(codebook_kd) != size or not bool(torch.isfinite(codebook_kd).all()):
+            raise self._damaged(f"{name} has shape {tuple(codebook_kd.shape)} or is not finite; {size} are described")
+
     def _check_codes(self, name: str, codes_ns: Tensor, shape: tuple[int, ...], size: int) -> None:
         if tuple(codes_ns.shape) != shape or codes_ns.dtype not in (torch.int16, torch.int32, torch.int64):
             raise self._damaged(f"{name} is {codes_ns.dtype} of shape {tuple(codes_ns.shape)}; {shape} is described")
         if codes_ns.numel() and not (int(codes_ns.min()) >= 0 and int(codes_ns.max()) < size):
             raise self._damaged(f"{name} holds codes outside 0 to {size - 1}")
+
+    def _check_said(self) -> None:
+        """Raise ValueError for what no weights and no slices have."""
+        plane, pixel_mm = self.geometry
+        if not (isinstance(self.fingerprint, str) and self.fingerprint):
+            raise ValueError(f"the fingerprint: {self.fingerprint!r}")
+        if max(self.codebook_sizes, default=0) > _LARGEST_CODEBOOK:  # priors have a weight or more for each code
+            raise ValueError(f"the codebook sizes: {self.codebook_sizes}")
+        if plane is not None and plane not in list(PLANES):
+            raise ValueError(f"the plane: {plane!r}")
+        if pixel_mm is not None and (isinstance(pixel_mm, bool) or not 0 < pixel_mm < math.inf):
+            raise ValueError(f"the pixel size: {pixel_mm!r}")
 
     def _damaged(self, what: str) -> InputError:
         return InputError(f"the code store in {self.folder} is damaged: {what}; run extract_codes.json again")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from monai_vqgen.data.io.planes import SPACING_TOLERANCE, Plane, planes_of, stack_planes
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.geometry import check_affine
-from monai_vqgen.transforms.nifti import StoredVoxels, check_unfolding
+from monai_vqgen.transforms.nifti import MAX_RATIO, StoredVoxels, check_unfolding
 
 __all__ = ["dicom_headers", "dicom_series_folders", "is_dicom", "patient_id", "read_dicom_file", "read_dicom_series"]
 
 logger = logging.getLogger(__name__)
 
 FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # 0002 and 0008, the latter also with the high byte first
+INFLATED_BYTES = 2**20  # any deflated file may unpack to that much, else to MAX_RATIO times its size
 RESCALING = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
 
 
@@ -36,7 +38,13 @@ class _Bounded(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(0, self._size - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
+        if size is not None and size >= 0:
+            return super().read(min(size, left))
+        content = super().read(left)  # pydicom asks for the whole rest only to inflate it, to whatever that gives
+        limit = max(INFLATED_BYTES, MAX_RATIO * left)
+        if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, limit + 1)) > limit:
+            raise ScanError(f"{self.name}: unpacks to more than {limit >> 20} MiB; export it without deflate")
+        return content
 
 
 def read_dicom_file(path: Path, **options: Any) -> Any:
@@ -157,6 +165,7 @@ def _series(folder: Path, max_bytes: int | None) -> StoredVoxels:
     count = len(planes) * first.get("Rows") * first.get("Columns") * 8  # rescaled values are float64
     check_unfolding(folder, count, max_bytes, file_bytes=sum(path.stat().st_size for path, _ in found))
     voxels = _pixels(images, planes, first=stack.positions[0])
+    voxels = _without_padding(voxels, [planes[k] for k in stack.order], bright=not inverted)
     if inverted:
         voxels = voxels.max() - voxels.astype(np.float64)  # a difference of int16 may not fit in int16
     return StoredVoxels(np.ascontiguousarray(voxels), check_affine(stack.affine, str(folder)))
@@ -178,6 +187,16 @@ def _check_gray(folder: Path, planes: Sequence[Plane]) -> bool:
     colors = {str(plane.get("PhotometricInterpretation")) for plane in planes}
     if not colors <= {"MONOCHROME1", "MONOCHROME2"} or len(kinds) > 1:
         raise ScanError(f"{folder}: the pixels are {', '.join(sorted(colors))}; expected one kind of gray values")
+    if colors == {"MONOCHROME1"} and kinds == {"IDENTITY"}:
+        raise ScanError(
+            f"{folder}: MONOCHROME1 and PresentationLUTShape IDENTITY contradict each other; export it again"
+        )
+    for plane in planes:
+        if (plane.get("BitsStored") or 0) - 1 != plane.get("HighBit") and plane.get("HighBit") is not None:
+            raise ScanError(
+                f"{folder}: {plane.name} stores {plane.get('BitsStored')} bits up to bit {plane.get('HighBit')}; "
+                "expected the lowest bits of each pixel; export the series again"
+            )
     return kinds <= {"INVERSE", "MONOCHROME1"}
 
 
@@ -203,6 +222,28 @@ def _pixels(images: Sequence[Any], planes: Sequence[Plane], *, first: NDArray) -
         volume = highdicom.get_volume_from_series(images, orientation_tol=SPACING_TOLERANCE, **options)
     assert np.allclose(volume.position, first), "highdicom sorts the pixels as it sorts the positions"
     return volume.array.transpose(2, 1, 0)
+
+
+def _without_padding(voxels: NDArray, planes: Sequence[Plane], *, bright: bool) -> NDArray:
+    """Voxels `[columns, rows, planes]` whose padding, where it is not dark, is as dark as the darkest other voxel.
+
+    Padding (PS3.3, C.7.5.1.1.2) is what no scanner has measured; `bright` says whether large values are.
+    """
+    padded = np.zeros(voxels.shape, dtype=bool)
+    for k, plane in enumerate(planes):
+        if (value := plane.get("PixelPaddingValue")) is None or plane.get("ModalityLUTSequence"):
+            continue
+        limit = plane.get("PixelPaddingRangeLimit")
+        slope, intercept = plane.get("RescaleSlope"), plane.get("RescaleIntercept")
+        ends = np.array([value, value if limit is None else limit], dtype=np.float64)
+        low, high = np.sort(ends * (1 if slope is None else float(slope)) + float(intercept or 0))
+        padded[..., k] = (voxels[..., k] >= low) & (voxels[..., k] <= high)
+    if not padded.any() or padded.all():
+        return voxels
+    measured = voxels[~padded]
+    darkest = measured.min() if bright else measured.max()
+    lighter = voxels > darkest if bright else voxels < darkest
+    return np.where(padded & lighter, darkest, voxels)
 
 
 def _complete(image: Any) -> None:

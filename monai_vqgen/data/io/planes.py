@@ -39,6 +39,21 @@ APART = (  # what sets images of one plane apart, most telling first
 )
 
 
+ALIKE = {  # of all planes of one scan: what it says of those that differ
+    "PatientID": "several patients",
+    "StudyInstanceUID": "several studies",
+    "BitsAllocated": "pixels stored in several ways",
+    "PixelRepresentation": "pixels stored in several ways",
+    "EchoTime": "several echoes",
+    "EffectiveEchoTime": "several echoes",
+    "InversionTime": "several inversion times",
+    "DiffusionBValue": "several diffusion weightings",
+    "ComplexImageComponent": "magnitude and phase",
+    "ImageType": "several kinds of images",
+}
+SAME_TIME = 0.01  # of the largest; scanners round the times of a series
+
+
 class Plane(NamedTuple):
     """One plane of a series: its name in messages, and its headers, the most specific first."""
 
@@ -76,7 +91,7 @@ def stack_planes(folder: Path, planes: Sequence[Plane]) -> Stack:
 
     Raises:
         ScanError: geometry is missing; planes differ in orientation, size or spacing, lie on one another, are tilted
-            against the stack, or are not evenly spaced.
+            against the stack, are not evenly spaced, or are of several scans.
     """
     from highdicom.spatial import get_volume_positions
 
@@ -102,6 +117,7 @@ def stack_planes(folder: Path, planes: Sequence[Plane]) -> Stack:
     regular = ordered[0] + np.outer(np.arange(len(planes)), (step @ normal) * normal)
     if np.abs(ordered - regular).max() > OFF_GRID * min(*spacing, distance):
         raise ScanError(f"{folder}: {_why_irregular(planes, positions, normal)}")
+    _check_alike(folder, planes)
     affine = np.eye(4)
     affine[:3] = np.stack([along_row * spacing[1], along_column * spacing[0], step, ordered[0]], axis=1)
     return Stack(order, ordered, np.diag([-1, -1, 1, 1]) @ affine)
@@ -136,6 +152,32 @@ def _common(folder: Path, planes: Sequence[Plane], rows: NDArray, keyword: str, 
             "another scan; move them out of the folder"
         )
     return common
+
+
+def _check_alike(folder: Path, planes: Sequence[Plane]) -> None:
+    """Refuse planes of several scans: they may well lie evenly spaced, one scan between or behind the other."""
+    for keyword, what in ALIKE.items():
+        known = {plane.name: _compared(keyword, plane.get(keyword)) for plane in planes}
+        found = [value for value in known.values() if value is not None]
+        numbers = all(isinstance(value, float) for value in found)
+        if len(set(found)) < 2 or (numbers and max(found) - min(found) <= SAME_TIME * max(map(abs, found))):
+            continue
+        first, other = found[0], next(value for value in found if value != found[0])
+        name = next(name for name, value in known.items() if value == other)
+        raise ScanError(
+            f"{folder}: {what} in one series ({keyword} {first} of {planes[0].name}, {other} of {name}); give each a "
+            "folder of its own"
+        )
+
+
+def _compared(keyword: str, value: Any) -> Any:
+    """A header's value as it is compared; None where there is none."""
+    if keyword == "ImageType":  # the first two say whether a person has edited an image
+        return "\\".join(map(str, value[2:])) if value and not isinstance(value, str) else None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value).strip() or None if value is not None else None
 
 
 def _why_irregular(planes: Sequence[Plane], positions: NDArray, normal: NDArray) -> str:

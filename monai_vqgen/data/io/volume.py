@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from monai_vqgen.transforms.nifti import StoredVoxels, read_nifti
 __all__ = ["Volume", "read_volume"]
 
 logger = logging.getLogger(__name__)
+
+SMALLEST, LARGEST = 1e-30, 1e37  # of a scan's largest value; float32 goes from 1e-38 to 3e38
 
 
 class Volume(NamedTuple):
@@ -51,9 +54,11 @@ def read_volume(path: str | Path, *, max_bytes: int | None = None) -> Volume:
     if not voxels.dtype.isnative:
         voxels = voxels.astype(voxels.dtype.newbyteorder("="))
     if offset != 0 or slope <= 0:
+        _check_magnitude(voxels, slope, path)  # before voxels overflow to infinity
         voxels, slope = voxels.astype(np.float32) * np.float32(slope) + np.float32(offset), 1.0
     if voxels.dtype.kind == "f":
         voxels = _without_nan(voxels, path)
+    _check_magnitude(voxels, slope, path)
     return Volume(voxels, slope, stored.affine, path)
 
 
@@ -66,6 +71,8 @@ def _read_nifti(path: Path, max_bytes: int | None) -> StoredVoxels:
         return "is not a volume; every axis needs at least two voxels" if min(shape[:3]) < 2 else None
 
     stored = read_nifti(path, why_not, max_bytes=max_bytes)
+    if not stored.spaced:
+        raise ScanError(f"{path}: the header gives no voxel size; export the scan again, or set its pixdim")
     if not stored.oriented:
         logger.warning("%s: the header does not give its orientation; anatomical planes are a guess", path)
     voxels = stored.voxels_s
@@ -74,6 +81,20 @@ def _read_nifti(path: Path, max_bytes: int | None) -> StoredVoxels:
             logger.warning("%s: has shape %s; using the first of %d volumes", path, voxels.shape, voxels.shape[3])
         voxels = voxels.reshape((*voxels.shape[:3], -1), order="F")[..., 0]
     return stored._replace(voxels_s=voxels)
+
+
+def _check_magnitude(voxels: NDArray, slope: float, path: Path) -> None:
+    """Refuse values that single precision cannot calculate with: slices of them would be black."""
+    if voxels.dtype.kind != "f" and slope == 1:
+        return
+    with np.errstate(all="ignore"):
+        ends = [abs(float(end) * slope) for end in (np.nanmin(voxels), np.nanmax(voxels))]
+    largest = max((end for end in ends if math.isfinite(end)), default=0.0)
+    if largest != 0 and not SMALLEST <= largest <= LARGEST:
+        raise ScanError(
+            f"{path}: values of up to {largest:g} (scl_slope {slope:g}); expected {SMALLEST:g} to {LARGEST:g}: export "
+            "the scan again, or divide its values"
+        )
 
 
 def _without_nan(voxels: NDArray, path: Path) -> NDArray:

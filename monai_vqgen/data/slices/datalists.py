@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ _SPLIT_OF = {name: split for split, names in FOLDER_NAMES.items() for name in na
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 LABELS = "labels.csv"
 _AS_WRITTEN = ("label", "subject")  # columns of words, even where they are digits
+FARTHEST_MM = 1e4  # of a slice from anything in a scan
 
 
 class SliceGeometry(NamedTuple):
@@ -147,7 +149,7 @@ def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]
     except (ValueError, KeyError, TypeError) as error:
         raise DatalistError(f"{path}: not a datalist with a list {split!r} ({error}); extract again") from error
     for key in ("subject", "image") if disjoint else ():
-        named = [{str(item[key]) for item in items if item.get(key) is not None} for items in parts.values()]
+        named = [{_told(item[key]) for item in items if item.get(key) is not None} for items in parts.values()]
         if twice := sorted(
             name for name, count in Counter(name for part in named for name in part).items() if count > 1
         ):
@@ -155,11 +157,20 @@ def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]
                 f"{path}: {key} {twice[0]} is in more than one split; extract again, or correct the list"
             )
     for item in parts[split]:
+        place = item.get("position_mm") or 0
+        if isinstance(place, bool) or not isinstance(place, int | float) or abs(place) > FARTHEST_MM:
+            raise DatalistError(f"{path}: position_mm of {item['image']} is {place!r}, no place in a head; correct it")
         if folder not in Path(item["image"]).parents:  # as written: links inside may lead elsewhere
             raise DatalistError(f"{path} lists {item['image']}, which is outside the folder; move it inside")
         if not os.path.isfile(item["image"]):  # which takes names of any length
             raise DatalistError(f"{path} lists {item['image']}, which is missing; extract again")
     return parts[split]
+
+
+def _told(value: Any) -> str:
+    """A name in one spelling: 1 for 1.0, and composed characters."""
+    whole = isinstance(value, float) and value.is_integer()
+    return unicodedata.normalize("NFC", str(int(value) if whole else value))
 
 
 def _from_folders(folder: Path, split: str) -> list[dict[str, Any]]:

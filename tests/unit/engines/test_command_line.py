@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from monai_vqgen import bundles
 from monai_vqgen.engines import check_command_line, command_line
-from monai_vqgen.errors import InputError, in_one_line, root_cause
+from monai_vqgen.errors import DatalistError, InputError, in_one_line, root_cause
 
 PROGRAM = "/usr/lib/python3/site-packages/monai/bundle/__main__.py"
 
@@ -318,3 +320,30 @@ def test_where_mlflow_writes_is_said_when_the_environment_decides(config, monkey
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     check(config, "--tracking", "mlflow")
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("sign", "$@%")
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_the_name_of_a_file_is_not_run_whatever_it_begins_with(config, tmp_path, monkeypatch, sign):
+    """MONAI takes an option that begins with a dollar for an expression, and names come from anywhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(command_line, "_show_errors_plainly", lambda config: None)
+    name = f"{sign}__import__('os').mkdir('made')"
+    Path(name).touch()
+    command_line.run_bundle(["--config_file", config, "--model", name, "--logging_file", "False"])
+    assert Path("written").read_text() == repr(["out", f"./{name}", 1])
+    monkeypatch.setattr(sys, "argv", [])
+    if sign != "%":  # of the contents of other files, which MONAI puts in before anything of ours runs
+        assert from_python(config, model=name) == ["out", f"./{name}", 1]
+    assert not Path("made").exists()
+
+
+def test_a_stage_run_from_python_does_not_run_the_name_of_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "$__import__('os').mkdir('made')"
+    Path(name).mkdir()
+    assert f"./{name}" in shlex.split(bundles.stage_command("extract_slices", options={"dataset_dir": Path(name)}))
+    with pytest.raises(DatalistError, match="holds no scans"):
+        bundles.run_stage("extract_slices", options={"dataset_dir": name, "output_dir": "o"})
+    assert not (tmp_path / "made").exists()

@@ -81,3 +81,18 @@ def test_a_label_is_a_category_even_where_it_is_written_in_digits():
     encoder = ConditionEncoder.fit([{"label": "3", "age": "40"}, {"label": "10", "age": 60}], ["label", "age"])
     assert encoder.to_dict() == {"continuous": {"age": [40.0, 60.0]}, "categorical": {"label": ["10", "3"]}}
     assert encoder.encode({"label": 3}).tolist() == [[0.0, 0.0, 0.0, 1.0]]
+
+
+def test_one_word_among_numbers_is_refused_and_does_not_make_them_names():
+    records = [{"age": 30.0}, {"age": 40}, {"age": "x"}]
+    with pytest.raises(InputError, match="condition 'age' is 'x' in a record and a number in most"):
+        ConditionEncoder.fit(records, ["age"])
+    records[2]["age"] = "n/a"
+    assert ConditionEncoder.fit(records, ["age"]).continuous == {"age": (30, 40)}
+    words = [{"group": 1.0}, {"group": "control"}]
+    assert ConditionEncoder.fit(words, ["group"]).categorical == {"group": ("1.0", "control")}
+
+
+def test_a_range_wider_than_any_number_is_refused():
+    with pytest.raises(InputError, match="give two finite numbers"):
+        ConditionEncoder({"age": (-1e308, 1e308)})

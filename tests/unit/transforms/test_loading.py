@@ -265,3 +265,39 @@ def test_a_slice_without_pixels_is_named(tmp_path):
     (tmp_path / "a.nii").write_bytes(content)
     with pytest.raises(ScanError, match=r"a\.nii: shape \(0, 5, 1\) has an axis without voxels"):
         LoadSlice()(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_turned_over(tmp_path, kind):
+    white = np.iinfo(kind).max
+    stored = GREY.astype(kind) * (white // 255)
+    Image.fromarray(stored).save(tmp_path / "s.tif")
+    content = bytearray((tmp_path / "s.tif").read_bytes())
+    entry = content.index(struct.pack("<HHIH", 262, 3, 1, 1))  # PhotometricInterpretation: BlackIsZero
+    content[entry + 8] = 0
+    (tmp_path / "s.tif").write_bytes(content)
+    np.testing.assert_allclose(LoadSlice()(tmp_path / "s.tif").numpy()[0], 1 - GREY / 255, atol=1e-6)
+
+
+def test_a_negative_of_floats_is_refused(tmp_path):
+    Image.fromarray((GREY / 255).astype(np.float32)).save(tmp_path / "s.tif")
+    content = bytearray((tmp_path / "s.tif").read_bytes())
+    content[content.index(struct.pack("<HHIH", 262, 3, 1, 1)) + 8] = 0
+    (tmp_path / "s.tif").write_bytes(content)
+    with pytest.raises(ScanError, match=r"s\.tif: a negative"):
+        LoadSlice()(tmp_path / "s.tif")
+
+
+def test_uncompressed_pictures_with_more_pixels_than_announced_are_refused(tmp_path):
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "s.bmp")
+    content = bytearray((tmp_path / "s.bmp").read_bytes())
+    struct.pack_into("<i", content, 18, 32)
+    (tmp_path / "s.bmp").write_bytes(content)
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "s.tif")
+    content = bytearray((tmp_path / "s.tif").read_bytes())
+    width = next(tag for kind in (3, 4) if (tag := struct.pack("<HHI", 256, kind, 1)) in content)
+    content[content.index(width) + 8] = 32
+    (tmp_path / "s.tif").write_bytes(content)
+    for name in ("s.bmp", "s.tif"):
+        with pytest.raises(ScanError, match=rf"{name}: .*the header announces 2048 bytes of pixels"):
+            LoadSlice()(tmp_path / name)

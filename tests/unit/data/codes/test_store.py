@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import pytest
 import torch
@@ -182,4 +183,31 @@ def test_a_description_of_another_kind_is_one_error(tmp_path, text):
     write(tmp_path)
     (tmp_path / "codes.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=r"codes\.json cannot be read"):
+        CodeStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fingerprint", 5), ("fingerprint", ""), ("plane", "x"), ("plane", [1]), ("codebook_sizes", [12, 2**40])]
+    + [("pixel_mm", value) for value in ("4", -4, True, float("nan"), float("inf"))],
+)
+def test_a_description_of_what_no_slices_have_is_refused(tmp_path, name, value):
+    """Else a training ends when it writes that into its record, or the record places samples elsewhere."""
+    write(tmp_path)
+    content = {**read_json(tmp_path / "codes.json"), name: value}
+    (tmp_path / "codes.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"damaged: codes\.json lacks or misstates "):
+        CodeStore(tmp_path)
+
+
+@pytest.mark.parametrize("book_kd", [torch.full((12, 4), float("nan")), torch.zeros(3, 4), torch.zeros(12)])
+def test_a_codebook_that_is_none_of_the_store_is_refused(tmp_path, book_kd):
+    write(tmp_path)
+    tensors = load_file(tmp_path / "codes.safetensors")
+    save_file({**tensors, "codebook/level0": book_kd}, tmp_path / "codes.safetensors")
+    content = read_json(tmp_path / "codes.json")
+    written = (tmp_path / "codes.safetensors").read_bytes()
+    content["file"].update(bytes=len(written), sha256=hashlib.sha256(written).hexdigest())
+    write_json(tmp_path / "codes.json", content)
+    with pytest.raises(InputError, match="damaged: codebook/level0 has shape"):
         CodeStore(tmp_path)

@@ -77,6 +77,11 @@ def halved(data, k):
     data.RescaleSlope, data.RescaleIntercept = "0.5", "-3"
 
 
+def eight_bits(data, k):
+    data.BitsAllocated, data.BitsStored, data.HighBit = 8, 8, 7
+    data.PixelData = (np.frombuffer(data.PixelData, "<i2") // 4).astype(np.uint8).tobytes()
+
+
 def mapped_to_units(data, k):
     item = pydicom.Dataset()
     item.RealWorldValueFirstValueMapped, item.RealWorldValueLastValueMapped = -100, 32000
@@ -107,6 +112,52 @@ def test_inverted_values_do_not_run_over(tmp_path, write_series):
     stored = np.where(VOXELS.mean() < VOXELS, 30000, -30000)
     write_series(tmp_path / "s", stored, HEAD.affine, edit=setting(PhotometricInterpretation="MONOCHROME1"))
     np.testing.assert_array_equal(np.unique(read_volume(tmp_path / "s").voxels_s), [0, 60000])
+
+
+@pytest.mark.parametrize("spread", [0, 0.004])
+def test_times_that_scanners_round_are_those_of_one_scan(tmp_path, write_series, spread):
+    write_series(tmp_path / "s", VOXELS, HEAD.affine, edit=setting(EchoTime=lambda k: f"{3 + spread * (k % 2):.3f}"))
+    assert_is_the_head(read_volume(tmp_path / "s"))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["monochrome2", "monochrome1"])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_bright_padding_is_as_dark_as_the_darkest_voxel(tmp_path, write_series, dark, rescaled):
+    padded = np.zeros(VOXELS.shape, dtype=bool)
+    padded[:2] = True
+    measured = VOXELS + 100
+    stored = measured.max() + 50 - measured if dark else measured
+    padding = -20000 if dark else 20000
+
+    def edit(data, k):
+        data.add_new("PixelPaddingValue", "SS", padding)
+        if dark:
+            data.PhotometricInterpretation = "MONOCHROME1"
+        if rescaled:
+            data.RescaleSlope, data.RescaleIntercept = "2", "7"
+
+    write_series(tmp_path / "s", np.where(padded, padding, stored), HEAD.affine, edit=edit)
+    found = canonical(*read_volume(tmp_path / "s")[::2])[0]
+    darkest = measured[~padded].min()
+    expected = canonical(np.where(padded, darkest, measured), HEAD.affine)[0]
+    step = 2 if rescaled else 1
+    np.testing.assert_array_equal(found - found.min(), step * (expected - darkest))
+
+
+def test_a_deflated_series_is_read_and_one_that_unpacks_to_too_much_is_refused(tmp_path, write_series):
+    write_series(tmp_path, VOXELS, HEAD.affine)
+    for path in tmp_path.glob("*.dcm"):
+        data = pydicom.dcmread(path)
+        data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        data.save_as(path, enforce_file_format=True)
+    assert_is_the_head(read_volume(tmp_path))
+    data.add_new(0x00420011, "OB", bytes(2**27))  # what no image needs
+    data.save_as(path, enforce_file_format=True)
+    tracemalloc.start()
+    with pytest.raises(ScanError, match=r"unpacks to more than .* MiB; export it without deflate"):
+        read_volume(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2e7
+    tracemalloc.stop()
 
 
 def test_rounded_positions_are_still_a_volume(tmp_path, write_series):
@@ -147,6 +198,18 @@ SIDEWAYS = [0, 1, 0, 0, 0, -1]
             lambda d, k: (moved(lambda k: (0, -(k % 2)))(d, k), setting(EchoTime=[3, 9][k % 2])(d, k)),
             "lie on .* EchoTime 3.* and 9.*: several echoes",
         ),
+        (
+            setting(EchoTime=lambda k: [3, 9][k % 2]),
+            "several echoes in one series .EchoTime 3.0 of 000.dcm, 9.0 of 001",
+        ),
+        (setting(InversionTime=lambda k: 800 + 100 * (k > 4)), "several inversion times"),
+        (setting(ImageType=lambda k: ["ORIGINAL", "PRIMARY", "MP"[k > 4], "ND"]), "several kinds of images"),
+        (setting(PatientID=lambda k: f"p{k % 2}"), "several patients in one series"),
+        (setting(StudyInstanceUID=lambda k: f"1.{1 + k % 2}"), "several studies in one series"),
+        (setting(PixelRepresentation=lambda k: int(k > 0)), "pixels stored in several ways"),
+        (lambda d, k: k or eight_bits(d, k), "pixels stored in several ways"),
+        (setting(BitsStored=12, HighBit=15), "stores 12 bits up to bit 15; expected the lowest bits"),
+        (setting(PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="IDENTITY"), "contradict each other"),
         (lambda d, k: k or inverted(d, k), "one kind of gray values"),
         (setting(PhotometricInterpretation="PALETTE COLOR"), "the pixels are PALETTE COLOR"),
         (setting(Rows=30000, Columns=30000), "announces 187.75 GiB, and 0.12 GiB are allowed"),

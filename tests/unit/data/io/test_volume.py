@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 import tracemalloc
 
 import nibabel as nib
@@ -220,3 +221,34 @@ def test_of_a_scan_that_ends_early_it_is_told_how_much_is_there(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ScanError, match=r"a\.nii: truncated, has 4358 of 4368 bytes of voxels; download"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("factor", [1e300, 1e-300, 1e-42])
+def test_values_that_single_precision_cannot_hold_are_refused(tmp_path, factor):
+    save(tmp_path / "s.nii.gz", np.asarray(VALUES, dtype=np.float64) * factor)
+    with pytest.raises(ScanError, match=r"s\.nii\.gz: values of up to .* expected 1e-30 to 1e\+37"):
+        read_volume(tmp_path / "s.nii.gz")
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(1e36, 0), (1e36, 1), (1e-40, 0)])
+def test_slopes_that_single_precision_cannot_hold_are_refused(tmp_path, slope, offset):
+    content = bytearray(nib.Nifti1Image(np.full((4, 5, 6), 900, dtype=np.int16), AFFINE).to_bytes())
+    struct.pack_into("<2f", content, 112, slope, offset)
+    (tmp_path / "s.nii").write_bytes(content)
+    with pytest.raises(ScanError, match=r"values of up to .*scl_slope"):
+        read_volume(tmp_path / "s.nii")
+
+
+@pytest.mark.parametrize(("sform", "refused"), [(0, True), (1, False)])
+def test_a_voxel_size_of_zero_is_refused_where_the_place_depends_on_it(tmp_path, sform, refused):
+    image = nib.Nifti1Image(np.arange(120, dtype=np.int16).reshape(4, 5, 6), AFFINE)
+    image.set_sform(AFFINE, sform)
+    image.set_qform(AFFINE, 1)
+    content = bytearray(image.to_bytes())
+    struct.pack_into("<f", content, 84, 0.0)  # pixdim[2]
+    (tmp_path / "s.nii").write_bytes(content)
+    if refused:
+        with pytest.raises(ScanError, match=r"s\.nii: the header gives no voxel size"):
+            read_volume(tmp_path / "s.nii")
+    else:
+        np.testing.assert_allclose(read_volume(tmp_path / "s.nii").affine, AFFINE, atol=1e-5)

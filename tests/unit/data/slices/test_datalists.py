@@ -246,3 +246,18 @@ def test_one_sub_folder_or_pictures_beside_it_are_no_labels(tmp_path):
     assert [set(item) for item in load_datalist(tmp_path, "training")] == [{"image"}] * 3
     touch(tmp_path, "train/more/1.png", "train/2.png")
     assert [set(item) for item in load_datalist(tmp_path, "training")] == [{"image"}] * 5
+
+
+@pytest.mark.parametrize(("one", "two"), [("\u00e9", "e\u0301"), (1, 1.0), ("1", 1)])
+def test_a_subject_in_two_splits_is_found_in_either_spelling(tmp_path, one, two):
+    write_list(tmp_path, training=[{"image": "a.nii", "subject": one}], test=[{"image": "b.nii", "subject": two}])
+    with pytest.raises(DatalistError, match="is in more than one split"):
+        load_datalist(tmp_path, "training")
+
+
+@pytest.mark.parametrize("place", ["x", 1e308, True, [1]])
+def test_a_position_that_is_none_is_refused(tmp_path, place):
+    (tmp_path / "a.nii").touch()
+    items = [{"image": "a.nii", "position_mm": place}]
+    with pytest.raises(DatalistError, match=r"position_mm of .*a\.nii is .* no place in a head"):
+        load_datalist(write_list(tmp_path, training=items), "training")
