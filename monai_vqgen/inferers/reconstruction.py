@@ -21,7 +21,7 @@ from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.inferers.draws import in_memory
 from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.geometry import PLANES, view_plane
-from monai_vqgen.transforms.resampling import resample_plane, restore_plane
+from monai_vqgen.transforms.resampling import resample_plane, resampled_size, restore_plane
 
 Intensity = Literal["input", "unit"]
 BACKGROUND_LEVEL = 0.02  # share of the window below which a voxel is background, as in the metrics
@@ -34,6 +34,35 @@ class _Normalized(NamedTuple):
     window: Window
     background: float  # what lies outside the foreground, in the input's units
     hidden_s: NDArray | bool = False  # background of a value within the brain's range, which stays
+
+
+class VolumeFrame(NamedTuple):
+    """How slices lie in a volume, and what their values stand for.
+
+    Attributes:
+        shape: voxels of the volume along its own axes.
+        affine: 4x4 of the volume.
+        plane: of the slices.
+        window: intensities that are 0 and 1.
+        background: intensity outside the foreground, where it lies below the window.
+        filled_n: which slices along the plane's normal are not blank.
+        hidden_s: voxels of background of a value within the brain's range.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray
+    plane: str
+    window: Window
+    background: float
+    filled_n: NDArray
+    hidden_s: NDArray | bool = False
+
+
+class CutVolume(NamedTuple):
+    """Slices in [0, 1] that are not blank, as a network is shown them, and where they lie."""
+
+    images_nhw: NDArray
+    frame: VolumeFrame
 
 
 class VolumeReconstructionInferer(Inferer):
@@ -133,36 +162,68 @@ class VolumeReconstructionInferer(Inferer):
             _contrast(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), self.lower, self.upper)
 
     def _volume(self, volume_s: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
+        cut = self.cut(volume_s, affine)
+        images_nhw = cut.images_nhw
+        return self.restore(reconstruct(images_nhw) if len(images_nhw) else images_nhw, cut.frame, volume_s)
+
+    def cut(self, volume_s: NDArray, affine: NDArray) -> CutVolume:
+        """The slices of a volume that are not blank, in [0, 1], as the network is shown them, and where they lie.
+
+        Args:
+            volume_s: float32 `(X, Y, Z)` in any units.
+            affine: 4x4, voxel centers to RAS+ millimeters.
+
+        Raises:
+            ScanError: no foreground, or an affine that cannot place it.
+        """
         plane = _plane_of(volume_s.shape, affine) or self.plane
         normalized = _normalize(volume_s, self.lower, self.upper)
         view = view_plane(normalized.volume_s, affine, plane)
         images_nhw = np.moveaxis(view.volume_s, -1, 0)
         filled_n = images_nhw.reshape(len(images_nhw), -1).max(1) > 0
-        result_nhw = np.zeros(images_nhw.shape, dtype=np.float32)
-        if filled_n.any():
-            result_nhw[filled_n] = self._slices(images_nhw[filled_n], view.affine, reconstruct)
-        back = ornt_transform(axcodes2ornt(PLANES[plane]), io_orientation(affine))
-        result_s = apply_orientation(np.moveaxis(result_nhw, 0, -1), back)
-        if self.intensity == "unit":
-            return result_s
-        filled_s = apply_orientation(np.broadcast_to(filled_n, view.volume_s.shape), back)
-        changed_s = filled_s & ~np.asarray(normalized.hidden_s)
-        return np.where(changed_s, _in_units(result_s, normalized), volume_s).astype(np.float32)
+        images_nhw = images_nhw[filled_n]
+        if self.pixel_mm is not None and len(images_nhw):
+            images_nhw = resample_plane(images_nhw, view.affine, self.pixel_mm).pixels
+        before, after = self._margins(images_nhw.shape[1:])
+        padded_nhw = np.pad(images_nhw, [(0, 0), *zip(before, after, strict=True)])
+        frame = VolumeFrame(
+            volume_s.shape, affine, plane, normalized.window, normalized.background, filled_n, normalized.hidden_s
+        )
+        return CutVolume(padded_nhw.astype(np.float32, copy=False), frame)
 
-    def _slices(self, images_nhw: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray]) -> NDArray:
-        """Resample, pad, reconstruct, crop and resample back slices of one volume."""
-        size = images_nhw.shape[1:]
-        if self.pixel_mm is not None:
-            images_nhw = resample_plane(images_nhw, affine, self.pixel_mm).pixels
-        missing = [max(0, want - have) for want, have in zip(self.image_size, images_nhw.shape[1:], strict=True)]
-        before = [width // 2 for width in missing]
-        padded = np.pad(images_nhw, [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))])
-        result_nhw = reconstruct(padded)
-        rows, columns = (slice(b, b + n) for b, n in zip(before, images_nhw.shape[1:], strict=True))
-        result_nhw = result_nhw[:, rows, columns]
-        if self.pixel_mm is None:
-            return result_nhw
-        return restore_plane(result_nhw, size, affine, self.pixel_mm).clip(0, 1)
+    def restore(self, images_nhw: NDArray, frame: VolumeFrame, volume_s: NDArray | None = None) -> NDArray:
+        """A volume of the slices that `cut` took from it, in its own axes and size, in the units of `intensity`.
+
+        Args:
+            images_nhw: in [0, 1], of the size and number that `cut` gave.
+            frame: of the volume.
+            volume_s: the volume that was cut, whose blank slices and hidden background come back as they were; without
+                it they come back as background.
+        """
+        blank = np.zeros(frame.shape, dtype=np.float32)
+        view = view_plane(blank, frame.affine, frame.plane)
+        size = view.volume_s.shape[:2]
+        if len(images_nhw):
+            shown = size if self.pixel_mm is None else resampled_size(size, view.affine, self.pixel_mm)
+            before, _ = self._margins(shown)
+            rows, columns = (slice(b, b + n) for b, n in zip(before, shown, strict=True))
+            images_nhw = images_nhw[:, rows, columns]
+            if self.pixel_mm is not None:
+                images_nhw = restore_plane(images_nhw, size, view.affine, self.pixel_mm).clip(0, 1)
+            view.volume_s[..., frame.filled_n] = np.moveaxis(images_nhw, 0, -1)
+        if self.intensity == "unit":
+            return blank
+        result_s = _in_units(blank, frame.window, frame.background).astype(np.float32)
+        if volume_s is None:
+            return result_s
+        back = ornt_transform(axcodes2ornt(PLANES[frame.plane]), io_orientation(frame.affine))
+        filled_s = apply_orientation(np.broadcast_to(frame.filled_n, view.volume_s.shape), back)
+        return np.where(filled_s & ~np.asarray(frame.hidden_s), result_s, volume_s).astype(np.float32)
+
+    def _margins(self, size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Pixels of background before and after rows and columns."""
+        rows, columns = (max(0, want - have) for want, have in zip(self.image_size, size, strict=True))
+        return (rows // 2, columns // 2), (rows - rows // 2, columns - columns // 2)
 
     def _run_network(
         self, images_nhw: NDArray, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device
@@ -222,10 +283,10 @@ def _normalize(volume_s: NDArray, lower: float, upper: float) -> _Normalized:
     return _Normalized(scaled.astype(np.float32), window, background, shown_s != volume_s)
 
 
-def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:
+def _in_units(images: NDArray, window: Window, background: float) -> NDArray:
     """Undo the window; the lowest 2 % run down to the background's own value, so that black stays black."""
-    low, high = normalized.window
-    if normalized.background >= low:
+    low, high = window
+    if background >= low:
         return low + images * (high - low)
     knee = low + BACKGROUND_LEVEL * (high - low)
-    return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [normalized.background, knee, high])
+    return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [background, knee, high])

@@ -21,7 +21,14 @@ from monai_vqgen.files import place_of
 from monai_vqgen.transforms.geometry import PLANES
 from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 
-__all__ = ["ReconstructionLayout", "SaveSecondaryCapturesd", "capture_folder", "plane_through", "reconstruction_names"]
+__all__ = [
+    "ReconstructionLayout",
+    "SaveSecondaryCapturesd",
+    "capture_folder",
+    "plain_stem",
+    "plane_through",
+    "reconstruction_names",
+]
 
 INPUT_SUFFIXES = (".nii.gz", ".nii", *PICTURE_SUFFIXES)
 
@@ -59,10 +66,10 @@ def capture_folder(path: Path, dataset_dir: Path, postfix: str) -> str:
 def _name(path: Path, folder: Path, postfix: str) -> str:
     path = Path(os.path.normpath(path))  # not resolved: a link's own name counts
     parent = path.parent.relative_to(folder) if folder in path.parents else Path()
-    return (parent / f"{_stem(path)}_{postfix}.nii.gz").as_posix()
+    return (parent / f"{plain_stem(path)}_{postfix}.nii.gz").as_posix()
 
 
-def _stem(path: Path) -> str:
+def plain_stem(path: Path) -> str:
     """The file name without .nii, .nii.gz, .png and so on; the name of a DICOM folder as it is, with all its dots."""
     suffix = next((suffix for suffix in INPUT_SUFFIXES if path.name.lower().endswith(suffix)), "")
     return path.name[: len(path.name) - len(suffix)]

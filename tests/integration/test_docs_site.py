@@ -21,6 +21,7 @@ ROOMS = (
     "data",
     "transforms",
     "networks",
+    "coding",
     "inferers",
     "metrics",
     "engines",

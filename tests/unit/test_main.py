@@ -16,13 +16,21 @@ from monai_vqgen.errors import InputError
 VERBS = {
     "demo": "monai_vqgen.demo.run.run_demo",
     "train": "monai_vqgen.demo.run.run_demo",
+    "compress": "monai_vqgen.models.compress_files",
+    "decompress": "monai_vqgen.models.decompress_files",
     "phantoms": "monai_vqgen.data.make_phantoms",
     "download": "monai_vqgen.data.download_openneuro",
     "verify": "monai_vqgen.data.verify.verify_folder",
     "run": "monai_vqgen.engines.command_line.run_bundle",
 }
 STAGES = ("sample", "reconstruct", "slices", "evaluate")
-WORDS = {"train": ["train", "scans"], "verify": ["verify", "scans"], "run": ["run", "--seed", "1"]}
+WORDS = {
+    "compress": ["compress", "a"],
+    "decompress": ["decompress", "a"],
+    "train": ["train", "scans"],
+    "verify": ["verify", "scans"],
+    "run": ["run", "--seed", "1"],
+}
 
 
 def test_these_are_all_verbs():
@@ -40,6 +48,15 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
     [
         ("demo --data a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
         ("train a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
+        (
+            "compress a b --output c --model d --mode anywhere --plane coronal --condition sex=f age=30 --overwrite",
+            {"files": ["a", "b"], "output_dir": "c", "model": "d", "mode": "anywhere", "plane": "coronal"}
+            | {"condition": {"sex": "f", "age": "30"}, "overwrite": True},
+        ),
+        (
+            "decompress a b --output c --model d --overwrite",
+            {"files": ["a", "b"], "output_dir": "c", "model": "d", "overwrite": True},
+        ),
         ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
         (
             "download ds9 --output a --subjects 01 02 --suffix T2w --overwrite --mirror b",
@@ -136,7 +153,7 @@ def complete(tmp_path_factory):
 
 
 def test_bash_completes_verbs_options_and_folders(complete):
-    assert complete("de") == ["demo"]
+    assert complete("dem") == ["demo"]
     assert set(complete("")) >= set(VERBS)
     assert complete("demo", "--si") == ["--size"]
     assert complete("download", "--ov") == ["--overwrite"]
