@@ -39,7 +39,7 @@ from monai_vqgen.coding.frequencies import (
     spoiled_shifts,
     step_frequencies,
 )
-from monai_vqgen.errors import CheckpointError, InputError, StreamError
+from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, StreamError
 from monai_vqgen.inferers.draws import check_codes, check_priors, one_thread
 from monai_vqgen.weights import fingerprint
 
@@ -58,11 +58,13 @@ class DecodedStream(NamedTuple):
         codes: integers `(n, *grid)` a level, coarsest first.
         header: size of the images, conditions and geometry as they were packed.
         modes: of the chunks.
+        features: float64 `(n, f)` of the conditions, zeros where they are unknown; None for priors without conditions.
     """
 
     codes: tuple[Tensor, ...]
     header: Header
     modes: tuple[str, ...]
+    features: Tensor | None = None
 
 
 class CodeCodec:
@@ -128,7 +130,7 @@ class CodeCodec:
         codes = [codes_bs.cpu().long() for codes_bs in codes]
         self._check_codes(codes, image_size)
         count = len(codes[0])
-        packed = b"" if features is None or mode != "model" else pack_features(features.cpu().numpy())
+        packed = b"" if features is None else pack_features(features.cpu().numpy())
         condition_bf = self._condition(packed, count)
         with one_thread(), torch.inference_mode():
             chunks = []
@@ -174,10 +176,14 @@ class CodeCodec:
                         "copy the file again, or compress with mode 'anywhere' for other machines"
                     )
                 parts.append(codes)
-        return DecodedStream(tuple(torch.cat(level) for level in zip(*parts, strict=True)), header, modes)
+        codes = tuple(torch.cat(level) for level in zip(*parts, strict=True))
+        return DecodedStream(codes, header, modes, condition_bf)
 
     def _check_codes(self, codes: Sequence[Tensor], image_size: Sequence[int]) -> None:
         self._autoencoder.embed([codes_bs[:1] for codes_bs in codes])
+        for level, (codes_bs, size) in enumerate(zip(codes, self._autoencoder.codebook_sizes, strict=True)):
+            if int(codes_bs.min()) < 0 or int(codes_bs.max()) >= size:
+                raise CodesMismatchError(f"level {level} has codes outside 0..{size - 1}: made by another autoencoder?")
         expected = [tuple(grid) for grid in self._autoencoder.grids(image_size)]
         if [tuple(codes_bs.shape[1:]) for codes_bs in codes] != expected:
             given = [tuple(codes_bs.shape) for codes_bs in codes]
@@ -197,15 +203,21 @@ class CodeCodec:
             for level, codes_bs in enumerate(codes):
                 self._write(self._adaptive(level, codes[:level], codes_bs.shape), codes_bs.reshape(-1, 1), encoder)
             chunk = Chunk(mode, (0,) * len(codes), count, checksum, self._coder.bytes_of(encoder))
-            if codes_checksum(self._decode_chunk(chunk, grids, None)) != checksum:
+            if not self._comes_back(chunk, grids, None):
                 raise StreamError(f"{count} images do not decode to what was written: report it, with the weights")
             return chunk
         shifts = [self._write_level(level, codes, condition_bf, encoder) for level in range(len(codes))]
         chunk = Chunk(mode, tuple(shift or 0 for shift in shifts), count, checksum, self._coder.bytes_of(encoder))
-        if None not in shifts and codes_checksum(self._decode_chunk(chunk, grids, condition_bf)) == checksum:
+        if None not in shifts and self._comes_back(chunk, grids, condition_bf):
             return chunk
         logger.warning("a chunk of %d images did not decode to what was written: it is in mode 'anywhere'", count)
         return self._encode_chunk(codes, condition_bf, "anywhere")
+
+    def _comes_back(self, chunk: Chunk, grids: Sequence[Sequence[int]], condition_bf: Tensor | None) -> bool:
+        try:
+            return codes_checksum(self._decode_chunk(chunk, grids, condition_bf)) == chunk.checksum
+        except StreamError:
+            return False
 
     def _write_level(
         self, level: int, codes: Sequence[Tensor], condition_bf: Tensor | None, encoder: Any
@@ -300,7 +312,10 @@ class _RangeCoder:
         return self._queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
 
     def decode(self, decoder: Any, frequencies_bk: NDArray[np.float64]) -> NDArray[np.int32]:
-        codes_b: NDArray[np.int32] = decoder.decode(self._family, frequencies_bk)
+        try:
+            codes_b: NDArray[np.int32] = decoder.decode(self._family, frequencies_bk)
+        except AssertionError as error:  # words that no encoder writes
+            raise StreamError(f"the stream does not decode ({error}): copy the file again") from error
         return codes_b
 
 

@@ -52,6 +52,7 @@ _CHUNK = struct.Struct("<H2I")
 KEY_BYTES = 8  # of a fingerprint: enough that no two weights meet by chance
 FREE_BYTES, MOST_BYTES = 2**27, 2**32  # of images as float32: any stream may unfold to the first, none to more
 MOST_RATIO = 4096  # else to so many times its own length; slices of a head unfold to 100 times
+LONGEST_SECTION = 65_535  # bytes; positions of some 10,000 images
 LARGEST_CHUNK = 1024  # images; they are decoded together
 
 
@@ -117,6 +118,11 @@ def pack_stream(header: Header, chunks: Sequence[Chunk]) -> bytes:
     """
     if (unfolded := 4 * header.images * prod(header.image_size)) > MOST_BYTES:
         raise InputError(f"images of {unfolded / 2**30:.1f} GiB: a stream takes {MOST_BYTES >> 30} GiB, write several")
+    if max(len(header.conditions), len(header.geometry)) > LONGEST_SECTION:
+        raise InputError(
+            f"conditions of {len(header.conditions)} bytes and a geometry of {len(header.geometry)}: a stream takes "
+            f"{LONGEST_SECTION}, write several"
+        )
     start = _START.pack(
         MAGIC, VERSION, header.levels, len(header.image_size), 0, header.autoencoder, header.priors
     ) + _IMAGES.pack(header.images)

@@ -131,6 +131,8 @@ def compress_scan(
 def decompress_scan(model: Any, stream: bytes) -> MetaTensor:
     """The scan `(1, X, Y, Z)` of a stream in its own geometry and units; what was blank is background.
 
+    Its `meta` has the plane, and the known conditions of each slice that is not blank.
+
     Raises:
         InputError: the stream holds plain images: use `decompress_images`.
         StreamError: the stream is damaged, or was made with other weights.
@@ -142,7 +144,9 @@ def decompress_scan(model: Any, stream: bytes) -> MetaTensor:
     frame, pixel_mm = _unpack_geometry(header.geometry, header.images, header.image_size, len(stream))
     inferer = model.reconstruction_inferer(plane=frame.plane, pixel_mm=pixel_mm, image_size=header.image_size)
     volume_s = inferer.restore(_decoded(model, found)[:, 0].numpy(), frame)
-    return MetaTensor(torch.from_numpy(volume_s)[None], affine=torch.from_numpy(frame.affine))
+    known = found.features is not None and model.condition is not None
+    meta = {"conditions": model.condition.decode(found.features) if known else [], "plane": frame.plane}
+    return MetaTensor(torch.from_numpy(volume_s)[None], affine=torch.from_numpy(frame.affine), meta=meta)
 
 
 def _pack_geometry(frame: VolumeFrame, pixel_mm: float) -> bytes:

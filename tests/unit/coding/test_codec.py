@@ -13,7 +13,7 @@ import torch
 from factories import POSITIONS, tiny_autoencoder, tiny_model
 
 from monai_vqgen.coding import CodeCodec, codec, unpack_stream
-from monai_vqgen.errors import CheckpointError, InputError, StreamError
+from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, StreamError
 
 CASES = {"one level": (2, (4,)), "two levels": (2, (8, 4)), "three levels": (2, (8, 4, 2)), "volumes": (3, (8, 4))}
 
@@ -61,6 +61,9 @@ def test_conditions_are_kept_and_change_what_is_expected():
     known, unknown = (coder.encode(codes, (16, 16), features=given) for given in (features, torch.zeros_like(features)))
     assert same(coder.decode(known).codes, codes)
     assert same(coder.decode(unknown).codes, codes)
+    np.testing.assert_allclose(coder.decode(known).features, features, atol=2e-5)
+    anywhere = coder.decode(coder.encode(codes, (16, 16), mode="anywhere", features=features))
+    assert torch.equal(anywhere.features, coder.decode(known).features)
     payloads = [unpack_stream(stream)[1][0].payload for stream in (known, unknown)]
     assert payloads[0] != payloads[1]
 
@@ -156,6 +159,20 @@ def test_other_weights_are_refused_and_say_which():
         CodeCodec(model.autoencoder).decode(stream)
 
 
+def test_words_that_no_encoder_writes_are_an_error_of_ours(monkeypatch):
+    model = made(2, (8, 4))
+    codes, coder = random_codes(model, 2), CodeCodec(model.autoencoder, model.priors)
+    stream = coder.encode(codes, (16, 16))
+
+    class Refusing:
+        def decode(self, *_):
+            raise AssertionError("invalid for the employed entropy model")
+
+    monkeypatch.setattr(coder._coder, "decoder", lambda payload: Refusing())
+    with pytest.raises(StreamError, match="invalid for the employed entropy model"):
+        coder.decode(stream)
+
+
 def test_wrong_arguments_are_refused():
     model = made(2, (8, 4))
     codes, coder = random_codes(model, 2), CodeCodec(model.autoencoder, model.priors)
@@ -165,6 +182,8 @@ def test_wrong_arguments_are_refused():
         coder.encode(codes, (16, 16), chunk_size=0)
     with pytest.raises(InputError, match=r"images of \(32, 16\) pixels have grids"):
         coder.encode(codes, (32, 16))
+    with pytest.raises(CodesMismatchError, match=r"level 1 has codes outside 0\.\.7"):
+        CodeCodec(model.autoencoder).encode([codes[0], codes[1] + torch.tensor([0, 8])[:, None, None]], (16, 16))
     with pytest.raises(CheckpointError, match="no priors"):
         CodeCodec(model.autoencoder).encode(codes, (16, 16), mode="model")
 

@@ -80,6 +80,8 @@ def test_what_a_stream_may_unfold_to_grows_with_its_length():
     assert unpack_stream(pack_stream(HEADER._replace(images=3000), many))
     with pytest.raises(InputError, match="a stream takes 4 GiB"):
         pack_stream(HEADER._replace(images=10**6), [])
+    with pytest.raises(InputError, match="conditions of 65536 bytes"):
+        pack_stream(HEADER._replace(conditions=bytes(65536)), [])
 
 
 @pytest.mark.parametrize("change", [{"images": 0}, {"images": 6}, {"payload": b"123"}])

@@ -71,6 +71,15 @@ def test_a_scan_comes_back_as_its_reconstruction_in_shape_place_and_units(shape,
     torch.testing.assert_close(found.as_tensor(), expected, atol=1e-3, rtol=1e-4)
 
 
+def test_a_scan_comes_back_with_its_conditions():
+    model = tiny_model(condition=POSITIONS)
+    found = decompress_scan(model, compress_scan(model, scan(), condition={"position_mm": 60.0}))
+    assert found.meta["plane"] == "axial"
+    assert len(found.meta["conditions"]) == 5
+    assert all(record["position_mm"] == pytest.approx(60.0, abs=0.001) for record in found.meta["conditions"])
+    assert decompress_scan(model, compress_scan(model, scan())).meta["conditions"] == [{}] * 5
+
+
 def test_what_cannot_be_compressed_is_refused():
     model = tiny_model()
     with pytest.raises(ScanError, match="no contrast"):
