@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -178,3 +181,22 @@ def test_bad_files_are_named_and_nothing_is_written_of_them(tmp_path, saved):
     with pytest.raises(ScanError, match=r"blank\.nii\.gz"):
         compress_files([blank], tmp_path / "three", model=saved)
     assert not list((tmp_path / "three").glob("*.vqg"))
+
+
+@pytest.mark.slow
+def test_a_stream_of_the_priors_is_read_by_a_processor_without_vector_instructions(tmp_path, saved):
+    model = TrainedModel.from_bundle(saved)
+    images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    stream = tmp_path / "many.vqg"
+    stream.write_bytes(model.compress(images))
+    script = """
+import sys, torch
+from monai_vqgen import TrainedModel
+print(torch.backends.cpu.get_cpu_capability())
+torch.save(TrainedModel.from_bundle(sys.argv[1]).decompress(open(sys.argv[2], "rb").read()), sys.argv[3])
+"""
+    plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    command = [sys.executable, "-c", script, saved, str(stream), str(tmp_path / "images.pt")]
+    done = subprocess.run(command, env={**os.environ, **plain}, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(("DEFAULT", "NO AVX"))
+    torch.testing.assert_close(torch.load(tmp_path / "images.pt"), model.decompress(stream.read_bytes()))
