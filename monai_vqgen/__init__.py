@@ -6,6 +6,7 @@ from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
     from monai_vqgen import (
+        coding as coding,
         data as data,
         engines as engines,
         evaluation as evaluation,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         CheckpointError as CheckpointError,
         InputError as InputError,
         ScanError as ScanError,
+        StreamError as StreamError,
         VQGenError as VQGenError,
     )
     from monai_vqgen.inferers import (

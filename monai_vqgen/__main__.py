@@ -1,4 +1,4 @@
-"""The command line: stages under short names; `plan`, `demo`, `gallery`, `phantoms`, `download`, `verify`, `run`."""
+"""The command line: stages under short names; `plan`, `demo`, `gallery`, `compress`, `verify`, `run` and others."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ EPILOG = """\
 examples:
   monai-vqgen sample --position_mm 65 --sex f         slices drawn with the weights that come with the package
   monai-vqgen reconstruct SCAN_OR_FOLDER              scans written into codes and read back
+  monai-vqgen compress SCAN --output out/compressed   a scan in some kilobytes; decompress brings it back
   monai-vqgen plan SCANS --minutes 60                 settings for your scans, time and machine, to change
   monai-vqgen train SCANS --size plan.yaml            a model of your own scans, and a report on it
   monai-vqgen demo                                    phantoms to a report, about ten minutes on two cores
@@ -76,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     for name, stage in STAGES.items():  # their options are MONAI's, as those of `run`: `main` hands them on
         add_verb(verbs, name, stage.summary, _verify)
-    for add in (_add_train, _add_plan, _add_demo, _add_gallery, _add_phantoms, _add_download, _add_verify):
+    ours = (_add_train, _add_plan, _add_demo, _add_gallery, _add_compress, _add_decompress)
+    for add in (*ours, _add_phantoms, _add_download, _add_verify):
         add(verbs)
     add_verb(verbs, "run", "a stage of the bundle: takes what `python -m monai.bundle run` takes", _verify)
     return parser
@@ -138,6 +140,27 @@ def _add_download(verbs: Verbs) -> None:
     verb.add_argument("--suffix", default="T1w", help="which contrast (default: %(default)s)")
     verb.add_argument("--overwrite", action="store_true", help="replace files that differ from the server's")
     verb.add_argument("--mirror", metavar="URL", help="another S3 bucket than OpenNeuro's")
+
+
+def _add_compress(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "compress", "write scans and pictures as small .vqg files", _compress)
+    _add_files(verb, "NIfTI files, pictures, or folders of scans or DICOM series", "out/compressed")
+    verb.add_argument("--mode", choices=("model", "anywhere"), help="fewest bytes (default), or decodes on any machine")
+    verb.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="of slices (default: the model's)")
+    verb.add_argument("--condition", nargs="+", default=(), metavar="NAME=VALUE", help="what is known, as sex=f age=30")
+
+
+def _add_decompress(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "decompress", "write what .vqg files hold as NIfTI and PNG", _decompress)
+    _add_files(verb, "that compress has written", "out/decompressed")
+
+
+def _add_files(verb: argparse.ArgumentParser, what: str, output: str) -> None:
+    files: Any = verb.add_argument("files", nargs="+", metavar="FILE", help=what)
+    files.complete = shtab.FILE
+    add_path(verb, "--output", default=output, help="folder of the results")
+    verb.add_argument("--model", help="faithful, generative, a bundle or a run's folder (default: the package's own)")
+    verb.add_argument("--overwrite", action="store_true", help="replace earlier results")
 
 
 def _add_verify(verbs: Verbs) -> None:
@@ -234,6 +257,29 @@ def _download(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         base_url=options.mirror,
     )
+
+
+def _compress(options: argparse.Namespace) -> None:
+    from monai_vqgen.errors import InputError
+    from monai_vqgen.models import compress_files
+
+    pairs = [pair.partition("=") for pair in options.condition]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise InputError(f"--condition {wrong[0]} has no value: give NAME=VALUE, as sex=f")
+    condition = {name: value for name, _, value in pairs} or None
+    given = {"model": options.model, "mode": options.mode, "plane": options.plane, "overwrite": options.overwrite}
+    _list(compress_files(options.files, options.output, condition=condition, **given))
+
+
+def _decompress(options: argparse.Namespace) -> None:
+    from monai_vqgen.models import decompress_files
+
+    _list(decompress_files(options.files, options.output, model=options.model, overwrite=options.overwrite))
+
+
+def _list(paths: Sequence[os.PathLike[str]]) -> None:
+    for path in paths:
+        print(f"{path}: {os.path.getsize(path):,} bytes")
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ __all__ = [
     "OutputExistsError",
     "ScanError",
     "StageError",
+    "StreamError",
     "VQGenError",
     "in_one_line",
     "root_cause",
@@ -52,6 +53,10 @@ class CodesMismatchError(VQGenError, ValueError):
 
 class CheckpointError(VQGenError, ValueError):
     """A weights file is missing, damaged, or belongs to another architecture."""
+
+
+class StreamError(VQGenError, ValueError):
+    """A compressed stream cannot be decoded: cut off, damaged, of a newer format, of other weights or machines."""
 
 
 class OutputExistsError(VQGenError, FileExistsError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,15 @@ def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options; each verb names the function that it runs as `run`."""
     parser = argparse.ArgumentParser(prog="python -m tools", description="Tools for maintainers, run from a clone")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for add in (_add_reproduce, _add_compare, _add_package_bundle, _add_imagenet_features, _add_fuzz, _add_soak):
+    for add in (
+        _add_reproduce,
+        _add_compare,
+        _add_bitstream,
+        _add_package_bundle,
+        _add_imagenet_features,
+        _add_fuzz,
+        _add_soak,
+    ):
         add(verbs)
     return parser
 
@@ -47,6 +56,15 @@ def _add_compare(verbs: Verbs) -> None:
         "--split", default="validation", help="whose subjects judge: validation or test (default: %(default)s)"
     )
     add_file(verb, "--results", help="write the table between the marks of the list, size and split in this document")
+
+
+def _add_bitstream(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "bitstream", "rate, exactness and time of compressed slices, and other codecs'", _bitstream)
+    add_path(verb, "--slices", required=True, help="a folder of slices (see extract_slices.json)")
+    add_path(verb, "--output", default="out/bitstream", help="folder of bitstream.json")
+    verb.add_argument("--model", default="faithful", help="whose codes (default: %(default)s)")
+    verb.add_argument("--split", default="test", help="whose subjects (default: %(default)s)")
+    verb.add_argument("--subjects", type=int, help="how many of them (default: all)")
 
 
 def _add_package_bundle(verbs: Verbs) -> None:
@@ -91,6 +109,13 @@ def _compare(options: argparse.Namespace) -> None:
 
     comparison = Comparison(*(getattr(options, name) for name in Comparison._fields))
     compare(options.data, options.output, comparison, jobs=options.jobs, results=options.results)
+
+
+def _bitstream(options: argparse.Namespace) -> None:
+    from tools.bitstream import measure_bitstream
+
+    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
+    print(json.dumps(measure_bitstream(**given), indent=1))
 
 
 def _package_bundle(options: argparse.Namespace) -> None:

@@ -119,8 +119,8 @@ class AdversarialUpdate:
                 f"{total_steps}: train for more epochs or begin earlier"
             )
         if accumulation_steps != 1:
-            wanted = "adversarial training takes whole batches; give accumulation_steps=1 and a smaller batch_size"
-            raise InputError(f"accumulation_steps={accumulation_steps}: {wanted}")
+            advice = "adversarial training takes whole batches; give accumulation_steps=1 and a smaller batch_size"
+            raise InputError(f"accumulation_steps={accumulation_steps}: {advice}")
         self.discriminator, self.optimizer, self.amp = discriminator, optimizer, amp
         self.start, self.ramp, self.balance_every = start, ramp, balance_every
         self.r1_weight, self.r1_every = r1_weight, r1_every

@@ -22,7 +22,7 @@ from monai_vqgen.inferers.draws import in_memory
 from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.geometry import PLANES, view_plane
 from monai_vqgen.transforms.intensity import check_window
-from monai_vqgen.transforms.resampling import resample_plane, restore_plane
+from monai_vqgen.transforms.resampling import resample_plane, resampled_size, restore_plane
 
 Intensity = Literal["input", "unit"]
 BACKGROUND_LEVEL = 0.02  # share of the window below which a voxel is background, as in the metrics
@@ -35,6 +35,35 @@ class _Normalized(NamedTuple):
     window: Window
     background: float  # what lies outside the foreground, in the input's units
     hidden_s: NDArray | bool = False  # background of a value within the brain's range, which stays
+
+
+class VolumeFrame(NamedTuple):
+    """How slices lie in a volume, and what their values stand for.
+
+    Attributes:
+        shape: voxels of the volume along its own axes.
+        affine: 4x4 of the volume.
+        plane: of the slices.
+        window: intensities that are 0 and 1.
+        background: intensity outside the foreground, where it lies below the window.
+        filled_n: which slices along the plane's normal are not blank.
+        hidden_s: voxels of background of a value within the brain's range.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray
+    plane: str
+    window: Window
+    background: float
+    filled_n: NDArray
+    hidden_s: NDArray | bool = False
+
+
+class CutVolume(NamedTuple):
+    """Slices in [0, 1] that are not blank, as a network is shown them, and where they lie."""
+
+    images_nhw: NDArray
+    frame: VolumeFrame
 
 
 class VolumeReconstructionInferer(Inferer):
@@ -129,9 +158,8 @@ class VolumeReconstructionInferer(Inferer):
         affines = np.broadcast_to(affine, (len(values), 4, 4))
         if inputs.ndim == 4:  # pictures know no plane and no millimeters: each is one slice of a volume
             values, affines = values[..., None], np.broadcast_to(_AS_AXIAL_SLICE, affines.shape)
-        pixel_mm = None if inputs.ndim == 4 else self.pixel_mm
         parts = zip(values, affines, strict=True)
-        results = [self._volume(value[0], affine, reconstruct, pixel_mm) for value, affine in parts]
+        results = [self._volume(value[0], affine, reconstruct, inputs.ndim == 5) for value, affine in parts]
         output = inputs.detach().clone().float()
         output.copy_(torch.as_tensor(np.stack(results)[:, None]).reshape(inputs.shape))
         return output
@@ -157,23 +185,75 @@ class VolumeReconstructionInferer(Inferer):
             self._contrast(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0))
 
     def _volume(
-        self, volume_s: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray], pixel_mm: float | None
+        self, volume_s: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray], resampled: bool
     ) -> NDArray:
+        images_nhw, frame = self.cut(volume_s, affine, resampled=resampled)
+        made_nhw = reconstruct(images_nhw) if len(images_nhw) else images_nhw
+        return self.restore(made_nhw, frame, volume_s, resampled=resampled)
+
+    def cut(self, volume_s: NDArray, affine: NDArray, *, resampled: bool = True) -> CutVolume:
+        """The slices of a volume that are not blank, in [0, 1], as the network is shown them, and where they lie.
+
+        Args:
+            volume_s: float32 `(X, Y, Z)` in any units.
+            affine: 4x4, voxel centers to RAS+ millimeters.
+            resampled: to `pixel_mm`, where there is one; not for pictures, which know no millimeters.
+
+        Raises:
+            ScanError: no foreground, or an affine that cannot place it.
+        """
         plane = _plane_of(volume_s.shape, affine) or self.plane
         normalized = self._normalize(volume_s)
         view = view_plane(normalized.volume_s, affine, plane)
         images_nhw = np.moveaxis(view.volume_s, -1, 0)
         filled_n = images_nhw.reshape(len(images_nhw), -1).max(1) > 0
-        result_nhw = np.zeros(images_nhw.shape, dtype=np.float32)
-        if filled_n.any():
-            result_nhw[filled_n] = self._slices(images_nhw[filled_n], view.affine, reconstruct, pixel_mm)
-        back = ornt_transform(axcodes2ornt(PLANES[plane]), io_orientation(affine))
-        result_s = apply_orientation(np.moveaxis(result_nhw, 0, -1), back)
+        images_nhw = images_nhw[filled_n]
+        if resampled and self.pixel_mm is not None and len(images_nhw):
+            images_nhw = resample_plane(images_nhw, view.affine, self.pixel_mm).pixels
+        before, after = self._margins(images_nhw.shape[1:])
+        padded_nhw = np.pad(images_nhw, [(0, 0), *zip(before, after, strict=True)])
+        frame = VolumeFrame(
+            volume_s.shape, affine, plane, normalized.window, normalized.background, filled_n, normalized.hidden_s
+        )
+        return CutVolume(padded_nhw.astype(np.float32, copy=False), frame)
+
+    def restore(
+        self, images_nhw: NDArray, frame: VolumeFrame, volume_s: NDArray | None = None, *, resampled: bool = True
+    ) -> NDArray:
+        """A volume of the slices that `cut` took from it, in its own axes and size, in the units of `intensity`.
+
+        Args:
+            images_nhw: in [0, 1], of the size and number that `cut` gave.
+            frame: of the volume.
+            volume_s: the volume that was cut, whose blank slices and hidden background come back as they were; without
+                it they come back as background.
+            resampled: as in `cut`.
+        """
+        blank = np.zeros(frame.shape, dtype=np.float32)
+        view = view_plane(blank, frame.affine, frame.plane)
+        size = view.volume_s.shape[:2]
+        if len(images_nhw):
+            pixel_mm = self.pixel_mm if resampled else None
+            shown = size if pixel_mm is None else resampled_size(size, view.affine, pixel_mm)
+            before, _ = self._margins(shown)
+            rows, columns = (slice(b, b + n) for b, n in zip(before, shown, strict=True))
+            images_nhw = images_nhw[:, rows, columns]
+            if pixel_mm is not None:
+                images_nhw = restore_plane(images_nhw, size, view.affine, pixel_mm).clip(0, 1)
+            view.volume_s[..., frame.filled_n] = np.moveaxis(images_nhw, 0, -1)
         if self.intensity == "unit":
+            return blank
+        result_s = _in_units(blank, frame.window, frame.background).astype(np.float32)
+        if volume_s is None:
             return result_s
-        filled_s = apply_orientation(np.broadcast_to(filled_n, view.volume_s.shape), back)
-        changed_s = filled_s & ~np.asarray(normalized.hidden_s)
-        return np.where(changed_s, _in_units(result_s, normalized), volume_s).astype(np.float32)
+        back = ornt_transform(axcodes2ornt(PLANES[frame.plane]), io_orientation(frame.affine))
+        filled_s = apply_orientation(np.broadcast_to(frame.filled_n, view.volume_s.shape), back)
+        return np.where(filled_s & ~np.asarray(frame.hidden_s), result_s, volume_s).astype(np.float32)
+
+    def _margins(self, size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Pixels of background before and after rows and columns."""
+        rows, columns = (max(0, want - have) for want, have in zip(self.image_size, size, strict=True))
+        return (rows // 2, columns // 2), (rows - rows // 2, columns - columns // 2)
 
     def _contrast(self, volume_s: NDArray) -> tuple[Background, Window]:
         """Background of a volume and the window of its foreground, or ScanError where that is empty."""
@@ -200,23 +280,6 @@ class VolumeReconstructionInferer(Inferer):
         background = min(float(np.median(below)), window.low) if below.size else window.low
         scaled = np.clip((shown_s - window.low) / (window.high - window.low), 0, 1)
         return _Normalized(scaled.astype(np.float32), window, background, shown_s != volume_s)
-
-    def _slices(
-        self, images_nhw: NDArray, affine: NDArray, reconstruct: Callable[[NDArray], NDArray], pixel_mm: float | None
-    ) -> NDArray:
-        """Resample, pad, reconstruct, crop and resample back slices of one volume."""
-        size = images_nhw.shape[1:]
-        if pixel_mm is not None:
-            images_nhw = resample_plane(images_nhw, affine, pixel_mm).pixels
-        missing = [max(0, want - have) for want, have in zip(self.image_size, images_nhw.shape[1:], strict=True)]
-        before = [width // 2 for width in missing]
-        padded = np.pad(images_nhw, [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))])
-        result_nhw = reconstruct(padded)
-        rows, columns = (slice(b, b + n) for b, n in zip(before, images_nhw.shape[1:], strict=True))
-        result_nhw = result_nhw[:, rows, columns]
-        if pixel_mm is None:
-            return result_nhw
-        return restore_plane(result_nhw, size, affine, pixel_mm).clip(0, 1)
 
     def _run_network(
         self, images_nhw: NDArray, network: Callable[[torch.Tensor], torch.Tensor], device: torch.device
@@ -250,10 +313,10 @@ def _is_normalized(volume_s: NDArray) -> bool:
     return 1 in volume_s.shape and bool(volume_s.min() >= 0 and volume_s.max() <= 1)
 
 
-def _in_units(images: NDArray, normalized: _Normalized) -> NDArray:
+def _in_units(images: NDArray, window: Window, background: float) -> NDArray:
     """Undo the window; the lowest 2 % run down to the background's own value, so that black stays black."""
-    low, high = normalized.window
-    if normalized.background >= low:
+    low, high = window
+    if background >= low:
         return low + images * (high - low)
     knee = low + BACKGROUND_LEVEL * (high - low)
-    return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [normalized.background, knee, high])
+    return np.interp(images, [0.0, BACKGROUND_LEVEL, 1.0], [background, knee, high])

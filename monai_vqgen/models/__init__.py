@@ -38,6 +38,11 @@ if TYPE_CHECKING:
         model_pixel_mm as model_pixel_mm,
         reconstruction_records as reconstruction_records,
     )
+    from monai_vqgen.models.stream_files import (
+        compress_files as compress_files,
+        decompress_files as decompress_files,
+    )
+    from monai_vqgen.models.streams import compress_scan as compress_scan, decompress_scan as decompress_scan
     from monai_vqgen.models.trained_model import TrainedModel as TrainedModel
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -27,6 +27,7 @@ __all__ = [
     "ReconstructionWriter",
     "SaveSecondaryCapturesd",
     "capture_folder",
+    "plain_stem",
     "plane_through",
     "reconstruction_names",
 ]
@@ -68,10 +69,10 @@ def _name(path: Path, folder: Path, postfix: str, *, suffix: str = "") -> str:
     suffix = suffix or (".png" if path.suffix.lower() in PICTURE_SUFFIXES else ".nii.gz")
     path = Path(os.path.normpath(path))  # not resolved: a link's own name counts
     parent = path.parent.relative_to(folder) if folder in path.parents else Path()
-    return (parent / f"{_stem(path)}_{postfix}{suffix}").as_posix()
+    return (parent / f"{plain_stem(path)}_{postfix}{suffix}").as_posix()
 
 
-def _stem(path: Path) -> str:
+def plain_stem(path: Path) -> str:
     """The file name without .nii, .nii.gz, .png and so on; the name of a DICOM folder as it is, with all its dots."""
     suffix = next((suffix for suffix in INPUT_SUFFIXES if path.name.lower().endswith(suffix)), "")
     return path.name[: len(path.name) - len(suffix)]

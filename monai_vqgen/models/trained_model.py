@@ -40,7 +40,7 @@ class TrainedModel:
 
         images --encode--> codes --decode--> images         scan --reconstruct--> scan
         conditions --sample--> images                       images, mask --complete--> images
-        codes --log_prob--> nats
+        codes --log_prob--> nats                            images --compress--> bytes --decompress--> images
 
     Nothing that a model does changes it: encoding, sampling and scoring are pure, and random draws depend on the seed
     and the sample's index alone.
@@ -382,6 +382,36 @@ class TrainedModel:
         features = encode_conditions(self.condition, len(codes[0]), condition)
         result: tuple[Tensor, ...] = self.sampler().log_prob_maps(codes, condition=features)
         return result
+
+    def compress(
+        self, images: Tensor, *, mode: str | None = None, chunk_size: int | None = None, **condition: Any
+    ) -> bytes:
+        """Images as the bytes of their codes, which the priors make few; `decompress` gives what `decode` would give.
+
+        Args:
+            images: `(b, c, *s)` in [0, 1]; for scans see `compress_scan`.
+            mode: "model" (default where there are priors): the priors' probabilities, the fewest bytes. "anywhere":
+                counts in whole numbers, which decode on any machine, in more bytes. The stream says which.
+            chunk_size: images coded together, at most 1,024; by default 32 in mode "model", 256 in mode "anywhere".
+            condition: values by name, one for all images or one each; a name that is left out counts as unknown.
+
+        Raises:
+            InputError: images or conditions that do not fit, or the package `constriction` is missing.
+            CheckpointError: mode "model" without priors.
+        """
+        from monai_vqgen.models.streams import compress_images
+
+        return compress_images(self, images, mode=mode, chunk_size=chunk_size, condition=condition)
+
+    def decompress(self, stream: bytes) -> Tensor:
+        """The images `(b, c, *s)` in [0, 1], on the CPU, of a stream; of a scan's, its slices.
+
+        Raises:
+            StreamError: it is damaged, of other weights or a newer format, or does not decode on this machine.
+        """
+        from monai_vqgen.models.streams import decompress_images
+
+        return decompress_images(self, stream)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write weights and records, from which `from_bundle` loads the same model.

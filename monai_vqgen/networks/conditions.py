@@ -71,6 +71,28 @@ class ConditionEncoder:
         rows = [self._encode_one(record) for record in records]
         return torch.tensor(rows, dtype=torch.float32).view(len(rows), self.dim)
 
+    def decode(self, features_bf: Tensor) -> list[dict[str, Any]]:
+        """The values by name that vectors stand for; what is unknown is left out.
+
+        Examples:
+            >>> encoder = ConditionEncoder({"age": (20, 60)}, {"sex": ["F", "M"]})
+            >>> encoder.decode(encoder.encode([{"age": 30.0, "sex": "M"}, {}]))
+            [{'age': 30.0, 'sex': 'M'}, {}]
+        """
+        records = []
+        for row in features_bf.tolist():
+            record: dict[str, Any] = {}
+            for i, (name, (low, high)) in enumerate(self.continuous.items()):
+                if row[2 * i + 1]:
+                    record[name] = round(low + (row[2 * i] + 1) / 2 * (high - low), 3)
+            first = 2 * len(self.continuous)
+            for name, options in self.categorical.items():
+                known = [option for option, value in zip(options, row[first:], strict=False) if value]
+                record |= {name: known[0]} if known else {}
+                first += len(options)
+            records.append(record)
+        return records
+
     def select(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The entries of a record that this encoder knows by name."""
         return {name: record[name] for name in self.names if name in record}

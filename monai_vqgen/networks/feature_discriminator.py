@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,7 @@ class FeatureDiscriminator(nn.Module):
         spread = [F.interpolate(judgment_bn[:, None], size=most, mode="nearest")[:, 0] for judgment_bn in judgments]
         return [*features, torch.cat(spread, 1)]
 
-    def _apply(self, *arguments: Any, **options: Any) -> Self:
+    def _apply(self, *arguments: Any, **options: Any) -> FeatureDiscriminator:
         for network in self.network:
             if isinstance(network, nn.Module):
                 network._apply(*arguments, **options)

@@ -49,6 +49,17 @@ def _source_centers(size: int, spacing: float, pixel_mm: float) -> NDArray:
     return (size - 1) / 2 + (np.arange(new_size) - (new_size - 1) / 2) * (pixel_mm / spacing)
 
 
+def resampled_size(size: Sequence[int], affine: NDArray, pixel_mm: float) -> tuple[int, ...]:
+    """Rows and columns that `resample_plane` makes of a slice of a size and an affine."""
+    spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :2], axis=0)
+    pairs = [(int(n), float(old)) for n, old in zip(size, spacing, strict=True)]
+    return tuple(n if _is_alike(old, pixel_mm) else len(_source_centers(n, old, pixel_mm)) for n, old in pairs)
+
+
+def _is_alike(old: float, new: float) -> bool:
+    return abs(new - old) <= 1e-5 * old
+
+
 @lru_cache(maxsize=64)
 def _weights(size: int, spacing: float, pixel_mm: float, mode: str) -> NDArray:
     """The `(new, old)` matrix of one axis: linear, the triangle widened to the new pixel when shrinking."""
@@ -104,7 +115,7 @@ def resample_plane(
         )
     for axis in range(2):
         size, old, new = result.shape[axis - 2], float(spacing[axis]), float(targets[axis])
-        if abs(new - old) <= 1e-5 * old:
+        if _is_alike(old, new):
             continue
         matrix = _weights(size, old, new, mode)
         result = matrix @ result if axis == 0 else result @ matrix.T
@@ -160,7 +171,7 @@ def restore_plane(
     result = np.asarray(pixels, dtype=np.float32)
     for axis, new in enumerate(check_pixel_mm(pixel_mm)):
         old = float(spacing[axis])
-        if abs(new - old) <= 1e-5 * old:
+        if _is_alike(old, float(new)):
             continue
         matrix = _inverse_weights(int(size[axis]), old, float(new), mode)
         result = matrix @ result if axis == 0 else result @ matrix.T

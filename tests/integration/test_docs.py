@@ -25,6 +25,7 @@ HELD_BY = {
     "docs/MONAI_LABEL.md": "tests/label/test_docs.py",
     "docs/RESULTS.md": "tests/integration/test_docs.py",
     "docs/SCALING.md": "tests/integration/test_scaling_docs.py",
+    "docs/compression.md": "tests/integration/test_docs.py",
     "docs/data.md": "tests/integration/test_readme.py",
     "docs/getting_started.md": "tests/integration/test_readme.py",
     "docs/own_data.md": "tests/integration/test_own_data.py",
@@ -243,3 +244,24 @@ def test_the_trainings_of_the_results_run_with_the_options_that_stand_there(tiny
         history = json.loads((tiny_clone.folder / "RUN/history.json").read_text())
         assert history["train"]["epoch"] == [1]
         shutil.rmtree(tiny_clone.folder / "RUN")
+
+
+@pytest.mark.slow
+def test_the_commands_of_compression_run_one_after_another(clone, documented):
+    make_phantoms(clone.folder / "SCANS", 8, seed=1, voxel_mm=4.0, progress=False)
+    source = min((clone.folder / "SCANS").rglob("*.nii.gz"))
+    shutil.copy(source, clone.folder / "SCAN.nii.gz")
+    (clone.folder / "tools").symlink_to(ROOT / "tools")
+    install, *commands = documented("docs/compression.md")
+    assert install == "pip install 'monai-vqgen[bitstream]'"
+    assert len(commands) == 6
+    for command in commands:
+        coarser = command.replace("--position_step_mm 1.0", "--position_step_mm 20.0")  # and phantoms have their names
+        clone.run(coarser.replace("--split_file configs/splits/ds002748.json", ""))
+    scan, back = nib.load(source), nib.load(clone.folder / "BACK/SCAN.nii.gz")
+    assert back.shape == scan.shape
+    assert back.affine == pytest.approx(scan.affine, abs=1e-4)
+    assert (clone.folder / "COMPRESSED/SCAN.vqg").stat().st_size < source.stat().st_size / 2
+    assert len(list((clone.folder / "ANYWHERE").glob("*.vqg"))) == 8
+    figures = json.loads((clone.folder / "BITSTREAM/bitstream.json").read_text())
+    assert figures["model"]["exact_slices"] == figures["anywhere"]["exact_slices"] == figures["slices"]

@@ -23,6 +23,7 @@ ROOMS = (
     "data",
     "transforms",
     "networks",
+    "coding",
     "inferers",
     "metrics",
     "engines",

@@ -15,7 +15,18 @@ from pathlib import Path
 
 import pytest
 
-LAZY = ("data", "engines", "evaluation", "handlers", "inferers", "metrics", "models", "networks", "transforms")
+LAZY = (
+    "coding",
+    "data",
+    "engines",
+    "evaluation",
+    "handlers",
+    "inferers",
+    "metrics",
+    "models",
+    "networks",
+    "transforms",
+)
 SAMPLE = """
 import torch
 from monai_vqgen.inferers import AncestralSampler

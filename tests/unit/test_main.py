@@ -24,6 +24,8 @@ VERBS = {
     "train": "monai_vqgen.demo.run.run_demo",
     "plan": "monai_vqgen.demo.plan.plan_run",
     "gallery": "monai_vqgen.demo.gallery.write_gallery",
+    "compress": "monai_vqgen.models.compress_files",
+    "decompress": "monai_vqgen.models.decompress_files",
     "phantoms": "monai_vqgen.data.make_phantoms",
     "download": "monai_vqgen.data.download_openneuro",
     "verify": "monai_vqgen.data.verify.verify_folder",
@@ -31,6 +33,8 @@ VERBS = {
 }
 STAGES = ("sample", "reconstruct", "slices", "evaluate")
 WORDS = {
+    "compress": ["compress", "a"],
+    "decompress": ["decompress", "a"],
     "train": ["train", "scans"],
     "verify": ["verify", "scans"],
     "plan": ["plan", "scans"],
@@ -62,6 +66,15 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
         (
             "gallery --output a --model b --seed 3 --overwrite",
             {"model": "b", "folder": "a", "seed": 3, "overwrite": True},
+        ),
+        (
+            "compress a b --output c --model d --mode anywhere --plane coronal --condition sex=f age=30 --overwrite",
+            {"files": ["a", "b"], "output_dir": "c", "model": "d", "mode": "anywhere", "plane": "coronal"}
+            | {"condition": {"sex": "f", "age": "30"}, "overwrite": True},
+        ),
+        (
+            "decompress a b --output c --model d --overwrite",
+            {"files": ["a", "b"], "output_dir": "c", "model": "d", "overwrite": True},
         ),
         ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
         (
@@ -203,7 +216,7 @@ def complete(tmp_path_factory):
 
 
 def test_bash_completes_verbs_options_and_folders(complete):
-    assert complete("de") == ["demo"]
+    assert complete("dem") == ["demo"]
     assert set(complete("")) >= set(VERBS)
     assert complete("demo", "--si") == ["--size"]
     assert complete("download", "--ov") == ["--overwrite"]

@@ -24,16 +24,20 @@ GZIP_LEVEL = 3  # slices of float32 hardly get smaller above
 
 def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, comment: str = "") -> None:
     """Write a NIfTI-1 file (gzip for .nii.gz, without a time stamp, so equal input gives equal bytes)."""
+    content = nifti_bytes(voxels_s, affine, comment=comment, packed=path.name.endswith(".gz"))
+    write_bytes(path, content, durable=False)  # one of many; datalist.json, which comes last, waits for the disk
+
+
+def nifti_bytes(voxels_s: NDArray, affine: NDArray, *, comment: str = "", packed: bool = True) -> bytes:
+    """The bytes of a NIfTI-1 file, those of a .nii.gz where they are to be packed."""
     image = nib.Nifti1Image(voxels_s, affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code="scanner")
     image.set_sform(affine, code="scanner")
     if comment:
         image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", comment.encode()))
-    content = image.to_bytes()
-    if path.name.endswith(".gz"):
-        content = gzip.compress(content, GZIP_LEVEL, mtime=0)
-    write_bytes(path, content, durable=False)  # one of many; datalist.json, which comes last, waits for the disk
+    content: bytes = image.to_bytes()
+    return gzip.compress(content, GZIP_LEVEL, mtime=0) if packed else content
 
 
 def write_slice_nifti(path: Path, pixels_hw: NDArray, affine: NDArray, about: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from tools.compare import Comparison
 VERBS = {
     "reproduce": ("tools.reproduce.reproduce", ["--data", "SCANS"]),
     "compare": ("tools.compare.compare", ["--data", "SCANS"]),
+    "bitstream": ("tools.bitstream.measure_bitstream", ["--slices", "SLICES"]),
     "package_bundle": ("tools.package_bundle.package_bundle", []),
     "imagenet_features": ("tools.imagenet_features.write_imagenet_features", []),
     "fuzz": ("tools.fuzz.fuzz", []),
@@ -41,6 +42,10 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
             "compare --data a --designs b --output c --steps 50 --jobs 2 --seed 3 --size d --split test --results e",
             {"data": "a", "output": "c", "jobs": 2, "results": "e"}
             | {"comparison": Comparison("b", steps=50, size="d", split="test", seed=3)},
+        ),
+        (
+            "bitstream --slices a --output b --model c --split d --subjects 3",
+            {"slices": "a", "output": "b", "model": "c", "split": "d", "subjects": 3},
         ),
         ("package_bundle --output a", {"output_dir": "a"}),
         (

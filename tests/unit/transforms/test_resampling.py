@@ -7,7 +7,7 @@ import pytest
 from nibabel.affines import apply_affine
 
 from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms.resampling import resample_plane, restore_plane
+from monai_vqgen.transforms.resampling import resample_plane, resampled_size, restore_plane
 
 
 def test_resampling_places_a_linear_ramp_exactly():
@@ -86,3 +86,9 @@ def test_a_grid_that_would_fill_the_memory_is_refused(shape):
         resample_plane(np.ones(shape), spacing, 1.0)
     with pytest.raises(ScanError, match="would become"):
         resample_plane(np.broadcast_to(np.float32(1), (4000, 2, 2)), spacing, 5.0)
+
+
+@pytest.mark.parametrize("pixel_mm", [0.5, 1.0, 1.000001, 1.736, 7.0])
+def test_the_size_of_a_resampled_slice_is_told_without_resampling(pixel_mm):
+    pixels, affine = np.zeros((40, 31)), np.diag([1.0, 1.3, 2.0, 1.0])
+    assert resampled_size((40, 31), affine, pixel_mm) == resample_plane(pixels, affine, pixel_mm).pixels.shape
