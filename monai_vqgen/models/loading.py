@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pt", SAFETENSORS)
 MODEL, MODELS = "model.pt", {f"model{suffix}" for suffix in SUFFIXES}
+ALWAYS_BUILT = 1 << 26  # bytes of weights, however small the file is: what is wrong with it is told when it is read
 WIDENED = 4  # bytes of a weight in memory, for one on disk
 FREE_ZIP, ZIP_RATIO = 1 << 26, 8  # bytes that any zip's weights may unpack to, else so many times its size
 LARGEST_ZIP = 2 << 30  # bytes that a zip's weights may unpack to
@@ -152,7 +153,7 @@ def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
 
 def _most_bytes(path: Path) -> float:
     """Of the weights that a file can fill: those of 8 bits become float32; endless where there is no file."""
-    return WIDENED * path.stat().st_size if path.is_file() else math.inf
+    return max(ALWAYS_BUILT, WIDENED * path.stat().st_size) if path.is_file() else math.inf
 
 
 def load_autoencoder(path: Path, network: Any | None = None) -> tuple[Any, ModelRecord]:
@@ -317,7 +318,9 @@ def _prior_record(folder: Path, level: int) -> dict[str, Any]:
             "or give its folder as priors_dir"
         )
     if record.get("level") not in (None, level):
-        raise CheckpointError(f"{path} is the record of level {record['level']}: copy the files of each level again")
+        raise CheckpointError(
+            f"{record_path(path)} is the record of level {record['level']}: copy the files of each level again"
+        )
     return record
 
 
