@@ -30,6 +30,7 @@ from monai_vqgen.coding.container import (
     unpack_stream,
 )
 from monai_vqgen.coding.frequencies import (
+    LARGEST_BOOK,
     SHIFTS,
     AdaptiveFrequencies,
     Frequencies,
@@ -137,8 +138,8 @@ class CodeCodec:
             for first in range(0, count, chunk_size):
                 part = slice(first, min(first + chunk_size, count))
                 chunks.append(self._encode_chunk([c[part] for c in codes], _cut(condition_bf, part), mode))
-        needed = any(chunk.mode == "model" for chunk in chunks)
-        priors_key = self._priors_key if needed else bytes(KEY_BYTES)
+        named = bool(packed) or any(chunk.mode == "model" for chunk in chunks)  # conditions are those of the priors
+        priors_key = self._priors_key if named else bytes(KEY_BYTES)
         header = Header(self._key, priors_key, count, tuple(image_size), len(codes), packed, geometry)
         return pack_stream(header, chunks)
 
@@ -160,7 +161,8 @@ class CodeCodec:
             raise StreamError(
                 f"the stream has {header.levels} levels of {len(header.image_size)} axes, not {levels} of {dims}"
             )
-        condition_bf = self._condition(header.conditions, header.images)
+        known = "model" in modes or header.priors == self._priors_key
+        condition_bf = self._condition(header.conditions, header.images) if known else None
         grids = self._autoencoder.grids(header.image_size)
         first, parts = 0, []
         with one_thread(), torch.inference_mode():
@@ -180,7 +182,8 @@ class CodeCodec:
         return DecodedStream(codes, header, modes, condition_bf)
 
     def _check_codes(self, codes: Sequence[Tensor], image_size: Sequence[int]) -> None:
-        self._autoencoder.embed([codes_bs[:1] for codes_bs in codes])
+        device = next(self._autoencoder.parameters()).device
+        self._autoencoder.embed([codes_bs[:1].to(device) for codes_bs in codes])
         for level, (codes_bs, size) in enumerate(zip(codes, self._autoencoder.codebook_sizes, strict=True)):
             if int(codes_bs.min()) < 0 or int(codes_bs.max()) >= size:
                 raise CodesMismatchError(f"level {level} has codes outside 0..{size - 1}: made by another autoencoder?")
@@ -210,6 +213,11 @@ class CodeCodec:
         chunk = Chunk(mode, tuple(shift or 0 for shift in shifts), count, checksum, self._coder.bytes_of(encoder))
         if None not in shifts and self._comes_back(chunk, grids, condition_bf):
             return chunk
+        if (largest := max(self._autoencoder.codebook_sizes)) > LARGEST_BOOK:
+            raise InputError(
+                f"{count} images do not decode here to what was written, and a codebook of {largest} codes is "
+                f"too large for mode 'anywhere' ({LARGEST_BOOK}): give a smaller chunk_size"
+            )
         logger.warning("a chunk of %d images did not decode to what was written: it is in mode 'anywhere'", count)
         return self._encode_chunk(codes, condition_bf, "anywhere")
 

@@ -133,7 +133,10 @@ def pack_stream(header: Header, chunks: Sequence[Chunk]) -> bytes:
     for chunk in chunks:
         parts += [bytes([MODES.index(chunk.mode), *chunk.shifts])]
         parts += [_CHUNK.pack(chunk.images, len(chunk.payload), chunk.checksum), chunk.payload]
-    return b"".join(parts)
+    stream = b"".join(parts)
+    if unfolded > allowed_bytes(len(stream)):  # blank images, by the thousands: no reader would take it
+        raise InputError(f"{header.images} images in a stream of {len(stream)} bytes, which none may be: write several")
+    return stream
 
 
 def allowed_bytes(stream_bytes: int) -> int:

@@ -137,7 +137,9 @@ def near_codes(codebook_kd: Tensor) -> NDArray[np.int64]:
     """
     count = len(codebook_kd)
     if count > LARGEST_BOOK:
-        raise InputError(f"a codebook of {count} codes: mode 'anywhere' takes up to {LARGEST_BOOK}, use mode 'model'")
+        raise InputError(
+            f"a codebook of {count} codes: mode 'anywhere' takes {LARGEST_BOOK}; use mode 'model', which needs priors"
+        )
     whole = np.rint(codebook_kd.double().cpu().numpy() * 1024).astype(np.int64)  # distances are exact from here on
     squares = (whole**2).sum(1)
     order = np.argsort(squares[:, None] + squares - 2 * whole @ whole.T, axis=1, kind="stable")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,6 @@ class Survey(NamedTuple):
         extent_mm: `(n, 3)` likewise, from the first to the last voxel of the foreground's box.
         sizes: `(n, 2)` of slices, rows and columns; of scans none.
         plane: of slices, where it is known.
-        placed: whether slices have, or get, a position in millimeters.
         complete: whether everything was looked at.
         skipped: file and reason of what cannot be used.
     """
@@ -45,7 +43,6 @@ class Survey(NamedTuple):
     extent_mm: NDArray
     sizes: NDArray
     plane: str | None
-    placed: bool
     complete: bool
     skipped: list[dict[str, str]]
 
@@ -63,10 +60,10 @@ def survey_folder(folder: str | Path, *, scans: ScanOptions | None = None) -> Su
     """
     folder = Path(folder)
     if not (folder / "datalist.json").is_file():
-        with contextlib.suppress(DatalistError):
+        try:
             load_datalist(folder, "training")
-            return _slices(folder)
-        return _scans(folder, scans or ScanOptions())
+        except DatalistError:
+            return _scans(folder, scans or ScanOptions())
     return _slices(folder)
 
 
@@ -78,7 +75,7 @@ def _scans(folder: Path, options: ScanOptions) -> Survey:
     count, complete = sum(record.subject in training for record in records), len(records) <= MOST_SCANS
     spacing_mm, extent_mm = np.swapaxes(np.array(seen), 0, 1)
     none = np.empty((0, 2), int)
-    return Survey(summary, count, spacing_mm, extent_mm, none, None, True, complete, [*left_out, *skipped])
+    return Survey(summary, count, spacing_mm, extent_mm, none, None, complete, [*left_out, *skipped])
 
 
 def _measure_scan(path: Path) -> tuple[NDArray, NDArray]:
@@ -97,8 +94,8 @@ def _slices(folder: Path) -> Survey:
     seen, skipped = _look_at(paths, lambda path: LoadSlice()(path).shape[1:], most=MOST_SLICES)
     summary = ", ".join([f"{folder}: slices", *(f"{len(part)} for {split}" for split, part in parts.items())])
     none, plane = np.empty((0, 3)), read_slice_geometry(folder).plane
-    placed, complete = all("position_mm" in record for record in records), len(records) <= MOST_SLICES
-    return Survey(summary, len(parts["training"]), none, none, np.array(seen), plane, placed, complete, skipped)
+    complete = len(records) <= MOST_SLICES
+    return Survey(summary, len(parts["training"]), none, none, np.array(seen), plane, complete, skipped)
 
 
 def _look_at(

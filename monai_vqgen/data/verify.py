@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from monai_vqgen.data.codes.store import CodeStore
 from monai_vqgen.data.io.volume import read_volume
-from monai_vqgen.data.slices.datalists import SPLITS, load_datalist
+from monai_vqgen.data.slices.datalists import NIFTI_SUFFIXES, SPLITS, load_datalist
 from monai_vqgen.data.slices.scan import SliceOptions, slices_of_scan
 from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, find_scans, subject_of
 from monai_vqgen.errors import DatalistError, ScanError, VQGenError
 from monai_vqgen.files import read_json
 from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.transforms.nifti import nifti_shape
 from monai_vqgen.transforms.volume_slicing import prepare_volume
 from monai_vqgen.weights import SAFETENSORS, read_state
 
@@ -213,7 +214,10 @@ def _slices(folder: Path) -> Verification:
 
 
 def _pixels(path: str) -> NDArray:
-    """A slice in gray, or, where it is a color picture, in its colors."""
+    """A slice with all the channels that it has."""
+    if path.lower().endswith(NIFTI_SUFFIXES):
+        channels = [size for size in nifti_shape(Path(path))[2:] if size > 1]
+        return np.asarray(LoadSlice(channels=channels[0] if len(channels) == 1 else 1)(path))
     try:
         return np.asarray(LoadSlice()(path))
     except ScanError as error:

@@ -103,6 +103,8 @@ def write_gallery(
         raise OutputExistsError(f"{path} is there already: give another output folder, or --overwrite")
     if model.autoencoder.spatial_dims != 2:
         raise InputError("this model is one of volumes: a gallery shows slices")
+    if (channels := model.autoencoder.in_channels) > 1:
+        raise InputError(f"a gallery shows slices of one channel, and this model has {channels}")
     controls = gallery_controls(model, seed=seed)
     tiles_nhw, captions = _draw(model, controls, progress)
     columns = int(np.ceil(np.sqrt(len(tiles_nhw))))

@@ -111,8 +111,7 @@ class Plan(NamedTuple):
         codes = f"--dataset_dir {slices} --model out/autoencoder/model.pt --output_dir out/codes"
         lines += [f"{run} {files('extract_codes')} {codes}"]
         for level, prior in enumerate(self.option("priors")):
-            options = {**prior, **({} if self.survey.placed else {"condition_names": '"[]"'})}
-            told = " ".join(f"--{name} {value}" for name, value in options.items())
+            told = " ".join(f"--{name} {value}" for name, value in prior.items())
             config = f"--config_file {configs}/train_prior.json --level {level}"
             lines += [f"{run} training {config} --dataset_dir out/codes --output_dir out/autoencoder {told}"]
         return lines

@@ -94,7 +94,8 @@ def read_size(size: str | Path) -> Size:
         raise InputError(f"{path}: 'priors' must be a list with the options of each level's prior, coarsest first")
     sections = {name: _options(path, name, content.get(name)) for name in (*CONFIGS, "phantoms") if name != "priors"}
     found = Size(path.stem, priors=tuple(_options(path, "priors", prior) for prior in priors), **sections)
-    strides = found.autoencoder.get("network_def::strides")
+    whole: Any = found.autoencoder.get("network_def") or {}
+    strides = found.autoencoder.get("network_def::strides", whole.get("strides"))
     if strides is not None and len(strides) != len(found.priors):
         raise InputError(
             f"{path}: {len(found.priors)} priors for the {len(strides)} levels of network_def strides {strides}: give "

@@ -130,7 +130,8 @@ class AdversarialUpdate:
 
     def check(self, image_shape: Sequence[int]) -> None:
         """Refuse images of shape ``(c, *s)`` that the discriminator cannot take, before hours are spent."""
-        first = next(self.discriminator.parameters())
+        first, trained = next(self.discriminator.parameters()), self.discriminator.training
+        self.discriminator.eval()  # spectral normalization learns from each look in training
         try:
             with torch.no_grad():
                 found = [judge(torch.zeros(1, *image_shape, device=first.device)) for judge in self.judges]
@@ -139,6 +140,8 @@ class AdversarialUpdate:
                 f"the discriminator cannot take images of shape {tuple(image_shape)}: match its spatial_dims and "
                 "in_channels, and give it fewer layers (num_layers_d) where images are small"
             ) from error
+        finally:
+            self.discriminator.train(trained)
         for judge, features in zip(self.judges, found, strict=True):
             if isinstance(features, Sequence) and len(features) > 1:
                 continue

@@ -89,7 +89,8 @@ class VolumeReconstructionInferer(Inferer):
         intensity: "input" returns the input's units, "unit" the normalized range [0, 1].
         lower: percentile of the foreground that becomes 0.
         upper: percentile that becomes 1.
-        window: (low, high) in the input's units in place of percentiles; what lies beyond comes back as its ends.
+        window: (low, high) in the input's units in place of percentiles. What lies above comes back as high; the lowest
+            2 % and all below run down to the value of the background.
         progress: whether to draw a progress bar over the slices.
 
     Input: `(b, 1, X, Y, Z)`, a MetaTensor for any orientation but RAS+ at 1 mm; or `(b, 1, H, W)` images in [0, 1].

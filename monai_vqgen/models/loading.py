@@ -39,6 +39,8 @@ _OF_TRAINING = frozenset(
         "kmeans",
         "restart_below",
         "gradient_estimator",
+        "entropy_weight",
+        "sharpness",
     ]
 )
 """Arguments of networks that change what a training does, not what weights mean."""
@@ -143,7 +145,7 @@ def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
     content: dict[str, Any] = {}
     most = math.inf
     if path is not None:
-        packed = Path(path).is_dir() or Path(path).suffix.lower() == ".zip"
+        packed = str(path) in RELEASES or Path(path).is_dir() or Path(path).suffix.lower() == ".zip"
         with weights_file(path) if packed else contextlib.nullcontext(Path(path)) as weights:
             content, most = read_record(weights), _most_bytes(weights)
     if "architecture" in content:
@@ -225,6 +227,8 @@ def start_from(network: Any, path: str | Path | None, *, level: int | None = Non
     if path is None:
         return network
     with weights_file(path, "model" if level is None else prior_name(level)) as weights:
+        if not weights.is_file():
+            raise InputError(f"there are no weights {weights}: give a model that has them")
         record = read_record(weights)
         if record.get("level") != level:
             raise CheckpointError(f"{weights} is of another kind by its record: give an autoencoder's {MODEL}")
@@ -237,14 +241,16 @@ def start_from(network: Any, path: str | Path | None, *, level: int | None = Non
 def _check_alike(network: Any, record: Mapping[str, Any], weights: Path, option: str) -> None:
     """Refuse weights that were recorded for another architecture; what follows from other arguments has none."""
     mine, theirs = (_lasting(part) for part in (architecture(network), record.get("architecture", {})))
-    wanted = {name: value for name, value in theirs.items() if name in mine and mine[name] != value}
+    if "quantizers" in theirs:
+        mine.setdefault("quantizers", [_lasting(architecture(each)) for each in network.quantizers])
+    wanted = {name: value for name, value in theirs.items() if mine.get(name) != value}
     if "_target_" in wanted:
         theirs_is, mine_is = (str(part["_target_"]).rpartition(".")[2] for part in (theirs, mine))
         raise CheckpointError(
             f"{weights} holds a {theirs_is}, and a {mine_is} is to be trained: give other config files"
         )
     if wanted:
-        given = ", ".join(f"{name} {value} there and {mine[name]} here" for name, value in wanted.items())
+        given = ", ".join(f"{name} {value} there and {mine.get(name)} here" for name, value in wanted.items())
         names = [name for part in (record.get("condition") or {}).values() for name in part]
         options = {f"{option}::{name}": value for name, value in wanted.items() if name != "condition_dim"}
         options |= {"condition_names": names} if "condition_dim" in wanted else {}

@@ -9,6 +9,7 @@ the names of the files without their suffix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,10 +136,15 @@ class ModelRecord(NamedTuple):
             "plane": self.plane is None or (isinstance(self.plane, str) and self.plane in PLANES),
             "pixel_mm": self.pixel_mm is None or (number and SMALLEST_MM <= self.pixel_mm <= 1 / SMALLEST_MM),
             "percentiles": 0 <= low < high <= 100,
+            "window": self.window is None or _is_window(self.window),
             **{name: isinstance(getattr(self, name), str) for name in ("version", "license", "data", "fingerprint")},
         }
         if wrong := next((name for name, fine in right.items() if not fine), None):
             raise InputError(f"{wrong} is {str(getattr(self, wrong))[:100]!r}, which no slices have")
+
+
+def _is_window(window: Sequence[float]) -> bool:
+    return len(window) == 2 and all(map(math.isfinite, window)) and window[0] < window[1]
 
 
 def autoencoder_record(network: Any, dataset_dir: str | Path | None = None, **more: Any) -> dict[str, Any]:

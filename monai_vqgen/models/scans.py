@@ -175,7 +175,9 @@ def as_volume(volume: Any) -> MetaTensor:
             raise ScanError(f"{path} does not exist: give a NIfTI file or a folder with one DICOM series")
         if path.suffix.lower() in PICTURE_SUFFIXES:
             raise InputError(f"{path} is a picture, not a volume: load it with LoadSlice, and use encode and decode")
-        return _load(path)
+        image = _load(path)
+        flat: Any = image[..., None] if image.ndim == 3 else image  # a slice [H, W] is no volume of a sagittal plane
+        return flat
     image = volume if isinstance(volume, MetaTensor) else MetaTensor(torch.as_tensor(np.asarray(volume)))
     if image.ndim not in (3, 4) or (image.ndim == 4 and image.shape[0] != 1):
         raise InputError(f"the volume has shape {tuple(image.shape)}: give (X, Y, Z) or (1, X, Y, Z), one channel")

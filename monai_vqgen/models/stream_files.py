@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from monai_vqgen.bundles import bundle_root
 from monai_vqgen.coding.codec import CodeCodec
 from monai_vqgen.coding.container import MOST_BYTES, unpack_stream
 from monai_vqgen.data.io.nifti import nifti_bytes
+from monai_vqgen.data.slices.datalists import SPLITS
 from monai_vqgen.errors import DatalistError, InputError, StreamError, VQGenError
 from monai_vqgen.files import claim_folder, publish, write_bytes
 from monai_vqgen.models.loading import MODEL, RELEASES
@@ -64,11 +66,14 @@ def compress_files(
     paths = [path for file in files for path in _inputs(Path(file))]
     trained = TrainedModel.from_bundle(model)
     CodeCodec(trained.autoencoder, trained.priors)  # what is missing is told before any work
+    if (channels := trained.autoencoder.in_channels) not in (1, 3):
+        raise InputError(f"files of 1 channel, or of 3 colors, are compressed, and this model has {channels} channels")
     options: dict[str, Any] = {"mode": mode, "condition": condition}
 
     def compressed(path: Path) -> bytes:
         if path.suffix.lower() in PICTURE_SUFFIXES:
-            return compress_images(trained, LoadSlice()(path).as_tensor()[None], **options)
+            image = LoadSlice(channels=trained.autoencoder.in_channels)(path).as_tensor()
+            return compress_images(trained, image[None], **options)
         return compress_scan(trained, path, plane=plane, **options)
 
     names = _names(paths, lambda path: [plain_stem(path) + SUFFIX])
@@ -122,7 +127,11 @@ def decompress_files(
 def _inputs(path: Path) -> list[Path]:
     if path.suffix == SUFFIX:
         raise InputError(f"{path} is compressed already: give scans or pictures, or use decompress")
-    return [Path(record["image"]) for record in reconstruction_records(path)]
+    records: list[Any] = []
+    for split in SPLITS:  # a folder of scans has none, and gives them all each time
+        with contextlib.suppress(DatalistError):
+            records += reconstruction_records(path, split)
+    return list(dict.fromkeys(Path(record["image"]) for record in records or reconstruction_records(path)))
 
 
 def _names(paths: Sequence[Path], named: Callable[[Path], list[str]]) -> dict[Path, list[str]]:
@@ -173,7 +182,7 @@ def _stream(path: Path) -> bytes:
 def _release(key: bytes) -> str | None:
     """The name of the weights that come with the package and have a fingerprint that begins so."""
     for name, folder in RELEASES.items():
-        record = read_record(bundle_root() / folder / Path(MODEL).with_suffix(".json"))
+        record = read_record(bundle_root() / folder / MODEL)
         if str(record.get("fingerprint", "")).startswith(key.hex()):
             return name
     return None
@@ -181,5 +190,6 @@ def _release(key: bytes) -> str | None:
 
 def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray((image[0] * 255 + 0.5).floor().byte().numpy()).save(buffer, format="PNG")
+    pixels = (image * 255 + 0.5).floor().byte().numpy()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)).save(buffer, format="PNG")
     return buffer.getvalue()

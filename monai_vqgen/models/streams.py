@@ -36,6 +36,7 @@ from monai_vqgen.transforms.resampling import resampled_size
 __all__ = ["compress_images", "compress_scan", "decompress_images", "decompress_scan"]
 
 _GEOMETRY, _DOUBLE = struct.Struct("<B3Id3f"), 16
+FREE_VOLUME = 1 << 30  # bytes of float32 that a volume may have, however short its stream is
 
 
 def compress_images(
@@ -74,13 +75,13 @@ def decompress_images(model: Any, stream: bytes) -> Tensor:
     return _decoded(model, CodeCodec(model.autoencoder, model.priors).decode(stream))
 
 
-@torch.inference_mode()
 def _decoded(model: Any, found: DecodedStream) -> Tensor:
     parts = []
     for first in range(0, found.header.images, model.batch_size):
         codes = [level[first : first + model.batch_size].to(model.device) for level in found.codes]
-        parts.append(model.autoencoder.decode(codes, found.header.image_size).clamp(0, 1).cpu())
-    return torch.cat(parts).clone()
+        with torch.inference_mode():
+            parts.append(model.autoencoder.decode(codes, found.header.image_size).clamp(0, 1).cpu())
+    return torch.cat(parts)  # outside: a tensor that can be changed and trained on
 
 
 def compress_scan(
@@ -120,6 +121,8 @@ def compress_scan(
     pixel_mm = pixel_mm or model.record.pixel_mm or BUNDLE_PIXEL_MM
     size = tuple(model.record.image_size) or None
     inferer = model.reconstruction_inferer(plane=plane, pixel_mm=pixel_mm, image_size=size)
+    if (unfolded := 4 * values.numel()) > FREE_VOLUME:
+        raise ScanError(f"a volume of {unfolded / 2**30:.1f} GiB: a stream takes {FREE_VOLUME >> 30} GiB; crop it")
     cut = inferer.cut(values.detach().cpu().float().numpy(), affine)
     if not len(cut.images_nhw):
         raise ScanError("the scan is blank: there is nothing to compress")
@@ -172,7 +175,7 @@ def _unpack_geometry(
     usable = (
         kind & ~_DOUBLE < len(names) and len(rest) >= width and np.isfinite([pixel_mm, low, high, background]).all()
     )
-    if not usable or not pixel_mm > 0 or not 0 < 4 * prod(shape) <= allowed_bytes(stream_bytes):
+    if not usable or not pixel_mm > 0 or not 0 < 4 * prod(shape) <= max(FREE_VOLUME, allowed_bytes(stream_bytes)):
         raise wrong
     affine = np.vstack([np.frombuffer(rest[:width], form).reshape(3, 4).astype(np.float64), [0.0, 0.0, 0.0, 1.0]])
     plane = names[kind & ~_DOUBLE]

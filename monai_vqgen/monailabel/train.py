@@ -98,6 +98,7 @@ class AutoencoderTrainTask(TrainTask):
             "plane": job.plane or record.plane or "axial",
             "lower_percentile": lower,
             "upper_percentile": upper,
+            "window": None if record.window is None else list(record.window),
         }
         as_served |= {"pixel_mm": record.pixel_mm} if record.pixel_mm else {}
         as_served |= {"image_size": list(record.image_size)} if record.image_size else {}

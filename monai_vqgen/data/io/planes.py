@@ -51,6 +51,7 @@ ALIKE = {  # of all planes of one scan: what it says of those that differ
     "ComplexImageComponent": "magnitude and phase",
     "ImageType": "several kinds of images",
 }
+NAMES = ("PatientID", "StudyInstanceUID")  # compared as they are, digits too
 SAME_TIME = 0.01  # of the largest; scanners round the times of a series
 
 
@@ -175,7 +176,7 @@ def _compared(keyword: str, value: Any) -> Any:
     if keyword == "ImageType":  # the first two say whether a person has edited an image
         return "\\".join(map(str, value[2:])) if value and not isinstance(value, str) else None
     try:
-        return float(value)
+        return float(value) if keyword not in NAMES else str(value).strip() or None
     except (TypeError, ValueError):
         return str(value).strip() or None if value is not None else None
 

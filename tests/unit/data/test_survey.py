@@ -31,7 +31,7 @@ def test_spacing_and_extent_run_front_to_back_left_to_right_top_to_bottom(tmp_pa
     survey = survey_folder(tmp_path)
     np.testing.assert_allclose(survey.spacing_mm, [[2.0, 1.5, 3.0]] * 3, atol=1e-5)
     np.testing.assert_allclose(survey.extent_mm, [[80, 60, 90]] * 3, atol=1e-4)
-    assert (survey.training, survey.placed, survey.complete, len(survey.sizes)) == (1, True, True, 0)
+    assert (survey.training, survey.complete, len(survey.sizes)) == (1, True, 0)
     assert survey.summary.endswith("3 scans of 3 subjects")
 
 
@@ -73,7 +73,7 @@ def test_ready_slices_have_sizes_with_a_list_or_without(tmp_path):
     write_slices(tmp_path / "listed", (20, 24))
     listed = survey_folder(tmp_path / "listed")
     assert listed.sizes.tolist() == [[20, 24]] * 12
-    assert (listed.training, listed.plane, listed.placed) == (8, "axial", True)
+    assert (listed.training, listed.plane) == (8, "axial")
     for split, count in {"train": 3, "validate": 2}.items():
         (tmp_path / "plain" / split).mkdir(parents=True)
         for i in range(count):
@@ -82,7 +82,7 @@ def test_ready_slices_have_sizes_with_a_list_or_without(tmp_path):
     (tmp_path / "plain/train/2.png").write_bytes(b"no picture")
     plain = survey_folder(tmp_path / "plain")
     assert sorted(plain.sizes.tolist()) == [[30, 40], [30, 40], [31, 40], [31, 40]]
-    assert (plain.training, plain.plane, plain.placed) == (3, None, False)
+    assert (plain.training, plain.plane) == (3, None)
     assert [entry["file"] for entry in plain.skipped] == ["2.png"]
 
 

@@ -322,3 +322,12 @@ def test_a_folder_of_color_pictures_without_splits_has_no_finding(tmp_path):
     assert "4 training, 1 validation, 1 test" in found.summary
     (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:-60])
     assert [(each.check, each.file) for each in verify_folder(tmp_path).findings] == [("reading", "5.png")]
+
+
+def test_slices_of_several_contrasts_are_read_with_all_their_channels(tmp_path):
+    for split in ("train", "validate", "test"):
+        (tmp_path / split).mkdir()
+        for number in range(2):
+            values = np.random.default_rng([number, len(split)]).random((16, 16, 1, 2), dtype=np.float32)
+            nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / split / f"sub-{split}{number}.nii.gz")
+    assert verify_folder(tmp_path).findings == []

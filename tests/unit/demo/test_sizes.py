@@ -106,3 +106,15 @@ def test_a_demo_refuses_a_release_and_a_size_without_phantoms_before_it_makes_an
     with pytest.raises(InputError, match="how many phantoms"):
         run_demo(output=tmp_path / "out", size=str(written(tmp_path / "mine.yaml")))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_the_levels_of_a_plan_are_those_of_its_priors(tmp_path, kept):
+    network = {"_target_": "monai_vqgen.networks.HierarchicalVQVAE", "strides": [8, 4]}
+    content = {"network_def": network, "priors": [{}] * (kept + 1)}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
+    if kept:
+        assert len(read_size(tmp_path / "plan.yaml").priors) == 2
+    else:
+        with pytest.raises(InputError, match="1 priors for the 2 levels"):
+            read_size(tmp_path / "plan.yaml")

@@ -193,6 +193,18 @@ def test_a_decoder_learns_from_the_codes_that_float32_gives() -> None:
     assert dtypes == [torch.float32, torch.bfloat16]
 
 
+def test_a_look_at_the_shapes_leaves_the_discriminator_as_it_was() -> None:
+    judge = PatchDiscriminator(2, 4, 1, num_layers_d=1, norm=None, bias=True)
+    for module in judge.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.utils.parametrizations.spectral_norm(module)
+    update = AdversarialUpdate(judge, torch.optim.Adam(judge.parameters()), start=0)
+    before = state(judge)
+    update.check((1, SIDE, SIDE))
+    assert judge.training
+    assert equal(before, state(judge))
+
+
 def test_what_of_the_drawn_images_lies_outside_the_intensities_is_loss() -> None:
     module, (batch, _) = decoder_objective().train(), batches(2)
     last = module.autoencoder.upsamplers[-1]

@@ -244,6 +244,8 @@ def test_the_packages_own_weights_are_a_start_by_name():
         start_from(HierarchicalVQVAE(), "generative")
     with pytest.raises(CheckpointError, match=r'give --network_def::decoder_widths "\[48, 96, 192, 192\]", or other'):
         start_from(GenerativeVQVAE(decoder_widths=(24, 48, 96, 192)), "generative")
+    with pytest.raises(CheckpointError, match=r'give --network_def::decoder_widths "\[48, 96, 192, 192\]", or other'):
+        start_from(GenerativeVQVAE(num_codes=1024, code_dim=8), "generative")
 
 
 @pytest.mark.parametrize(
@@ -277,6 +279,8 @@ def test_a_start_that_is_not_there_damaged_or_of_another_kind_is_named(folder, t
         start_from(tiny_autoencoder(), tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds no model_prior_level2\.pt"):
         start_from(tiny_priors()[1], folder, level=2)
+    with pytest.raises(InputError, match=r"there are no weights .*model_prior_level2\.pt"):
+        start_from(tiny_priors()[1], folder / "model.pt", level=2)
     with pytest.raises(CheckpointError, match="of another kind by its record"):
         start_from(tiny_autoencoder(), folder / "model_prior_level0.pt")
     (folder / "model.pt").write_bytes((folder / "model.pt").read_bytes()[:-40])

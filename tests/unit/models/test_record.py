@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from monai_vqgen.data import SliceOptions, extract_slices, make_phantoms
+from monai_vqgen.errors import InputError
 from monai_vqgen.models import ModelRecord, autoencoder_record
 from monai_vqgen.networks import HierarchicalVQVAE
 
@@ -17,3 +20,10 @@ def test_plane_pixels_size_and_intensity_window_come_from_the_slices(tmp_path):
     assert (record.plane, record.pixel_mm, record.image_size) == ("coronal", 6.0, (48, 48))
     assert record.percentiles == (5.0, 95.0)
     assert record.license == ""  # nobody has said what may be done with them
+
+
+@pytest.mark.parametrize("window", [[100, -20], [5], [float("nan"), 3]])
+def test_a_window_that_is_none_is_refused(window):
+    assert ModelRecord.from_json({"window": [-20, 100]}).window == (-20.0, 100.0)
+    with pytest.raises(InputError, match="window is"):
+        ModelRecord.from_json({"window": window})

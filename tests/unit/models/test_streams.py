@@ -200,3 +200,56 @@ torch.save(TrainedModel.from_bundle(sys.argv[1]).decompress(open(sys.argv[2], "r
     done = subprocess.run(command, env={**os.environ, **plain}, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(("DEFAULT", "NO AVX"))
     torch.testing.assert_close(torch.load(tmp_path / "images.pt"), model.decompress(stream.read_bytes()))
+
+
+def test_colors_come_back_from_files_as_colors(tmp_path):
+    model = tiny_model(autoencoder=tiny_autoencoder(in_channels=3))
+    model.save(tmp_path / "run")
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    compress_files([tmp_path / "a.png"], tmp_path / "small", model=str(tmp_path / "run"))
+    decompress_files([tmp_path / "small" / "a.vqg"], tmp_path / "back", model=str(tmp_path / "run"))
+    back = np.asarray(Image.open(tmp_path / "back" / "a.png"))
+    with torch.no_grad():
+        images = torch.from_numpy(pixels).movedim(-1, 0)[None].float() / 255
+        expected = (model.autoencoder(images).clamp(0, 1) * 255 + 0.5).floor()[0].movedim(0, -1).numpy()
+    assert back.shape == (16, 16, 3)
+    assert np.abs(back - expected).max() <= 1
+    contrasts = tiny_model(autoencoder=tiny_autoencoder(in_channels=2))
+    contrasts.save(tmp_path / "two")
+    with pytest.raises(InputError, match="this model has 2 channels"):
+        compress_files([tmp_path / "a.png"], tmp_path / "none", model=str(tmp_path / "two"))
+
+
+def test_what_comes_back_can_be_changed_and_trained_on():
+    model = tiny_model()
+    back = model.decompress(model.compress(torch.rand(1, 1, 16, 16)))
+    assert not back.is_inference()
+    back.mul_(2)
+
+
+def test_the_mode_for_anywhere_needs_no_priors_of_the_same_conditions():
+    written, plain = tiny_model(condition=POSITIONS), tiny_model()
+    images = torch.rand(1, 1, 16, 16)
+    stream = written.compress(images, mode="anywhere", position_mm=50.0)
+    assert torch.equal(plain.decompress(stream), written.decompress(stream))
+
+
+def test_a_slice_of_two_axes_is_no_volume_of_one_plane(tmp_path):
+    values = np.random.default_rng(0).random((24, 16), dtype=np.float32)
+    for name, array in (("flat", values), ("deep", values[..., None])):
+        nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 5.0, 1.0])), tmp_path / f"{name}.nii")
+    model = tiny_model()
+    flat, deep = (decompress_scan(model, compress_scan(model, tmp_path / f"{name}.nii")) for name in ("flat", "deep"))
+    assert flat.shape == deep.shape == (1, 24, 16, 1)
+    assert torch.equal(flat, deep)
+
+
+def test_a_folder_of_slices_is_written_with_all_its_splits(tmp_path):
+    for split in ("train", "validate", "test"):
+        (tmp_path / "slices" / split).mkdir(parents=True)
+        pixels = np.random.default_rng(len(split)).integers(0, 255, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "slices" / split / f"{split}.png")
+    tiny_model().save(tmp_path / "run")
+    files = compress_files([tmp_path / "slices"], tmp_path / "small", model=str(tmp_path / "run"))
+    assert sorted(file.name for file in files) == ["test.vqg", "train.vqg", "validate.vqg"]

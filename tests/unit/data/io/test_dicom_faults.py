@@ -120,6 +120,12 @@ def test_times_that_scanners_round_are_those_of_one_scan(tmp_path, write_series,
     assert_is_the_head(read_volume(tmp_path / "s"))
 
 
+def test_patients_are_told_apart_by_every_digit(tmp_path, write_series):
+    write_series(tmp_path / "s", VOXELS, HEAD.affine, edit=setting(PatientID=lambda k: str(1001 + k % 2)))
+    with pytest.raises(ScanError, match="several patients"):
+        read_volume(tmp_path / "s")
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["monochrome2", "monochrome1"])
 @pytest.mark.parametrize("rescaled", [False, True])
 def test_bright_padding_is_as_dark_as_the_darkest_voxel(tmp_path, write_series, dark, rescaled):
