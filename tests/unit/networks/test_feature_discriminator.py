@@ -67,12 +67,21 @@ def test_features_are_those_of_normalized_images_and_each_scale_counts_alike() -
     assert all(len(set(row.tolist())) > 4 for row in fine)
 
 
-def test_the_same_seed_gives_the_same_projections_and_leaves_the_generator() -> None:
-    before = torch.random.get_rng_state()
+def test_the_same_seed_gives_the_same_projections() -> None:
     one, two, other = (FeatureDiscriminator(Scales(), width=4, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.get_buffer("project_0"), two.get_buffer("project_0"))
     assert not torch.equal(one.get_buffer("project_0"), other.get_buffer("project_0"))
-    del before
+
+
+def test_fine_judgments_see_the_coarse_scale_and_coarse_ones_not_the_fine() -> None:
+    discriminator = FeatureDiscriminator(Scales(), scale=1, width=4).eval()
+    images = torch.rand(2, 1, 16, 16)
+    coarse, fine = discriminator(images)[-1].split(16, dim=1)
+    for name, changed in (("project_1", (True, True)), ("mix_0", (False, True)), ("project_0", (False, True))):
+        discriminator.get_buffer(name).mul_(-1)
+        found = discriminator(images)[-1].split(16, dim=1)
+        discriminator.get_buffer(name).mul_(-1)
+        assert tuple(not torch.equal(*pair) for pair in zip(found, (coarse, fine), strict=True)) == changed
 
 
 def test_it_moves_with_its_network() -> None:
