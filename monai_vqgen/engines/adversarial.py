@@ -220,10 +220,10 @@ class AdversarialUpdate:
             found = {
                 "adversarial_loss": F.softplus(-judgment[:count]).mean(),
                 "feature_loss": torch.stack(distances).mean(),
-                "drawn_loss": F.softplus(-judgment[count:]).mean(),
             }
-            names = [(name, name + _ending(which)) for name in found]
-            terms.update({full: found[name] for name, full in names if full in self.terms})
+            if "drawn_loss" in self.terms:
+                found["drawn_loss"] = F.softplus(-judgment[count:]).mean()
+            terms.update({name + _ending(which): value for name, value in found.items()})
         if not self.weights or step % self.balance_every == 0:
             self._balance({"loss": loss, **terms}, images)
         prediction.update({name: value.detach() for name, value in terms.items()})

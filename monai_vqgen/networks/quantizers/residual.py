@@ -91,21 +91,17 @@ class ResidualQuantizer(Quantizer):
                 codes_n = codes_n + found.codes_bs * self.stage_codes**place
                 loss = loss + found.loss
                 left_nd = left_nd - found.embeddings_bds.detach()
-            embeddings_nd = pass_gradient(rows_nd, self._vectors(codes_n), "straight_through")
+            embeddings_nd = pass_gradient(rows_nd, self.lookup(codes_n), "straight_through")
         codes_bs = codes_n.reshape(latents_bds.shape[0], *latents_bds.shape[2:])
         return Quantized(rows_to_grid(embeddings_nd, latents_bds), codes_bs, loss)
 
-    def _vectors(self, codes_bs: Tensor) -> Tensor:
-        """The sums of the stages' vectors, ``(b, d, *s)``."""
+    def lookup(self, codes_bs: Tensor) -> Tensor:
+        """Return the embeddings ``(b, d, *s)`` of codes, the sums of the stages' vectors."""
         vectors = [stage.lookup(self._digits(codes_bs, place)) for place, stage in enumerate(self._stages)]
         return torch.stack(vectors).sum(0)
 
     def _digits(self, codes_bs: Tensor, place: int) -> Tensor:
         return codes_bs // self.stage_codes**place % self.stage_codes
-
-    def lookup(self, codes_bs: Tensor) -> Tensor:
-        """Return the embeddings ``(b, d, *s)`` of codes."""
-        return self._vectors(codes_bs)
 
     def prepare(self, latents_bds: Tensor) -> None:
         """Initialize each stage by k-means over what the stages before it leave of the first training batch."""
