@@ -95,5 +95,5 @@ def run_demo(
     stages += bundle_stages(chosen, scans=scans, output=folder, seed=seed)
     records = run_stages(stages, folder)
     report = write_report(folder, stages=records, phantoms=data is None)
-    logger.info("The demo took %.1f minutes. Look at %s", sum(r.seconds for r in records) / 60, report)
+    logger.info("All stages took %.1f minutes. Look at %s", sum(r.seconds for r in records) / 60, report)
     return report
