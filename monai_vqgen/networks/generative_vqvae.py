@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
 
-import torch
-import torch.nn.functional as F
 from monai.networks.blocks import SpatialAttentionBlock
 from monai.networks.layers.factories import Conv
 from monai.networks.nets.autoencoderkl import AEKLResBlock
@@ -18,8 +15,8 @@ from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.networks.blocks import halvings
-from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE, learned
-from monai_vqgen.networks.quantizers.base import Quantized, Quantizer
+from monai_vqgen.networks.hierarchical_vqvae import HierarchicalVQVAE
+from monai_vqgen.networks.quantizers.base import Quantizer
 
 _GROUPS = 8  # of every group normalization
 _EPSILON = 1e-5  # its own, torch's default
@@ -99,12 +96,8 @@ class GenerativeVQVAE(HierarchicalVQVAE):
         decoder_widths = widths if decoder_widths is None else decoder_widths
         _check_widths(strides, widths, num_heads)
         _check_widths(strides, decoder_widths, num_heads, name="decoder_widths")
-        if blank_margin < 0 or blank_margin != int(blank_margin):
-            raise InputError(f"blank_margin={blank_margin} must be a whole number of cells, 0 or more")
         self._start_quantizers(quantizers, num_codes=num_codes, code_dim=code_dim)
-        if blank_threshold is not None:
-            self.quantizers = nn.ModuleList(_WithBlank(quantizer) for quantizer in self._quantizers)
-        self.blank_threshold, self.blank_margin = blank_threshold, int(blank_margin)
+        self._start_blank(blank_threshold, blank_margin)
         for level, (stride, finer) in enumerate(pairwise([*strides, 1])):
             inner, outer = (list(all_[halvings(finer) : halvings(stride) + 1]) for all_ in (widths, decoder_widths))
             finest, context = level == len(strides) - 1, inner[-1] if level else 0
@@ -115,61 +108,6 @@ class GenerativeVQVAE(HierarchicalVQVAE):
             self.downsamplers.append(nn.Sequential(_Centered(), *down) if finest else nn.Sequential(*down))
             self.to_latents.append(Conv[Conv.CONV, spatial_dims](inner[-1] + context, dim, 1))
             self.upsamplers.append(nn.Sequential(*_upsampler(spatial_dims, dim + context, outer, width_out, heads)))
-
-    def _quantize_level(self, level: int, latents_bds: Tensor, images_bcs: Tensor, *, learning: bool) -> Quantized:
-        quantizer = self.quantizers[level]
-        if self.blank_threshold is None or not isinstance(quantizer, _WithBlank):
-            return super()._quantize_level(level, latents_bds, images_bcs, learning=learning)
-        filled_bs = self._filled(images_bcs, self.blank_threshold, self.strides[level])
-        return quantizer.learned(latents_bds, filled_bs) if learning else quantizer.marked(latents_bds, filled_bs)
-
-    def _filled(self, images_bcs: Tensor, threshold: float, stride: int) -> Tensor:
-        """Say which cells ``(b, *s)`` are not blank."""
-        pool = F.max_pool2d if self.spatial_dims == 2 else F.max_pool3d
-        content_b1s = (images_bcs > threshold).any(1, keepdim=True).to(images_bcs.dtype)
-        cells_b1s = pool(content_b1s, stride)
-        margin = self.blank_margin
-        return pool(cells_b1s, 2 * margin + 1, stride=1, padding=margin)[:, 0] > 0
-
-
-class _WithBlank(Quantizer):
-    """A quantizer's codes and one more, the last, for blank cells; its vector is a parameter."""
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-        self.num_codes, self.dim = quantizer.num_codes + 1, quantizer.dim
-        self.blank_d = nn.Parameter(torch.randn(quantizer.dim))
-
-    def forward(self, latents_bds: Tensor) -> Quantized:
-        """Quantize latents of which no cell is blank."""
-        return cast("Quantized", self.quantizer(latents_bds))
-
-    def lookup(self, codes_bs: Tensor) -> Tensor:
-        """Return the vectors ``(b, d, *s)`` of codes."""
-        known = self.num_codes - 1
-        return self._merged(self.quantizer.lookup(codes_bs.clamp(max=known - 1)), codes_bs < known)
-
-    def marked(self, latents_bds: Tensor, filled_bs: Tensor) -> Quantized:
-        """Quantize with blank cells marked; changes nothing. The loss counts blank cells like all others."""
-        found = self(latents_bds)
-        codes_bs = torch.where(filled_bs, found.codes_bs, self.num_codes - 1)
-        return Quantized(self._merged(found.embeddings_bds, filled_bs), codes_bs, found.loss)
-
-    def learned(self, latents_bds: Tensor, filled_bs: Tensor) -> Quantized:
-        """The same for a training batch, from whose filled cells alone the quantizer learns."""
-        found = learned(self.quantizer, latents_bds.movedim(1, -1)[filled_bs])  # embeddings (n, d), codes (n,)
-        codes_bs = torch.full_like(filled_bs, self.num_codes - 1, dtype=torch.int64)
-        codes_bs[filled_bs] = found.codes_bs
-        shape = (*filled_bs.shape, self.dim)
-        embeddings_bsd = found.embeddings_bds.new_zeros(shape).masked_scatter(
-            filled_bs[..., None], found.embeddings_bds
-        )
-        return Quantized(self._merged(embeddings_bsd.movedim(-1, 1), filled_bs), codes_bs, found.loss)
-
-    def _merged(self, embeddings_bds: Tensor, filled_bs: Tensor) -> Tensor:
-        blank = self.blank_d.view(1, -1, *[1] * (filled_bs.ndim - 1))
-        return torch.where(filled_bs[:, None], embeddings_bds, blank)
 
 
 class _Centered(nn.Module):

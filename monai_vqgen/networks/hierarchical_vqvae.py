@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks.architecture import Recorded
 from monai_vqgen.networks.blocks import Downsampler, Upsampler, ceil_to, hide_finer, one_a_level
-from monai_vqgen.networks.quantizers.base import Quantized, Quantizer
+from monai_vqgen.networks.quantizers.base import Quantized, Quantizer, learned
+from monai_vqgen.networks.quantizers.blank import BlankCells
 from monai_vqgen.networks.quantizers.codebooks import EMACodebook
 
 
@@ -67,6 +68,12 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         code_dim: dimension of their vectors, likewise.
         quantizers: one a level, coarsest first, in place of the last two; ``None`` takes these.
         finer_dropout: probability, a sample, of hiding the finer levels in training; in [0, 1).
+        blank_threshold: intensity up to which a pixel is background; ``None`` treats all cells alike.
+        blank_margin: cells around content that are not blank either.
+
+    A cell is blank where no pixel above ``blank_threshold`` lies in it or within ``blank_margin`` cells of it. The
+    encoder writes one code there, the last of the level (`BlankCells`), so that priors spend almost nothing on the
+    background.
 
     Images are ``(b, c, *s)`` of any size; one that the coarsest stride does not divide is padded with its edge and
     the reconstruction cropped back. Codes do not tell the size of such an image: `decode` takes it as ``image_size``,
@@ -104,11 +111,14 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         code_dim: int | Sequence[int] = 16,
         quantizers: Sequence[Quantizer] | None = None,
         finer_dropout: float = 0.1,
+        blank_threshold: float | None = None,
+        blank_margin: int = 1,
     ) -> None:
         super().__init__()
         self._start(spatial_dims, in_channels, strides, finer_dropout=finer_dropout)
         out_channels = self._told("out_channels", in_channels if out_channels is None else out_channels)
         self._start_quantizers(quantizers, num_codes=num_codes, code_dim=code_dim)
+        self._start_blank(blank_threshold, blank_margin)
         # Coarsest first: the ratio of a level to the next finer one, and of the finest to the image.
         ratios = [coarse // fine for coarse, fine in pairwise([*strides, 1])]
         for level, (ratio, quantizer) in enumerate(zip(ratios, self._quantizers, strict=True)):
@@ -150,6 +160,14 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         if len(given) != self.num_levels:
             raise InputError(f"{len(given)} quantizers for {self.num_levels} strides: give one quantizer a level")
         self.quantizers.extend(given)
+
+    def _start_blank(self, threshold: float | None, margin: int) -> None:
+        """Give each quantizer a code for blank cells, unless no threshold says what background is."""
+        if margin < 0 or margin != int(margin):
+            raise InputError(f"blank_margin={margin} must be a whole number of cells, 0 or more")
+        if threshold is not None:
+            self.quantizers = nn.ModuleList(BlankCells(quantizer) for quantizer in self._quantizers)
+        self.blank_threshold, self.blank_margin = threshold, int(margin)
 
     @property
     def num_levels(self) -> int:
@@ -269,8 +287,19 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         return tuple(levels), context
 
     def _quantize_level(self, level: int, latents_bds: Tensor, images_bcs: Tensor, *, learning: bool) -> Quantized:
-        quantizer = self._quantizers[level]
-        return learned(quantizer, latents_bds) if learning else cast("Quantized", quantizer(latents_bds))
+        quantizer = self.quantizers[level]
+        if self.blank_threshold is None or not isinstance(quantizer, BlankCells):
+            return learned(quantizer, latents_bds) if learning else cast("Quantized", quantizer(latents_bds))
+        filled_bs = self._filled(images_bcs, self.blank_threshold, self.strides[level])
+        return quantizer.learned(latents_bds, filled_bs) if learning else quantizer.marked(latents_bds, filled_bs)
+
+    def _filled(self, images_bcs: Tensor, threshold: float, stride: int) -> Tensor:
+        """Say which cells ``(b, *s)`` are not blank."""
+        pool = F.max_pool2d if self.spatial_dims == 2 else F.max_pool3d
+        content_b1s = (images_bcs > threshold).any(1, keepdim=True).to(images_bcs.dtype)
+        cells_b1s = pool(content_b1s, stride)
+        margin = self.blank_margin
+        return pool(cells_b1s, 2 * margin + 1, stride=1, padding=margin)[:, 0] > 0
 
     def _pad(self, images_bcs: Tensor) -> Tensor:
         if images_bcs.ndim != self.spatial_dims + 2:
@@ -313,11 +342,3 @@ class HierarchicalVQVAE(Recorded, nn.Module):
 def _cropped(images_bcs: Tensor, size: Sequence[int]) -> Tensor:
     window: tuple[Any, ...] = (..., *[slice(0, pixels) for pixels in size])
     return images_bcs[window]
-
-
-def learned(quantizer: Quantizer, latents_bds: Tensor) -> Quantized:
-    """Quantize a training batch's latents, and let the quantizer learn from them."""
-    quantizer.prepare(latents_bds)
-    quantized: Quantized = quantizer(latents_bds)
-    quantizer.learn(latents_bds, quantized.codes_bs)
-    return quantized

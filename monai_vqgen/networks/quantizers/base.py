@@ -141,6 +141,14 @@ class Quantizer(Recorded, nn.Module, ABC):
         self._deferred.append((latents_bds.detach(), codes_bs))
 
 
+def learned(quantizer: Quantizer, latents_bds: Tensor) -> Quantized:
+    """Quantize a training batch's latents, and let the quantizer learn from them."""
+    quantizer.prepare(latents_bds)
+    quantized: Quantized = quantizer(latents_bds)
+    quantizer.learn(latents_bds, quantized.codes_bs)
+    return quantized
+
+
 def in_float64(tensor: Tensor) -> Tensor:
     """The values in float64, on the CPU where their device has none (Apple's GPUs)."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

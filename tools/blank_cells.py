@@ -1,0 +1,103 @@
+"""A code for blank cells in weights that were trained without one.
+
+The autoencoder stays as it was; its priors get a row for the new code and are then to be trained on, which
+`train_prior.json --start_from FOLDER` does.
+
+Shape suffixes: d code dimension, k codebook size, n vectors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_vqgen.data import load_datalist
+from monai_vqgen.errors import InputError
+from monai_vqgen.models import TrainedModel
+from monai_vqgen.models.loading import LoadedPriors
+from monai_vqgen.networks.architecture import architecture
+from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.weights import fingerprint
+
+__all__ = ["add_blank_cells"]
+
+NUM_SLICES = 480  # evenly spaced in the training slices
+
+
+def add_blank_cells(model: str, slices: str | Path, output: str | Path, *, threshold: float = 0.01) -> TrainedModel:
+    """Write a model like another one, with a code for cells without a pixel above a threshold.
+
+    The vector of the new code is the mean of those that blank cells had, and the priors' rows for it are the means of
+    the rows of their codes.
+
+    Args:
+        model: of `TrainedModel.from_bundle`.
+        slices: a folder of `extract_slices`.
+        output: a folder for the weights.
+        threshold: intensity up to which a pixel is background.
+
+    Raises:
+        InputError: the model has such a code, or the slices have no blank cells.
+    """
+    old = TrainedModel.from_bundle(model)
+    given = architecture(old.autoencoder)
+    if given.get("blank_threshold") is not None:
+        raise InputError(f"{model} has a code for blank cells")
+    network = type(old.autoencoder)(
+        **{**{name: value for name, value in given.items() if name != "_target_"}, "blank_threshold": threshold}
+    )
+    network.load_state_dict({_renamed(name): value for name, value in old.autoencoder.state_dict().items()}, strict=False)
+    counts = _codes_of_blank_cells(old, network.eval(), slices)
+    for level, (quantizer, share_k) in enumerate(zip(network.quantizers, counts, strict=True)):
+        if not share_k.sum():
+            raise InputError(f"{slices} has no blank cells at level {level}: there is nothing to gain")
+        quantizer.blank_d.data.copy_(share_k / share_k.sum() @ quantizer.quantizer.embeddings_kd)
+    priors = [_widened(prior, counts) for prior in old.priors]
+    loaded = LoadedPriors(tuple(priors), old.grids, old.condition, old.settings)
+    record = old.record._replace(fingerprint=fingerprint(network))
+    new = TrainedModel(network, loaded, record=record)
+    new.save(output)
+    return new
+
+
+def _renamed(name: str) -> str:
+    """`quantizers.0.embeddings_kd` as the same within `BlankCells`."""
+    head, number, *rest = name.split(".")
+    return ".".join([head, number, "quantizer", *rest]) if head == "quantizers" else name
+
+
+@torch.inference_mode()
+def _codes_of_blank_cells(old: TrainedModel, network: Any, slices: str | Path) -> list[Tensor]:
+    """How often each of a level's codes ``(k,)`` stands in a blank cell."""
+    items = load_datalist(slices, "training")
+    images = [LoadSlice()(item["image"]).as_tensor() for item in items[:: max(1, len(items) // NUM_SLICES)]]
+    counts = [torch.zeros(size) for size in old.autoencoder.codebook_sizes]
+    for batch in torch.stack(images).split(old.batch_size):
+        for count_k, before, after in zip(counts, old.encode(batch), network.encode(batch), strict=True):
+            blank = after == len(count_k)
+            count_k += torch.bincount(before[blank], minlength=len(count_k))
+    return counts
+
+
+def _widened(prior: Any, counts: list[Tensor]) -> Any:
+    """A prior with a row more for every codebook that it knows."""
+    given = {name: value for name, value in architecture(prior).items() if name != "_target_"}
+    level, sizes = len(prior.coarser_codes), [len(count) + 1 for count in counts]
+    wider = type(prior)(**{**given, "num_codes": sizes[level], "coarser_codes": sizes[:level]})
+    state, shapes = prior.state_dict(), {name: value.shape for name, value in wider.state_dict().items()}
+    weights = prior.code_weights()
+    tables = [(weights.logits.weight, level), (weights.embedding.weight, level)]
+    if weights.logits.bias is not None:
+        tables.append((weights.logits.bias, level))
+    tables += [(table.weight, coarser) for coarser, table in enumerate(weights.coarser)]
+    known = {tensor.data_ptr(): counts[which] for tensor, which in tables}
+    for name, value in prior.state_dict().items():
+        if value.shape != shapes[name]:
+            share_k = known[value.data_ptr()]
+            mean = torch.tensordot(share_k / share_k.sum(), value, 1)
+            state[name] = torch.cat([value, mean[None]])
+    wider.load_state_dict(state)
+    return wider.eval()
