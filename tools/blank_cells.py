@@ -1,20 +1,24 @@
 """A code for blank cells in weights that were trained without one.
 
-The autoencoder stays as it was; its priors get a row for the new code and are then to be trained on, which
-`train_prior.json --start_from FOLDER` does.
+Encoder and codebooks stay as they were. The decoder learns to do without the codes that are gone, and the priors get a
+row for the new one, and are then to be trained on, which `train_prior.json --start_from FOLDER` does.
 
 Shape suffixes: d code dimension, k codebook size, n vectors.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from monai_vqgen.data import load_datalist
+from monai_vqgen.engines import DecoderObjective, warmup_cosine
 from monai_vqgen.errors import InputError
 from monai_vqgen.models import TrainedModel
 from monai_vqgen.models.loading import LoadedPriors
@@ -24,10 +28,19 @@ from monai_vqgen.weights import fingerprint
 
 __all__ = ["add_blank_cells"]
 
-NUM_SLICES = 480  # evenly spaced in the training slices
+NUM_SLICES = 480  # evenly spaced in the training slices, from which the vectors come
+BATCH_SIZE, PEAK_RATE = 8, 3e-4  # of the decoder's training; the rate is a fraction of that of training from nothing
 
 
-def add_blank_cells(model: str, slices: str | Path, output: str | Path, *, threshold: float = 0.01) -> TrainedModel:
+def add_blank_cells(
+    model: str,
+    slices: str | Path,
+    output: str | Path,
+    *,
+    threshold: float = 0.01,
+    margin: Sequence[int] = (1, 0),
+    steps: int = 2000,
+) -> TrainedModel:
     """Write a model like another one, with a code for cells without a pixel above a threshold.
 
     The vector of the new code is the mean of those that blank cells had, and the priors' rows for it are the means of
@@ -38,6 +51,8 @@ def add_blank_cells(model: str, slices: str | Path, output: str | Path, *, thres
         slices: a folder of `extract_slices`.
         output: a folder for the weights.
         threshold: intensity up to which a pixel is background.
+        margin: cells around content that keep their codes, one number a level.
+        steps: of the decoder's training, with 8 slices each.
 
     Raises:
         InputError: the model has such a code, or the slices have no blank cells.
@@ -46,15 +61,19 @@ def add_blank_cells(model: str, slices: str | Path, output: str | Path, *, thres
     given = architecture(old.autoencoder)
     if given.get("blank_threshold") is not None:
         raise InputError(f"{model} has a code for blank cells")
-    network = type(old.autoencoder)(
-        **{**{name: value for name, value in given.items() if name != "_target_"}, "blank_threshold": threshold}
+    given = {**given, "blank_threshold": threshold, "blank_margin": list(margin)}
+    if given.get("quantizers") is not None:
+        given["quantizers"] = copy.deepcopy(list(old.autoencoder.quantizers))
+    network = type(old.autoencoder)(**{name: value for name, value in given.items() if name != "_target_"})
+    network.load_state_dict(
+        {_renamed(name): value for name, value in old.autoencoder.state_dict().items()}, strict=False
     )
-    network.load_state_dict({_renamed(name): value for name, value in old.autoencoder.state_dict().items()}, strict=False)
     counts = _codes_of_blank_cells(old, network.eval(), slices)
     for level, (quantizer, share_k) in enumerate(zip(network.quantizers, counts, strict=True)):
         if not share_k.sum():
             raise InputError(f"{slices} has no blank cells at level {level}: there is nothing to gain")
         quantizer.blank_d.data.copy_(share_k / share_k.sum() @ quantizer.quantizer.embeddings_kd)
+    _train_decoder(network, slices, steps)
     priors = [_widened(prior, counts) for prior in old.priors]
     loaded = LoadedPriors(tuple(priors), old.grids, old.condition, old.settings)
     record = old.record._replace(fingerprint=fingerprint(network))
@@ -80,6 +99,24 @@ def _codes_of_blank_cells(old: TrainedModel, network: Any, slices: str | Path) -
             blank = after == len(count_k)
             count_k += torch.bincount(before[blank], minlength=len(count_k))
     return counts
+
+
+def _train_decoder(network: Any, slices: str | Path, steps: int) -> None:
+    """Squared error, Adam with a warm-up and a cosine; bfloat16 where a processor computes it."""
+    torch.manual_seed(0)
+    images = torch.stack([LoadSlice()(item["image"]).as_tensor() for item in load_datalist(slices, "training")])
+    objective = DecoderObjective(network, amp=True).train()
+    learned = [value for value in objective.parameters() if value.requires_grad]
+    optimizer = torch.optim.Adam(learned, PEAK_RATE)
+    schedule = warmup_cosine(optimizer, steps)
+    for step in tqdm(range(steps), desc="training the decoder"):
+        batch = images[torch.randint(len(images), (BATCH_SIZE,))]
+        loss = objective(batch.flip(-1) if step % 2 else batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    network.requires_grad_(True).eval()
 
 
 def _widened(prior: Any, counts: list[Tensor]) -> Any:

@@ -116,10 +116,19 @@ def _priors(metrics: Mapping[str, Any]) -> str:
                 rounded(prior["histogram_bits_per_code"], 3),
                 f"{gain:.0%}",
                 rounded(prior["uniform_bits_per_code"], 2),
+                rounded(prior.get("inside_bits_per_code"), 2),
+                rounded(prior.get("explained_variance"), 2),
             ]
         )
     header = ["level", "codes in use", "perplexity", "prior, bits a code", "on training slices"]
-    return markdown_table([*header, "per-position histogram", "below it", "uniform"], rows)
+    header += [
+        "per-position histogram",
+        "below it",
+        "uniform",
+        "prior, where there is content",
+        "variance explained there",
+    ]
+    return markdown_table(header, rows)
 
 
 def _samples(samples: Mapping[str, Any]) -> str:

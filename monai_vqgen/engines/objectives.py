@@ -149,9 +149,9 @@ class DecoderObjective(AutoencoderObjective):
     """Trains the decoder of a trained VQ-VAE alone, on the codes of images and on codes that priors have drawn.
 
     What priors draw differs from what encoders write, and a decoder that has never seen it turns the difference into
-    speckle. Encoder and codebooks are frozen, so the priors still fit. `AdversarialUpdate` with a `drawn_weight` judges
-    the images of drawn codes, which have no original to be compared with; what of them lies outside [0, 1] counts as
-    loss, by the smooth L1 distance.
+    speckle. What encodes is frozen, the decoders of coarser levels included, so the priors still fit.
+    `AdversarialUpdate` with a `drawn_weight` judges the images of drawn codes, which have no original to be compared
+    with; what of them lies outside [0, 1] counts as loss, by the smooth L1 distance.
 
     Args:
         autoencoder: with trained weights; keeps the autoencoder contract and has its decoder in ``upsamplers``.
@@ -182,7 +182,7 @@ class DecoderObjective(AutoencoderObjective):
             raise InputError(f"{len(drawn)} levels of drawn codes for {self.autoencoder.num_levels} of the autoencoder")
         self.drawn = drawn
         autoencoder.requires_grad_(False)
-        self.autoencoder.upsamplers.requires_grad_(True)
+        self.autoencoder.upsamplers[-1].requires_grad_(True)  # finer latents see what the coarser ones decode to
 
     def forward(self, images_bcs: Tensor) -> dict[str, Tensor]:
         """Return the losses, reconstructions, codes and images of drawn codes of a batch."""

@@ -18,22 +18,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from monai_vqgen.data.slices.datalists import evenly_spaced
-from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import InputError
 from monai_vqgen.evaluation.pictures import save_closest_pairs, save_positions
+from monai_vqgen.evaluation.prior_figures import inside_figures, prior_figures
 from monai_vqgen.evaluation.sample_scores import ImageKinds, ImageSet, independent_codes, sample_metrics
 from monai_vqgen.inferers.draws import finished_time
 from monai_vqgen.metrics import (
     CodebookCounter,
     FeatureSpace,
-    PositionHistogram,
     ReconstructionScores,
     baseline_scores,
-    bits_per_code,
     mean_image,
     mean_scores,
     reconstruction_scores,
-    uniform_bits_per_code,
 )
 from monai_vqgen.models import Samples, TrainedModel
 from monai_vqgen.plots.pictures import as_shown
@@ -170,6 +167,8 @@ def prior_sections(
         records=data.test.data,
         training_records=data.training.data,
     )
+    for row, inside in zip(figures, inside_figures(model, data.test, result.codes), strict=True):
+        row.update(inside)
     coded = _bits_per_pixel(model, data, [row["bits_per_code"] for row in figures])
     return {
         "prior": figures,
@@ -183,56 +182,6 @@ def _bits_per_pixel(model: TrainedModel, data: EvaluationData, bits: Sequence[fl
     bits = bits or [math.log2(size) for size in model.autoencoder.codebook_sizes]
     codes = [math.prod(grid) for grid in model.autoencoder.grids(data.image_size)]
     return sum(n * each for n, each in zip(codes, bits, strict=True)) / math.prod(data.image_size)
-
-
-def prior_figures(
-    model: TrainedModel,
-    *,
-    test_codes: Sequence[Tensor],
-    training_codes: Sequence[Tensor],
-    mirrored_codes: Sequence[Tensor],
-    records: Sequence[Mapping[str, Any]],
-    training_records: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """Bits per code of each prior on the test slices, beside the uniform's and the per-position histogram's.
-
-    Beside them stand the bits per code of as many training slices, evenly chosen: how much the priors have overfitted.
-
-    The histogram is fitted twice, to the training slices and to these with their mirror images (on which the priors
-    may have been trained as well); the lower of the two figures is reported, the stronger baseline.
-    """
-    some = evenly_spaced(len(records), len(training_records))
-    test_bits = _bits_of_priors(model, test_codes, records)
-    training_bits = _bits_of_priors(model, [grid[some] for grid in training_codes], [training_records[i] for i in some])
-    figures = []
-    for level, size in enumerate(prior.num_codes for prior in model.priors):
-        seen = (training_codes[level], torch.cat([training_codes[level], mirrored_codes[level]]))
-        histograms = [PositionHistogram(size).fit(codes).bits_per_code(test_codes[level]) for codes in seen]
-        figures.append(
-            {
-                "level": level,
-                "bits_per_code": test_bits[level],
-                "training_bits_per_code": training_bits[level],
-                "uniform_bits_per_code": uniform_bits_per_code(size),
-                "histogram_bits_per_code": min(histograms),
-            }
-        )
-    return figures
-
-
-def _bits_of_priors(model: TrainedModel, codes: Sequence[Tensor], records: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Mean bits per code of each level's prior on these slices."""
-    sampler, device, size = model.sampler(), model.device, model.batch_size
-    condition_nf = encode_records(model.condition, records) if model.condition is not None else None
-    parts = []
-    for start in tqdm(range(0, len(records), size), desc="scoring priors", unit="batch", leave=False):
-        rows = slice(start, start + size)
-        condition = condition_nf[rows].to(device) if condition_nf is not None else None
-        parts.append(sampler.log_prob([grid[rows].to(device) for grid in codes], condition=condition))
-    return [
-        bits_per_code(torch.cat([x.cpu() for x in log_prob]), codes[level][0].numel())
-        for level, log_prob in enumerate(zip(*parts, strict=True))
-    ]
 
 
 def whole_grid_seconds(priors: Sequence[Any], codes: Sequence[Tensor], condition_nf: Tensor | None) -> float:

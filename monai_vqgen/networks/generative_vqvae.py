@@ -59,7 +59,7 @@ class GenerativeVQVAE(HierarchicalVQVAE):
         quantizers: one a level, coarsest first, in place of the last two.
         finer_dropout: probability, a sample, of hiding the finer levels in training; in [0, 1).
         blank_threshold: intensity up to which a pixel is background; ``None`` treats all cells alike.
-        blank_margin: cells around content that are not blank either.
+        blank_margin: cells around content that are not blank either, one number or one a level.
 
     Raises:
         InputError: for an architecture that cannot work, as in `HierarchicalVQVAE`, widths or a margin included.
@@ -88,7 +88,7 @@ class GenerativeVQVAE(HierarchicalVQVAE):
         quantizers: Sequence[Quantizer] | None = None,
         finer_dropout: float = 0.0,
         blank_threshold: float | None = 0.01,
-        blank_margin: int = 1,
+        blank_margin: int | Sequence[int] = 1,
     ) -> None:
         nn.Module.__init__(self)
         self._start(spatial_dims, in_channels, strides, finer_dropout=finer_dropout)

@@ -69,7 +69,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         quantizers: one a level, coarsest first, in place of the last two; ``None`` takes these.
         finer_dropout: probability, a sample, of hiding the finer levels in training; in [0, 1).
         blank_threshold: intensity up to which a pixel is background; ``None`` treats all cells alike.
-        blank_margin: cells around content that are not blank either.
+        blank_margin: cells around content that are not blank either, one number or one a level.
 
     A cell is blank where no pixel above ``blank_threshold`` lies in it or within ``blank_margin`` cells of it. The
     encoder writes one code there, the last of the level (`BlankCells`), so that priors spend almost nothing on the
@@ -112,7 +112,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         quantizers: Sequence[Quantizer] | None = None,
         finer_dropout: float = 0.1,
         blank_threshold: float | None = None,
-        blank_margin: int = 1,
+        blank_margin: int | Sequence[int] = 1,
     ) -> None:
         super().__init__()
         self._start(spatial_dims, in_channels, strides, finer_dropout=finer_dropout)
@@ -161,13 +161,14 @@ class HierarchicalVQVAE(Recorded, nn.Module):
             raise InputError(f"{len(given)} quantizers for {self.num_levels} strides: give one quantizer a level")
         self.quantizers.extend(given)
 
-    def _start_blank(self, threshold: float | None, margin: int) -> None:
+    def _start_blank(self, threshold: float | None, margin: int | Sequence[int]) -> None:
         """Give each quantizer a code for blank cells, unless no threshold says what background is."""
-        if margin < 0 or margin != int(margin):
-            raise InputError(f"blank_margin={margin} must be a whole number of cells, 0 or more")
+        margins = one_a_level("blank_margin", margin, self.num_levels)
+        if any(cells < 0 or cells != int(cells) for cells in margins):
+            raise InputError(f"blank_margin={margin} must be whole numbers of cells, 0 or more")
         if threshold is not None:
             self.quantizers = nn.ModuleList(BlankCells(quantizer) for quantizer in self._quantizers)
-        self.blank_threshold, self.blank_margin = threshold, int(margin)
+        self.blank_threshold, self.blank_margin = threshold, tuple(map(int, margins))
 
     @property
     def num_levels(self) -> int:
@@ -287,18 +288,18 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         return tuple(levels), context
 
     def _quantize_level(self, level: int, latents_bds: Tensor, images_bcs: Tensor, *, learning: bool) -> Quantized:
-        quantizer = self.quantizers[level]
+        quantizer = self._quantizers[level]
         if self.blank_threshold is None or not isinstance(quantizer, BlankCells):
             return learned(quantizer, latents_bds) if learning else cast("Quantized", quantizer(latents_bds))
-        filled_bs = self._filled(images_bcs, self.blank_threshold, self.strides[level])
+        filled_bs = self._filled(images_bcs, self.blank_threshold, level)
         return quantizer.learned(latents_bds, filled_bs) if learning else quantizer.marked(latents_bds, filled_bs)
 
-    def _filled(self, images_bcs: Tensor, threshold: float, stride: int) -> Tensor:
-        """Say which cells ``(b, *s)`` are not blank."""
+    def _filled(self, images_bcs: Tensor, threshold: float, level: int) -> Tensor:
+        """Say which cells ``(b, *s)`` of a level are not blank."""
         pool = F.max_pool2d if self.spatial_dims == 2 else F.max_pool3d
         content_b1s = (images_bcs > threshold).any(1, keepdim=True).to(images_bcs.dtype)
-        cells_b1s = pool(content_b1s, stride)
-        margin = self.blank_margin
+        cells_b1s = pool(content_b1s, self.strides[level])
+        margin = self.blank_margin[level]
         return pool(cells_b1s, 2 * margin + 1, stride=1, padding=margin)[:, 0] > 0
 
     def _pad(self, images_bcs: Tensor) -> Tensor:

@@ -120,6 +120,38 @@ def test_priors_are_not_handed_down_to_weights_that_write_other_codes(trained, t
     assert not list(tmp_path.glob("model_prior*"))
 
 
+def test_of_several_levels_only_the_last_decoder_is_trained_for_the_coarser_ones_shape_the_codes():
+    from monai_vqgen.engines import DecoderObjective
+
+    torch.manual_seed(0)
+    network, images = HierarchicalVQVAE(channels=8, residual_channels=4), torch.rand(2, 1, 32, 32)
+    objective = DecoderObjective(network)
+    before = network.encode(images)
+    assert {name[:13] for name, value in network.named_parameters() if value.requires_grad} == {"upsamplers.1."}
+    optimizer = torch.optim.SGD([value for value in network.parameters() if value.requires_grad], 10.0)
+    objective(images)["loss"].backward()
+    optimizer.step()
+    assert all(map(torch.equal, before, network.encode(images)))
+    with torch.no_grad():
+        next(network.upsamplers[0].parameters()).mul_(-5)
+    assert not all(map(torch.equal, before, network.encode(images)))  # as training it would
+
+
+def test_priors_are_not_handed_down_where_a_coarser_decoder_has_changed(tmp_path):
+    from factories import tiny_model
+
+    model, other = tiny_model(), tiny_model()
+    with torch.no_grad():
+        other.autoencoder.upsamplers[1][0].weight.add_(1)
+        TrainedModel(other.autoencoder, record=other.record._replace(fingerprint="")).save(tmp_path / "last")
+        other.autoencoder.upsamplers[0][0].weight.add_(1)
+    TrainedModel(other.autoencoder, record=other.record._replace(fingerprint="")).save(tmp_path / "both")
+    hand_down_priors(model, tmp_path / "last/model.pt")
+    assert len(TrainedModel.from_bundle(tmp_path / "last").priors) == 2
+    with pytest.raises(CodesMismatchError, match="other codes than the priors know"):
+        hand_down_priors(model, tmp_path / "both/model.pt")
+
+
 def test_priors_of_another_grid_are_refused(trained, slices, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         train(trained, slices, tmp_path / "run", image_size=[32, 32])

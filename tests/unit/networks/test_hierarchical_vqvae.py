@@ -185,3 +185,29 @@ def test_codebooks_hold_the_vectors_in_the_order_of_the_codes(quantizers: list) 
     codes = network.encode(torch.rand(1, 1, 16, 16))
     for book, grid, embedded in zip(books, codes, network.embed(codes), strict=True):
         torch.testing.assert_close(book[grid].movedim(-1, 1), embedded)
+
+
+def test_cells_without_content_have_one_code_with_a_margin_of_each_level() -> None:
+    torch.manual_seed(0)
+    network = HierarchicalVQVAE(channels=8, residual_channels=4, num_codes=16, blank_threshold=0.1, blank_margin=(1, 0))
+    images = torch.zeros(1, 1, 64, 64)
+    images[:, :, 24:32, 24:32] = 0.5
+    coarse, fine = network.encode(images)
+    assert network.codebook_sizes == (17, 17)
+    filled = [torch.zeros(1, 8, 8, dtype=torch.bool), torch.zeros(1, 16, 16, dtype=torch.bool)]
+    filled[0][:, 2:5, 2:5] = True  # the cell itself and one around it
+    filled[1][:, 6:8, 6:8] = True
+    assert torch.equal(coarse != 16, filled[0])
+    assert torch.equal(fine != 16, filled[1])
+
+
+def test_without_a_threshold_weights_of_before_blank_cells_load_and_write_the_same_codes() -> None:
+    network = HierarchicalVQVAE(channels=8, residual_channels=4, num_codes=16)
+    assert network.codebook_sizes == (16, 16)
+    assert not any("blank" in name for name in network.state_dict())
+
+
+@pytest.mark.parametrize("margin", [-1, 0.5, (1, -1), (1, 1, 1)])
+def test_a_margin_that_no_level_can_have_is_refused(margin: object) -> None:
+    with pytest.raises(InputError, match="blank_margin"):
+        HierarchicalVQVAE(blank_threshold=0.01, blank_margin=margin)

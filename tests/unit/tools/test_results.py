@@ -71,6 +71,8 @@ METRICS = {
             "training_bits_per_code": 2.5,
             "histogram_bits_per_code": 4.0,
             "uniform_bits_per_code": 9.0,
+            "inside_bits_per_code": 6.123,
+            "explained_variance": 0.719,
         }
     ],
     "sampling": {"num_samples": 4, "seconds": 6.0, "ratio_to_whole_grid": 1234.4},
@@ -87,7 +89,7 @@ def test_every_figure_stands_in_its_cell():
     assert "| ours, coarsest level alone |  | 0.951 | n/a |" in text
     assert "| WebP at 0.703 | 0.703 | 0.951 | 0.902 | 0.981 | 0.972 | 40.00 |" in text
     assert "| WebP at 0.250 | 0.250 | 0.951 | 0.902 | 0.981 | 0.972 | n/a |" in text
-    assert "| 0 | 95% of 512 | 302 | 3.000 | 2.500 | 4.000 | 25% | 9.00 |" in text
+    assert "| 0 | 95% of 512 | 302 | 3.000 | 2.500 | 4.000 | 25% | 9.00 | 6.12 | 0.72 |" in text
     assert "autoencoder 1.5, older 1.0" in text
     assert "largest process took 1.3 GB of main memory. On a machine." in text
     assert "1.50 s a sample, 1,234 times" in text
