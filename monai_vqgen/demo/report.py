@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 import monai_vqgen
 from monai_vqgen.data.processes import usable_cores
+from monai_vqgen.demo.showcase import SHOWCASE
 from monai_vqgen.demo.stages import StageRecord, change_words
 from monai_vqgen.errors import InputError
 from monai_vqgen.files import replace_file
@@ -147,6 +148,7 @@ def write_report(folder: str | Path, *, stages: Sequence[StageRecord], phantoms:
         pictures={
             name: as_data_uri(folder / path)
             for name, path in {
+                "package_weights": SHOWCASE,
                 "contact_sheet": "slices/contact_sheet.png",
                 "learning": "learning.png",
                 "reconstructions": "reconstructions.png",

@@ -10,6 +10,7 @@ from monai_vqgen.data.phantoms.volumes import make_phantoms
 from monai_vqgen.data.slices.sources import discover_volumes
 from monai_vqgen.data.slices.splits import split_subjects
 from monai_vqgen.demo.report import write_report
+from monai_vqgen.demo.showcase import SHOWCASE, save_showcase
 from monai_vqgen.demo.sizes import Size, read_size
 from monai_vqgen.demo.stages import Stage, bundle_stages, run_stages
 from monai_vqgen.engines.seeding import check_seed
@@ -55,6 +56,16 @@ def _phantom_stage(size: Size, folder: Path, seed: int) -> Stage:
     )
 
 
+def _showcase_stage(scans: Path, folder: Path, seed: int) -> Stage:
+    path = shlex.quote(str(scans))
+    return Stage(
+        "what the weights of the package draw and reconstruct",
+        f"python -m monai_vqgen sample --seed {seed} & python -m monai_vqgen reconstruct {path} & wait",
+        lambda leftovers: save_showcase(scans, folder, seed=seed),
+        (folder / SHOWCASE,),
+    )
+
+
 def run_demo(
     data: str | Path | None = None, output: str | Path = "out/demo", *, seed: int = 0, size: str | None = None
 ) -> Path:
@@ -92,6 +103,7 @@ def run_demo(
     scans = Path(data) if data is not None else folder / "phantoms"
     write_json(folder / MARKER, {"data": scans.name, "seed": seed, "size": chosen._asdict()})
     stages = [] if data is not None else [_phantom_stage(chosen, scans, seed)]
+    stages.append(_showcase_stage(scans, folder, seed))
     stages += bundle_stages(chosen, scans=scans, output=folder, seed=seed)
     records = run_stages(stages, folder)
     report = write_report(folder, stages=records, phantoms=data is None)

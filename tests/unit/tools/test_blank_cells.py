@@ -13,9 +13,9 @@ from tools.blank_cells import add_blank_cells
 
 
 def test_codes_of_content_stay_blank_cells_get_the_new_one_and_only_the_last_decoder_changes(tmp_path):
-    old = tiny_model((64, 64), condition=POSITIONS)
+    old = tiny_model((96, 96), condition=POSITIONS)
     old.save(tmp_path / "old")
-    write_slices(tmp_path / "slices", (64, 64))
+    write_slices(tmp_path / "slices", (96, 96))
     add_blank_cells(str(tmp_path / "old"), tmp_path / "slices", tmp_path / "new", steps=3)
     new = TrainedModel.from_bundle(tmp_path / "new")
     assert new.autoencoder.codebook_sizes == (9, 9)
@@ -32,9 +32,9 @@ def test_codes_of_content_stay_blank_cells_get_the_new_one_and_only_the_last_dec
 
 
 def test_priors_keep_their_rows_and_get_the_mean_of_those_of_blank_cells(tmp_path):
-    old = tiny_model((64, 64))
+    old = tiny_model((96, 96))
     old.save(tmp_path / "old")
-    write_slices(tmp_path / "slices", (64, 64))
+    write_slices(tmp_path / "slices", (96, 96))
     add_blank_cells(str(tmp_path / "old"), tmp_path / "slices", tmp_path / "new", steps=1)
     new = TrainedModel.from_bundle(tmp_path / "new")
     for was, now in zip(old.priors, new.priors, strict=True):
