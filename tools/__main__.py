@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_reproduce,
         _add_compare,
         _add_bitstream,
+        _add_blank_cells,
         _add_package_bundle,
         _add_imagenet_features,
         _add_fuzz,
@@ -65,6 +66,18 @@ def _add_bitstream(verbs: Verbs) -> None:
     verb.add_argument("--model", default="faithful", help="whose codes (default: %(default)s)")
     verb.add_argument("--split", default="test", help="whose subjects (default: %(default)s)")
     verb.add_argument("--subjects", type=int, help="how many of them (default: all)")
+
+
+def _add_blank_cells(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "blank_cells", "a code for blank cells in weights that have none", _blank_cells)
+    verb.add_argument("--model", default="faithful", help="the weights (default: %(default)s)")
+    add_path(verb, "--slices", required=True, help="a folder of slices (see extract_slices.json)")
+    add_path(verb, "--output", required=True, help="a folder for the new weights")
+    verb.add_argument("--threshold", type=float, default=0.01, help="brightest background (default: %(default)s)")
+    verb.add_argument(
+        "--margin", type=int, nargs="+", default=(1, 0), help="cells around content that are not blank, one a level"
+    )
+    verb.add_argument("--steps", type=int, default=2000, help="of the decoder's training (default: %(default)s)")
 
 
 def _add_package_bundle(verbs: Verbs) -> None:
@@ -116,6 +129,13 @@ def _bitstream(options: argparse.Namespace) -> None:
 
     given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
     print(json.dumps(measure_bitstream(**given), indent=1))
+
+
+def _blank_cells(options: argparse.Namespace) -> None:
+    from tools.blank_cells import add_blank_cells
+
+    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
+    print(add_blank_cells(**given))
 
 
 def _package_bundle(options: argparse.Namespace) -> None:

@@ -33,10 +33,10 @@ BATCH_SIZE, PEAK_RATE = 8, 3e-4  # of the decoder's training; the rate is a frac
 
 
 def add_blank_cells(
-    model: str,
     slices: str | Path,
     output: str | Path,
     *,
+    model: str = "faithful",
     threshold: float = 0.01,
     margin: Sequence[int] = (1, 0),
     steps: int = 2000,
@@ -47,9 +47,9 @@ def add_blank_cells(
     the rows of their codes.
 
     Args:
-        model: of `TrainedModel.from_bundle`.
         slices: a folder of `extract_slices`.
         output: a folder for the weights.
+        model: of `TrainedModel.from_bundle`.
         threshold: intensity up to which a pixel is background.
         margin: cells around content that keep their codes, one number a level.
         steps: of the decoder's training, with 8 slices each.

@@ -16,7 +16,7 @@ def test_codes_of_content_stay_blank_cells_get_the_new_one_and_only_the_last_dec
     old = tiny_model((96, 96), condition=POSITIONS)
     old.save(tmp_path / "old")
     write_slices(tmp_path / "slices", (96, 96))
-    add_blank_cells(str(tmp_path / "old"), tmp_path / "slices", tmp_path / "new", steps=3)
+    add_blank_cells(tmp_path / "slices", tmp_path / "new", model=str(tmp_path / "old"), steps=3)
     new = TrainedModel.from_bundle(tmp_path / "new")
     assert new.autoencoder.codebook_sizes == (9, 9)
     assert [prior.num_codes for prior in new.priors] == [9, 9]
@@ -35,7 +35,7 @@ def test_priors_keep_their_rows_and_get_the_mean_of_those_of_blank_cells(tmp_pat
     old = tiny_model((96, 96))
     old.save(tmp_path / "old")
     write_slices(tmp_path / "slices", (96, 96))
-    add_blank_cells(str(tmp_path / "old"), tmp_path / "slices", tmp_path / "new", steps=1)
+    add_blank_cells(tmp_path / "slices", tmp_path / "new", model=str(tmp_path / "old"), steps=1)
     new = TrainedModel.from_bundle(tmp_path / "new")
     for was, now in zip(old.priors, new.priors, strict=True):
         for name, value in was.state_dict().items():
@@ -54,4 +54,4 @@ def test_weights_that_have_such_a_code_are_refused(tmp_path):
     tiny_model((16, 16), autoencoder=tiny_autoencoder(blank_threshold=0.01)).save(tmp_path / "old")
     write_slices(tmp_path / "slices", (16, 16))
     with pytest.raises(InputError, match="has a code for blank cells"):
-        add_blank_cells(str(tmp_path / "old"), tmp_path / "slices", tmp_path / "new")
+        add_blank_cells(tmp_path / "slices", tmp_path / "new", model=str(tmp_path / "old"))

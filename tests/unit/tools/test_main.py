@@ -13,6 +13,7 @@ VERBS = {
     "reproduce": ("tools.reproduce.reproduce", ["--data", "SCANS"]),
     "compare": ("tools.compare.compare", ["--data", "SCANS"]),
     "bitstream": ("tools.bitstream.measure_bitstream", ["--slices", "SLICES"]),
+    "blank_cells": ("tools.blank_cells.add_blank_cells", ["--slices", "SLICES", "--output", "WEIGHTS"]),
     "package_bundle": ("tools.package_bundle.package_bundle", []),
     "imagenet_features": ("tools.imagenet_features.write_imagenet_features", []),
     "fuzz": ("tools.fuzz.fuzz", []),
