@@ -77,7 +77,7 @@ def _add_blank_cells(verbs: Verbs) -> None:
     verb.add_argument(
         "--margin", type=int, nargs="+", default=(1, 0), help="cells around content that are not blank, one a level"
     )
-    verb.add_argument("--steps", type=int, default=2000, help="of the decoder's training (default: %(default)s)")
+    verb.add_argument("--steps", type=int, default=5000, help="of the decoder's training (default: %(default)s)")
 
 
 def _add_package_bundle(verbs: Verbs) -> None:

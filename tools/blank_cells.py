@@ -29,7 +29,7 @@ from monai_vqgen.weights import fingerprint
 __all__ = ["add_blank_cells"]
 
 NUM_SLICES = 480  # evenly spaced in the training slices, from which the vectors come
-BATCH_SIZE, PEAK_RATE = 8, 3e-4  # of the decoder's training; the rate is a fraction of that of training from nothing
+BATCH_SIZE, PEAK_RATE = 8, 6e-4  # of the decoder's training; the rate is below that of training from nothing
 
 
 def add_blank_cells(
@@ -39,7 +39,7 @@ def add_blank_cells(
     model: str = "faithful",
     threshold: float = 0.01,
     margin: Sequence[int] = (1, 0),
-    steps: int = 2000,
+    steps: int = 5000,
 ) -> TrainedModel:
     """Write a model like another one, with a code for cells without a pixel above a threshold.
 
