@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -158,7 +159,10 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: no JSON object, or not the one that was sealed.
     """
-    size = os.stat(path).st_size
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("it is no file, but a folder, pipe or device")
+    size = state.st_size
     written = Path(path).read_bytes() if size <= _MOST_JSON else b""
     entries = sum(map(written.count, (b",", b"[", b"{")))
     if max(size, len(written)) + _ENTRY * entries > _MOST_JSON:
@@ -475,7 +479,12 @@ def claim_run(folder: Path, marker: str, run: Mapping[str, Any]) -> None:
     """
     told = json.loads(json.dumps(run))
     if (folder / marker).is_file():
-        before = json.loads((folder / marker).read_text())
+        try:
+            before = read_json(folder / marker)
+        except ValueError as error:
+            raise OutputExistsError(
+                f"{folder / marker} does not say which run the folder holds ({error}): give another output folder"
+            ) from error
         other = sorted(key for key in told if before.get(key) != told[key])
         if other:
             raise OutputExistsError(f"{folder} holds a run with other {', '.join(other)}: give another output folder")
