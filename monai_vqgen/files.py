@@ -113,6 +113,9 @@ def replace_path(path: str | os.PathLike[str], *, durable: bool = True, keep_pre
         if keep_previous and path.is_file():
             os.replace(path, previous_path(path))
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a write does not tell which disk is full
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
