@@ -30,7 +30,9 @@ def as_numbers(values: Any, what: str) -> torch.Tensor:
     try:
         numbers = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what}: {type(values).__name__} of no numbers ({error}); give a tensor or an array") from error
+        raise InputError(
+            f"{what}: {type(values).__name__} of no numbers ({error}); give a tensor or an array"
+        ) from error
     if numbers.is_complex():
         raise InputError(f"{what}: complex numbers; give real ones, such as their magnitude")
     return numbers

@@ -529,8 +529,10 @@ def test_what_lies_in_the_place_of_leftovers_is_removed_and_no_link_is_followed(
 
 @pytest.mark.parametrize(
     "told",
-    [{"gone": ["../victim/model.pt"]}, {"gone": ["{victim}/model.pt"]}, {"gone": [".."]}, {"gone": [""]}, {"gone": 3}]
-    + [{"last": "../victim/new"}, {"last": 3}],
+    [
+        *({"gone": ["../victim/model.pt"]}, {"gone": ["{victim}/model.pt"]}, {"gone": [".."]}, {"gone": [""]}),
+        *({"gone": 3}, {"last": "../victim/new"}, {"last": 3}),
+    ],
 )
 def test_a_swap_that_leads_out_of_its_folder_is_refused_and_its_results_stay(tmp_path, victim, told):
     ready = tmp_path / "run" / f".{files._HOST}-4194297-0.ready.model.pt"
@@ -546,7 +548,7 @@ def test_a_swap_that_leads_out_of_its_folder_is_refused_and_its_results_stay(tmp
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "file", "file/a"])
 def test_a_folder_that_cannot_be_made_is_one_error(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be made: .* Give another folder"):
+    with pytest.raises(InputError, match=r"cannot be made: .* Give another folder"):
         claim_folder(tmp_path / name, ["model.pt"], overwrite=False)
-    with pytest.raises(InputError, match="cannot be made: .* Give another folder"):
+    with pytest.raises(InputError, match=r"cannot be made: .* Give another folder"):
         claim_training(str(tmp_path / name), resume=True)

@@ -153,7 +153,9 @@ def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]
         raise DatalistError(f"{path}: not a datalist with a list {split!r} ({error}); extract again") from error
     for key in ("subject", "image") if disjoint else ():
         told = _file if key == "image" else _told
-        named = [{told(item[key]): item[key] for item in items if item.get(key) is not None} for items in parts.values()]
+        named = [
+            {told(item[key]): item[key] for item in items if item.get(key) is not None} for items in parts.values()
+        ]
         counts = Counter(name for part in named for name in part)
         if twice := sorted(str(part[name]) for part in named for name in part if counts[name] > 1):
             raise DatalistError(
@@ -208,7 +210,9 @@ def _from_folders(folder: Path, split: str, disjoint: bool) -> list[dict[str, An
     mine = {_file(path) for path in slices}
     there = sorted(p for home in homes - {*own} for p in home.rglob("*") if p.is_file() and p.name != LABELS)
     if disjoint and (twice := next((path for path in there if _file(path) in mine), None)):
-        raise DatalistError(f"{folder}: {twice.relative_to(folder)} is a file of another split too, by a link; remove it")
+        raise DatalistError(
+            f"{folder}: {twice.relative_to(folder)} is a file of another split too, by a link; remove it"
+        )
     tables = [home / LABELS for home in (folder, *own)]
     labels = {path: columns for table in tables for path, columns in _read_labels(table).items()}
     labels = labels or {path: columns for home in own for path, columns in _folder_labels(home, slices).items()}

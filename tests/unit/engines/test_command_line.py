@@ -16,8 +16,8 @@ from pathlib import Path
 import monai.bundle
 import pytest
 import torch
-from safetensors import SafetensorError
 from monai.bundle import ConfigParser
+from safetensors import SafetensorError
 
 from monai_vqgen import bundles
 from monai_vqgen.engines import check_command_line, command_line
@@ -261,7 +261,9 @@ def test_an_interrupted_program_says_how_to_go_on(config):
 @pytest.mark.parametrize(
     "error",
     [
-        RuntimeError("SaveImage cannot find a suitable writer for a.nii.gz. Please install\n  File 1\nOSError: [Errno 28] No"),
+        RuntimeError(
+            "SaveImage cannot find a suitable writer for a.nii.gz. Please install\n  File 1\nOSError: [Errno 28] No"
+        ),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
     ids=["MONAI", "safetensors"],
@@ -271,7 +273,7 @@ def test_a_full_disk_is_named_whatever_others_make_of_it(error, tmp_path):
 
 
 def test_of_a_picture_that_could_not_be_written_the_reason_is_told():
-    text = "SaveImage cannot find a suitable writer for a.nii. Please install\n  File 1\nOSError: [Errno 5] Input/output error"
+    text = "SaveImage cannot find a suitable writer for a.nii. Please install\n File 1\nOSError: [Errno 5] Input/output error"
     assert in_one_line(RuntimeError(text)) == "OSError: [Errno 5] Input/output error"
 
 

@@ -67,7 +67,9 @@ def test_resumed_history_forgets_the_epoch_that_is_repeated(tmp_path):
     assert curves == {"epoch": [1, 2, 3, 4], "loss": [3.0, 2.0, 9.0, 8.0]}
 
 
-@pytest.mark.parametrize("written", ["", "{", "[1]", '{"train": 3}', '{"train": {"epoch": [null]}}', '{"train": {"epoch": 3}}'])
+@pytest.mark.parametrize(
+    "written", ["", "{", "[1]", '{"train": 3}', '{"train": {"epoch": [null]}}', '{"train": {"epoch": 3}}']
+)
 def test_damaged_curves_do_not_end_a_resumed_run(tmp_path, written, caplog):
     (tmp_path / "history.json").write_text(written)
     history = History(tmp_path / "history.json", resume=True)

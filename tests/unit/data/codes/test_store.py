@@ -116,9 +116,9 @@ def test_codes_that_do_not_fit_one_another_are_not_written(tmp_path):
         save_codes(tmp_path, {"training": [codes + 4]}, {"training": [{}, {}]}, codebook_sizes=(4,), fingerprint="")
     with pytest.raises(CodesMismatchError, match="records"):
         save_codes(tmp_path, {"training": [codes]}, {"training": [{}]}, codebook_sizes=(4,), fingerprint="")
+    rows = {"training": [{}, {}]}
     for size in ((3, 1), (8, 8, 8)):
         with pytest.raises(CodesMismatchError, match="image_size"):
-            rows = {"training": [{}, {}]}
             save_codes(tmp_path, {"training": [codes]}, rows, codebook_sizes=(4,), fingerprint="", image_size=size)
 
 
