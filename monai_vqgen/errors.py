@@ -82,7 +82,10 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_WRAPPERS = re.compile(r"Failed to (evaluate|instantiate)|applying transform|Caught \w+ in DataLoader worker")
+_FULL_IN_TEXT = re.compile(r"(\[Errno |\(os error )(28|122)\b")  # what MONAI and safetensors make of such an error
+_WRAPPERS = re.compile(
+    r"Failed to (evaluate|instantiate)|applying transform|Caught \w+ in DataLoader worker|SaveImage cannot find"
+)
 """How the errors begin that MONAI and torch put around the one that tells what happened."""
 
 
@@ -104,8 +107,10 @@ def in_one_line(error: BaseException, folder: str | Path = ".") -> str:
         chain.append(inner)
     if any(isinstance(each, KeyboardInterrupt) for each in chain):
         return "Interrupted"
-    if full := next((each for each in chain if isinstance(each, OSError) and each.errno in _FULL), None):
-        path = Path(full.filename or folder).absolute()
+    if full := next((each for each in chain if getattr(each, "errno", None) in _FULL), None) or next(
+        (each for each in chain if _FULL_IN_TEXT.search(str(each))), None
+    ):
+        path = Path(getattr(full, "filename", None) or folder).absolute()
         place = next(known for known in (path, *path.parents) if known.exists())
         left_mb = shutil.disk_usage(place).free / 1e6
         return f"OSError: the disk of {place} is full ({left_mb:.1f} MB left): make room"

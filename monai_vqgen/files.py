@@ -21,11 +21,12 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from monai_vqgen.errors import OutputExistsError
+from monai_vqgen.errors import InputError, OutputExistsError
 
 try:
     import fcntl
@@ -40,6 +41,7 @@ __all__ = [
     "forget_earlier",
     "hold_alone",
     "keep_earlier",
+    "make_writable",
     "place_of",
     "previous_path",
     "publish",
@@ -111,6 +113,9 @@ def replace_path(path: str | os.PathLike[str], *, durable: bool = True, keep_pre
         if keep_previous and path.is_file():
             os.replace(path, previous_path(path))
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a write does not tell which disk is full
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -158,7 +163,10 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: no JSON object, or not the one that was sealed.
     """
-    size = os.stat(path).st_size
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("it is no file, but a folder, pipe or device")
+    size = state.st_size
     written = Path(path).read_bytes() if size <= _MOST_JSON else b""
     entries = sum(map(written.count, (b",", b"[", b"{")))
     if max(size, len(written)) + _ENTRY * entries > _MOST_JSON:
@@ -208,10 +216,11 @@ def claim_folder(
         there are none, or where they were set aside.
 
     Raises:
+        InputError: the folder cannot be made or written to.
         OutputExistsError: one of ``names`` exists and ``overwrite`` is off, or another process is writing them.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder)
     key = _key(names[0])
     clean(folder, [*names, *by_products], locked=hold_alone(folder, names[0]))
     kept, every = folder / f".{key}.earlier", [*names, *by_products]
@@ -236,6 +245,20 @@ def claim_folder(
         os.replace(aside, kept)
     keep_earlier(folder, names, by_products)
     return folder
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder where it is missing.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"output_dir={str(folder)!r} cannot be made: {error}. Give another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"output_dir={str(folder)!r} is not writable. Give another folder")
 
 
 def claim_place(folder: Path, names: Sequence[str]) -> Path:
@@ -281,12 +304,30 @@ def publish(place: Path) -> Path:
 
 def _swap(folder: Path, ready: Path) -> None:
     """Replace earlier results by those of a ready folder; done twice, or from halfway, it ends alike."""
-    told: dict[str, Any] = read_json(ready / _SWAP) if (ready / _SWAP).exists() else {"gone": [], "last": ""}
+    try:
+        told: dict[str, Any] = read_json(ready / _SWAP) if (ready / _SWAP).exists() else {"gone": [], "last": ""}
+        if not all(_stays_inside(name) for name in (*told["gone"], told["last"] or "none")):
+            raise ValueError("a name in it leads out of the folder")
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputExistsError(
+            f"{ready} holds complete results, and its {_SWAP} is damaged ({error}): move them to their places, or "
+            "remove it"
+        ) from error
     unfinished = (ready / told["last"]).is_file()
     _remove(folder, told["gone"] if unfinished else [])
     for name in sorted(_files(ready, ["*"]) if unfinished else [], key=lambda name: name == told["last"]):
         _put(ready / name, folder / name)
     shutil.rmtree(ready)
+
+
+def _stays_inside(name: str) -> bool:
+    parts = Path(name).parts
+    return bool(parts) and ".." not in parts and not Path(name).is_absolute()
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder itself: one that a link leads to is not ours."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _put(source: Path, target: Path) -> None:
@@ -357,6 +398,9 @@ def clean(folder: Path, names: Sequence[str], *, locked: bool = False) -> None:
             it is a place that this process has claimed, which stays.
     """
     key, mine = _key(names[0]), {place.resolve() for place in _unpublished}
+    for kept in (folder / f".{key}.aside", folder / f".{key}.earlier"):
+        if os.path.lexists(kept) and not _is_folder(kept):  # nothing that a run has left
+            kept.unlink()
     if (aside := folder / f".{key}.aside").exists():
         _restore(aside)
     places = [folder, *(folder / name for name in names if "*" not in name), *((folder / n).parent for n in names)]
@@ -364,11 +408,11 @@ def clean(folder: Path, names: Sequence[str], *, locked: bool = False) -> None:
         if not (match := _TEMPORARY.fullmatch(path.name)) or path.resolve() in mine:
             continue
         host, process, kind, name = match.groups()
-        if not (locked and path.is_dir() and name == key) and (host != _HOST or _lives(int(process))):
+        if not (locked and _is_folder(path) and name == key) and (host != _HOST or _lives(int(process))):
             continue
-        if kind == "ready":
+        if kind == "ready" and _is_folder(path):
             _swap(path.parent, path)
-        elif path.is_dir():
+        elif _is_folder(path):
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -414,8 +458,11 @@ def hold_alone(folder: Path, name: str) -> bool:
     if (held := _held.get((os.getpid(), path))) and _is_at(held, path):
         return True
     while True:
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            raise OutputExistsError(f"{path} is no lock, but a link, folder, pipe or device: remove it")
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # open until the process ends
+            # open until the process ends; what a link leads to would be emptied
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except PermissionError as error:
             raise OutputExistsError(
                 f"{path} is the lock of another user's run of {name}: wait until that has ended, remove the file if "
@@ -475,7 +522,12 @@ def claim_run(folder: Path, marker: str, run: Mapping[str, Any]) -> None:
     """
     told = json.loads(json.dumps(run))
     if (folder / marker).is_file():
-        before = json.loads((folder / marker).read_text())
+        try:
+            before = read_json(folder / marker)
+        except ValueError as error:
+            raise OutputExistsError(
+                f"{folder / marker} does not say which run the folder holds ({error}): give another output folder"
+            ) from error
         other = sorted(key for key in told if before.get(key) != told[key])
         if other:
             raise OutputExistsError(f"{folder} holds a run with other {', '.join(other)}: give another output folder")

@@ -170,8 +170,11 @@ def unpack_stream(data: bytes) -> tuple[Header, list[Chunk]]:
     """Header and chunks of a stream, checked as far as can be without the weights.
 
     Raises:
+        InputError: no bytes.
         StreamError: no stream, of a newer version, cut off, damaged, or with images larger than its length allows.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise InputError(f"a stream is {type(data).__name__}; give the bytes of a .vqg file")
     reader = _Reader(bytes(data))
     if reader.left < _START.size or data[: len(MAGIC)] != MAGIC:
         raise StreamError("this is no stream of compressed images (.vqg): its first bytes are others")

@@ -51,8 +51,10 @@ TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})  # the statuses after
 GRACE_S, LEAST_RATE = 1800.0, 1 << 14  # of a whole download: it may take this long, and a second each so many bytes
 CHUNK = 1 << 14  # bytes; at most this much is lost when a connection is cut
 LONGEST_PAGE = 16 << 20  # bytes; S3 lists at most 1000 keys a page, of at most 1024 bytes, three times as long quoted
+MOST_TAGS, LONGEST_TAG = 200_000, 1 << 14  # on a page: S3's has some 20,000; bytes of one with the text before it
 DEEPEST = 16  # elements within elements of a listing; S3's are three deep
 MOST_PAGES = 10_000  # ten million files; a server that continues is broken
+MOST_FILES = 1_000_000  # of a listing, some 600 bytes of memory each
 MULTIPART_ETAG = re.compile(r"[0-9a-f]{32}-([1-9][0-9]{0,4})")  # S3: the MD5 of the parts' MD5s, and how many parts
 # In MiB, the part sizes of upload tools: S3's least 5, AWS' 8, s3cmd's 15, MinIO's 16 and 64, OpenNeuro's 1024
 PART_SIZES_MIB = (5, 8, 10, 15, 16, 25, 32, 50, 64, 100, 128, 256, 512, 1024)
@@ -250,10 +252,11 @@ def check_space(folder: Path, to_fetch: Mapping[Path, RemoteFile]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
+        parts = [remote.part_of(path) for path, remote in to_fetch.items()]
+        there = sum(part.stat().st_size for part in parts if part.is_file())
     except OSError as error:
-        raise DownloadError(f"{folder} cannot be created: {error.strerror or error}; choose another folder") from error
-    parts = [remote.part_of(path) for path, remote in to_fetch.items()]
-    needed = sum(remote.size for remote in to_fetch.values()) - sum(p.stat().st_size for p in parts if p.is_file())
+        raise DownloadError(f"{folder} cannot be used: {error.strerror or error}; choose another folder") from error
+    needed = sum(remote.size for remote in to_fetch.values()) - there
     if needed > free:
         raise DownloadError(
             f"{folder} has {free / 1e6:.0f} MB of free space, and {needed / 1e6:.0f} MB are still to come; free some, "
@@ -386,6 +389,8 @@ def _try_again(action: Callable[[], T], url: str, deadline: float) -> T:
             pause = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
             logger.warning("%s; next attempt in %g s (%d left)", what, pause, RETRIES - attempt)
             time.sleep(pause)
+        except ValueError as error:  # of a redirect to what is no address
+            raise DownloadError(f"{url} answers what no server of files does ({error}); check base_url") from error
     raise AssertionError("unreachable")
 
 
@@ -410,6 +415,8 @@ def list_objects(
             for entry in page.iterfind("{*}Contents"):
                 key, size, etag = _read_entry(entry, prefix, quoted=page.findtext("{*}EncodingType") == "url")
                 files[key] = RemoteFile(f"{base_url}/{quote(key)}", size, etag)
+            if len(files) > MOST_FILES:
+                raise DownloadError(f"it lists more than {MOST_FILES} files of {prefix}")
             if page.findtext("{*}IsTruncated", "false") != "true":
                 return files
             token = page.findtext("{*}NextContinuationToken")
@@ -454,6 +461,8 @@ class _PlainXML(ElementTree.TreeBuilder):
 
 
 def _parse(content: bytes) -> ElementTree.Element:
+    if content.count(b">") > MOST_TAGS or max(map(len, content.split(b">"))) > LONGEST_TAG:
+        raise DownloadError("its listing has more or longer elements than that of any S3 bucket")
     parser = ElementTree.XMLParser(target=_PlainXML())
     try:
         parser.feed(content)

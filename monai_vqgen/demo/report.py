@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from monai_vqgen.data.processes import usable_cores
 from monai_vqgen.demo.showcase import SHOWCASE
 from monai_vqgen.demo.stages import StageRecord, change_words
 from monai_vqgen.errors import InputError
-from monai_vqgen.files import replace_file
+from monai_vqgen.files import read_json, replace_file
 from monai_vqgen.plots.pictures import Curve, save_curves
 
 __all__ = ["as_data_uri", "page_template", "write_report"]
@@ -51,7 +50,10 @@ SCORE_ROWS = (
 
 def _json(path: Path) -> dict[str, Any]:
     """The content of a JSON file, nothing where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return read_json(path) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): run the stage that writes it again") from error
 
 
 def as_data_uri(path: Path) -> str | None:

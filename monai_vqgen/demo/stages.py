@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import logging
 import shlex
 import sys
@@ -17,7 +16,8 @@ from typing import Any, NamedTuple
 
 from monai_vqgen.bundles import run_stage, run_stage_apart, stage_command, stop_stages
 from monai_vqgen.demo.sizes import Size
-from monai_vqgen.files import previous_path, write_json
+from monai_vqgen.errors import OutputExistsError
+from monai_vqgen.files import previous_path, read_json, write_json
 
 try:
     import resource
@@ -146,10 +146,16 @@ def _note(folder: Path, records: Sequence[StageRecord], *, running: str | None) 
 def _noted(folder: Path) -> _Notes:
     if not (folder / TIMINGS).is_file():
         return _Notes({}, None)
-    content, place = json.loads((folder / TIMINGS).read_text()), partial(_moved, HERE, str(folder))
-    rows = [StageRecord(**{**row, "command": change_words(row["command"], place)}) for row in content["stages"]]
-    running = content.get("running")
-    return _Notes({row.command: row for row in rows}, None if running is None else change_words(running, place))
+    place = partial(_moved, HERE, str(folder))
+    try:
+        content = read_json(folder / TIMINGS)
+        rows = [StageRecord(**{**row, "command": change_words(row["command"], place)}) for row in content["stages"]]
+        running = None if content.get("running") is None else change_words(content["running"], place)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputExistsError(
+            f"{folder / TIMINGS} is damaged ({error}): remove it to run every stage again, or give another output"
+        ) from error
+    return _Notes({row.command: row for row in rows}, running)
 
 
 def _moved(old: str, new: str, word: str) -> str:

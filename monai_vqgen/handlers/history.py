@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import os
 import sys
@@ -17,11 +17,13 @@ from monai.utils import is_scalar
 from tqdm import tqdm
 
 from monai_vqgen.data.processes import process_rank
-from monai_vqgen.files import write_json
+from monai_vqgen.files import read_json, write_json
 
 __all__ = ["History", "TensorBoardCurves", "TrainingProgress", "name_tracked"]
 
 _SECONDS_BETWEEN_LINES_IN_FILES = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 class History:
@@ -35,7 +37,7 @@ class History:
         path: for example ``RUN/history.json``.
         evaluator: whose metrics go under "validation", or None.
         interval: epochs from one validation to the next.
-        resume: whether to go on with the file of an interrupted run.
+        resume: whether to go on with the file of an interrupted run; a damaged one is replaced, with a warning.
 
     A value that is not finite is written as null, because JSON has no NaN.
     """
@@ -70,10 +72,14 @@ class History:
         self.resume = False
         if not self.path.is_file():
             return
-        for name, curves in json.loads(self.path.read_text()).items():
-            # A run that was killed after writing this file repeats its last epoch.
-            kept = sum(epoch < first_epoch for epoch in curves.get("epoch", []))
-            self.curves[name] = {metric: values[:kept] for metric, values in curves.items()}
+        try:
+            for name, curves in read_json(self.path).items():
+                # A run that was killed after writing this file repeats its last epoch.
+                kept = sum(epoch < first_epoch for epoch in curves.get("epoch", []))
+                self.curves[name] = {metric: [*values[:kept]] for metric, values in curves.items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            logger.warning("%s is damaged (%s): its curves begin anew with epoch %d", self.path, error, first_epoch)
+            self.curves = {"train": {}, "validation": {}}
 
 
 def _append(curves: dict[str, list[Any]], epoch: int, metrics: dict[str, Any]) -> None:

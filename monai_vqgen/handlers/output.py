@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_vqgen.data.processes import gather, process_rank, wait_for_all
-from monai_vqgen.errors import InputError
-from monai_vqgen.files import claim_folder, clean, hold_alone, keep_earlier, previous_path, publish
+from monai_vqgen.files import claim_folder, clean, hold_alone, keep_earlier, make_writable, previous_path, publish
 
 __all__ = ["claim_output", "claim_training", "log_to_file", "publish_output"]
 
@@ -49,12 +48,7 @@ def claim_output(
         InputError: The folder cannot be made or written to.
     """
     folder = Path(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output_dir={str(folder)!r} cannot be made: {error}. Give another folder") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"output_dir={str(folder)!r} is not writable. Give another folder")
+    make_writable(folder)
     place = None
     if process_rank() == 0:  # another one would race with the first one's writing
         if resume_from is not None and (folder / resume_from).is_file():
@@ -96,7 +90,7 @@ def claim_training(
         logs = [f"model{part}.log", f"images/samples_level{level}_*", f"tensorboard/prior_level{level}"]
     state = Path(output_dir) / f"training_state{part}.pt"
     states = [state, previous_path(state)]
-    left = next((path.name for path in states if path.is_file()), None)
+    left = next((path.name for path in states if os.path.isfile(path)), None)  # which takes names of any length
     by_products = [*(path.name for path in states), *logs]
     resume_from = left if resume else None
     return claim_output(output_dir, names, overwrite, by_products=by_products, resume_from=resume_from, set_aside=True)

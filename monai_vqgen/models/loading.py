@@ -91,7 +91,7 @@ def weights_file(path: str | Path | None, name: str = "model") -> Iterator[Path]
             f"{root} holds no {name}.pt, nor does its folder models: give a bundle or the output folder of a training"
         )
     if root.suffix.lower() == ".zip":
-        if not zipfile.is_zipfile(root):
+        if not (root.is_file() and zipfile.is_zipfile(root)):  # a pipe would be waited for
             raise CheckpointError(f"{root} is no zip, or cut off: download it again")
         with tempfile.TemporaryDirectory() as unpacked:
             _unpack(root, Path(unpacked))

@@ -97,8 +97,7 @@ def draw_conditions(
     Raises:
         InputError: no sample is asked for, or a name or value that the priors were not trained with.
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
-        raise InputError(f"num_samples is {num_samples!r}; give a whole number, at least 1")
+    check_count(num_samples)
     given = {name: value for name, value in (given or {}).items() if value is not None}
     check_names(encoder, given)
     if encoder is None:
@@ -164,6 +163,13 @@ def encode_conditions(encoder: ConditionEncoder | None, count: int, given: Mappi
         return None
     columns = {name: _one_each(name, value, count) for name, value in given.items()}
     return encoder.encode([{name: values[i] for name, values in columns.items()} for i in range(count)])
+
+
+def check_count(num_samples: Any, *, first_sample: Any = 0) -> None:
+    """Refuse what is no number of samples, or no place of the first."""
+    for name, value, least in (("num_samples", num_samples, 1), ("first_sample", first_sample, 0)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise InputError(f"{name} is {value!r}; give a whole number, at least {least}")
 
 
 def check_names(encoder: ConditionEncoder | None, given: Mapping[str, Any]) -> None:

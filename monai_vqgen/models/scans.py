@@ -22,6 +22,7 @@ from monai_vqgen.models.record import ModelRecord
 from monai_vqgen.transforms import LoadSlice
 from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 from monai_vqgen.transforms.nifti import nifti_shape
+from monai_vqgen.transforms.tensors import as_numbers
 
 __all__ = ["LoadScand", "UsableScans", "as_volume", "model_pixel_mm", "reconstruction_records"]
 
@@ -178,7 +179,7 @@ def as_volume(volume: Any) -> MetaTensor:
         image = _load(path)
         flat: Any = image[..., None] if image.ndim == 3 else image  # a slice [H, W] is no volume of a sagittal plane
         return flat
-    image = volume if isinstance(volume, MetaTensor) else MetaTensor(torch.as_tensor(np.asarray(volume)))
+    image = volume if isinstance(volume, MetaTensor) else MetaTensor(as_numbers(volume, "the volume"))
     if image.ndim not in (3, 4) or (image.ndim == 4 and image.shape[0] != 1):
         raise InputError(f"the volume has shape {tuple(image.shape)}: give (X, Y, Z) or (1, X, Y, Z), one channel")
     return image

@@ -172,6 +172,8 @@ def _naming(path: Path, work: Callable[[Path], Any]) -> Any:
 
 def _stream(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise StreamError(f"{path} is no file, but a folder, pipe or device: give a {SUFFIX} file")
         if path.stat().st_size > MOST_BYTES:
             raise StreamError(f"{path} is larger than any stream")
         return path.read_bytes()

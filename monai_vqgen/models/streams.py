@@ -32,6 +32,7 @@ from monai_vqgen.transforms.foreground import Window
 from monai_vqgen.transforms.geometry import PLANES, check_affine, view_plane
 from monai_vqgen.transforms.nifti import FREE_BYTES
 from monai_vqgen.transforms.resampling import resampled_size
+from monai_vqgen.transforms.tensors import as_numbers
 
 __all__ = ["compress_images", "compress_scan", "decompress_images", "decompress_scan"]
 
@@ -59,7 +60,7 @@ def compress_images(
         geometry: of a scan; empty for plain images.
     """
     codec = CodeCodec(model.autoencoder, model.priors)
-    images = torch.as_tensor(images)
+    images = as_numbers(images, "images")
     codes = model.encode(images)
     features = encode_conditions(model.condition, len(images), condition or {})
     size = tuple(images.shape[2:])

@@ -18,12 +18,14 @@ from monai_vqgen.models.loading import LoadedPriors, load_autoencoder, load_prio
 from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name
 from monai_vqgen.models.samples import (
     Samples,
+    check_count,
     check_names,
     code_masks,
     draw_conditions,
     encode_conditions,
     sample_affines,
 )
+from monai_vqgen.transforms.tensors import as_numbers
 from monai_vqgen.weights import fingerprint
 
 __all__ = ["TrainedModel"]
@@ -136,7 +138,7 @@ class TrainedModel:
         return [result for part in batches for result in in_memory(work, part)]
 
     def _checked_images(self, images: Any) -> Tensor:
-        images_bcs = torch.as_tensor(images)
+        images_bcs = as_numbers(images, "images")
         dims, channels = self.autoencoder.spatial_dims, self.autoencoder.in_channels
         if images_bcs.ndim != dims + 2 or images_bcs.shape[1] != channels or not len(images_bcs):
             axes = "h, w" if dims == 2 else "x, y, z"
@@ -271,6 +273,7 @@ class TrainedModel:
 
         check_seed(seed)
         sampler = self.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+        check_count(num_samples, first_sample=first_sample)
         if conditions is None:
             drawn = draw_conditions(self.condition, first_sample + num_samples, seed=seed, given=condition)
             conditions = drawn[first_sample:]
@@ -287,7 +290,7 @@ class TrainedModel:
         seconds = finished_time(self.device) - start
         images = self.decode(codes).cpu()
         settings = self.settings.replaced(temperature=temperature, top_k=top_k, top_p=top_p)
-        rows = [dict(row) for row in conditions]
+        rows = [dict(row) if self.condition is None else self.condition.read(row) for row in conditions]
         return Samples(images, codes, rows, self._affines(rows, images.shape[2:]), seed, settings, seconds)
 
     def _affines(self, conditions: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -> Tensor | None:
@@ -331,7 +334,7 @@ class TrainedModel:
             CheckpointError: the model has no priors.
         """
         sampler = self.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
-        images = torch.as_tensor(images)
+        images = as_numbers(images, "images")
         mask_bs = self._checked_mask(images, mask)
         hidden = mask_bs[:, None]
         codes = self.encode(torch.where(hidden, 0.0, images.cpu()))
@@ -346,7 +349,7 @@ class TrainedModel:
         if images.ndim != self.autoencoder.spatial_dims + 2 or tuple(self.autoencoder.grids(size)) != self.grids:
             known = self.record.image_size or f"grids {list(self.grids)}"
             raise InputError(f"images of shape {tuple(images.shape)}: the priors were trained on images of {known}")
-        mask = torch.as_tensor(mask)
+        mask = as_numbers(mask, "the mask")
         if mask.ndim == images.ndim and mask.shape[1] == 1:
             mask = mask[:, 0]
         if tuple(mask.shape) not in (size, (1, *size), (len(images), *size)):
@@ -538,5 +541,7 @@ class TrainedModel:
 
 
 def _check_grids(codes: Any) -> None:
-    if isinstance(codes, Tensor) or not codes or any(g.is_floating_point() or g.dtype == torch.bool for g in codes):
+    grids = codes if isinstance(codes, list | tuple) else ()
+    whole = [isinstance(g, Tensor) and not (g.is_floating_point() or g.is_complex()) for g in grids]
+    if not whole or not all(whole) or any(g.dtype == torch.bool for g in grids):
         raise InputError("codes must be a sequence of integer grids (b, *grid), one a level, coarsest first")

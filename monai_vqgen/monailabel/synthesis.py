@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from monai_vqgen.monailabel.interfaces import InferTask, InferType
 from monai_vqgen.monailabel.knobs import SamplingKnobs, asked_conditions
 from monai_vqgen.monailabel.served_bundle import ServedBundle
 from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.transforms.nifti import FREE_BYTES, nifti_shape, read_nifti
 
 __all__ = ["CompletionTask", "SamplingTask"]
 
@@ -171,14 +171,15 @@ def _from_file(path: Path, shape: tuple[int, ...]) -> NDArray:
     """Read a mask; its header tells the size, and no other than the slice's is unpacked."""
     try:
         if path.suffix.lower() == ".png":
-            with Image.open(path) as picture:
+            with Image.open(path, formats=["PNG"]) as picture:  # of others Pillow starts programs
                 if (size := picture.size[::-1]) == shape:
                     return np.asarray(picture.convert("I")) > 0
         else:
-            image: Any = nib.load(path)
-            size = image.shape[:2] if image.shape[2:] == (1,) else image.shape
+            size = nifti_shape(path)
+            size = size[:2] if size[2:] == (1,) else size
             if size == shape:
-                return np.asarray(image.dataobj).reshape(shape) > 0
+                stored = read_nifti(path, lambda _: None, max_bytes=FREE_BYTES)
+                return stored.voxels_s.reshape(shape) * stored.slope + stored.offset > 0
     except Exception as error:  # whatever a reader raises at a file from outside
         raise ScanError(f"the mask cannot be read ({error}); send a PNG or NIfTI of the slice's size") from error
     raise InputError(f"the mask has shape {size}, the slice {shape}: give one value a pixel")

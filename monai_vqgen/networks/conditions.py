@@ -97,6 +97,19 @@ class ConditionEncoder:
         """The entries of a record that this encoder knows by name."""
         return {name: record[name] for name in self.names if name in record}
 
+    def read(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A record that can be encoded, with numbers for numbers in text, and None for what is not known.
+
+        Examples:
+            >>> ConditionEncoder({"age": (20, 60)}, {"sex": ["F", "M"]}).read({"age": "30", "sex": "n/a"})
+            {'age': 30.0, 'sex': None}
+        """
+        texts = {name for name, value in record.items() if isinstance(value, str) and name in self.continuous}
+        return {
+            name: None if _is_missing(value) else _as_number(value) if name in texts else value
+            for name, value in record.items()
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able description, from which `from_dict` makes the same encoder."""
         return {

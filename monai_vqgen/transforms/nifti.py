@@ -94,6 +94,8 @@ def read_nifti(
 def _guarded(path: Path, read: Callable[[BinaryIO], Any]) -> Any:
     """Read from a file, unpacked where it starts with gzip's magic number, whatever its name; faults are ScanErrors."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would wait for its end, a device may have none
+            raise ScanError(f"{path}: no file, but a folder, pipe or device; give a NIfTI file")
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)

@@ -12,7 +12,30 @@ from monai.data.meta_tensor import MetaTensor
 from monai.utils.enums import MetaKeys
 from numpy.typing import NDArray
 
-__all__ = ["affine_of", "as_slice", "name_of", "to_numpy", "with_values"]
+from monai_vqgen.errors import InputError
+
+__all__ = ["affine_of", "as_numbers", "as_slice", "name_of", "to_numpy", "with_values"]
+
+
+def as_numbers(values: Any, what: str) -> torch.Tensor:
+    """A tensor as it is, or an array or nested lists as one; real numbers or booleans.
+
+    Raises:
+        InputError: text, complex numbers, lists of different lengths, anything else; begins with `what` it is.
+
+    Examples:
+        >>> as_numbers([[0, 1]], "the mask").shape
+        torch.Size([1, 2])
+    """
+    try:
+        numbers = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{what}: {type(values).__name__} of no numbers ({error}); give a tensor or an array"
+        ) from error
+    if numbers.is_complex():
+        raise InputError(f"{what}: complex numbers; give real ones, such as their magnitude")
+    return numbers
 
 
 def to_numpy(img: NdarrayOrTensor) -> NDArray:
@@ -20,7 +43,10 @@ def to_numpy(img: NdarrayOrTensor) -> NDArray:
     if isinstance(img, torch.Tensor):
         plain = img.as_tensor() if isinstance(img, MetaTensor) else img
         return plain.detach().cpu().numpy()
-    return np.asarray(img)
+    array = img if isinstance(img, np.ndarray) else as_numbers(img, "the image").numpy()
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"an image of type {array.dtype}; give an array of real numbers")
+    return array
 
 
 def affine_of(img: NdarrayOrTensor) -> NDArray:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from factories import POSITIONS, tiny_model
 from PIL import Image
 
 from monai_vqgen.data import CodeStore, read_volume, save_codes
 from monai_vqgen.errors import VQGenError
-from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.transforms import FitToSize, LoadSlice
 
 CHANGES = 150
 MEMORY = 2**30  # bytes that one file may take
@@ -140,3 +144,91 @@ def test_code_stores_load_equal_or_are_refused(tmp_path, little_memory, name):
         lambda s: torch.equal(s.codes("training", 0), codes),
         head=90,
     )
+
+
+NO_NUMBERS = ["abc", np.array(["a", "b"]), ["a"], [[1, 2], [3]], None, {}, b"a", np.zeros((1, 1, 16, 16), complex)]
+KINDS = ["text", "array of text", "list of text", "ragged", "None", "dict", "bytes", "complex"]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=KINDS)
+def test_what_is_no_image_no_code_and_no_number_is_one_error_of_ours(value):
+    model = tiny_model()
+    image, codes = torch.zeros(1, 1, 16, 16), model.sample(1).codes
+    calls = [
+        lambda: model.encode(value),
+        lambda: model.decode(value),
+        lambda: model.decode([codes[0], value]),
+        lambda: model.log_prob(value),
+        lambda: model.complete(value, image > -1),
+        lambda: model.complete(image, value),
+        lambda: model.compress(value),
+        lambda: model.sample(value),
+        lambda: model.sample(1, first_sample=value),
+        lambda: FitToSize(8)(value),
+    ]
+    if not isinstance(value, str):  # the name of a file, and a stream
+        calls.append(lambda: model.reconstruct(value))
+    if not isinstance(value, bytes):
+        calls.append(lambda: model.decompress(value))
+    for number, call in enumerate(calls):
+        try:
+            given = call()
+        except VQGenError:
+            continue
+        pytest.fail(f"call {number} took it and gave {given}")
+
+
+def test_numbers_in_text_are_numbers_wherever_a_sample_is_used(tmp_path):
+    model = tiny_model(condition=POSITIONS, record={"plane": "axial", "pixel_mm": 2.0})
+    text, number = model.sample(1, position_mm="65", seed=3), model.sample(1, position_mm=65.0, seed=3)
+    assert text.conditions == number.conditions == [{"position_mm": 65.0}]
+    assert torch.equal(text.images, number.images)
+    assert torch.equal(text.affine, number.affine)
+    unknown = model.sample(1, conditions=[{"position_mm": "n/a"}])
+    assert unknown.conditions == [{"position_mm": None}]
+
+
+READERS = {
+    "scan.nii": "read_volume(path)",
+    "scan.nii.gz": "LoadScand()({'image': path})",
+    "slice.png": "LoadSlice()(path)",
+    "datalist.json": "load_datalist(path.parent, 'training')",
+    "split.json": "read_split(path, ['a'])",
+    "participants.tsv": "read_participants(path)",
+    "codes.json": "CodeStore(path.parent)",
+    "model.pt": "load_autoencoder(path)",
+    "model.zip": "TrainedModel.from_bundle(path)",
+    "a.vqg": "decompress_files([path], path.parent / 'out')",
+}
+
+
+def test_a_pipe_and_a_device_in_the_place_of_a_file_are_refused_and_not_waited_for(tmp_path):
+    code = [
+        "import sys",
+        "from pathlib import Path",
+        "from monai_vqgen import TrainedModel",
+        "from monai_vqgen.data import CodeStore, load_datalist, read_volume",
+        "from monai_vqgen.data.slices.participants import read_participants",
+        "from monai_vqgen.data.slices.splits import read_split",
+        "from monai_vqgen.errors import VQGenError",
+        "from monai_vqgen.models.loading import load_autoencoder",
+        "from monai_vqgen.models.scans import LoadScand",
+        "from monai_vqgen.models.stream_files import decompress_files",
+        "from monai_vqgen.transforms import LoadSlice",
+    ]
+    for kind in ("pipe", "device"):
+        for number, (name, call) in enumerate(READERS.items()):
+            path = tmp_path / kind / str(number) / name
+            path.parent.mkdir(parents=True)
+            os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+            code += [f"path = Path({str(path)!r})", "try:", f"    print(path, {call})"]
+            code += ["except VQGenError:", f"    print({kind!r}, {name!r}, 'refused')"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, timeout=120, env=environment
+    )
+    said = done.stdout.splitlines()
+    expected = [f"{kind} {name} refused" for kind in ("pipe", "device") for name in READERS]
+    assert [line for line in said if "participants" not in line] == [e for e in expected if "participants" not in e]
+    assert sum("participants.tsv {}" in line for line in said) == 2  # no table beside the scans
+    assert not done.stderr

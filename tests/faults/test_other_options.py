@@ -92,6 +92,19 @@ def test_another_split_is_refused_and_a_moved_folder_is_not(half, tmp_path):
     assert content(tmp_path / "run") == content(half / "run")
 
 
+def test_a_slice_with_other_pixels_is_refused(half, tmp_path):
+    shutil.copytree(half / "slices", tmp_path / "slices")
+    datalist = json.loads((half / "slices" / "datalist.json").read_text())
+    names = [datalist[part][0]["image"] for part in ("training", "validation")]
+    shutil.copyfile(half / "slices" / names[0], tmp_path / "slices" / names[1])
+    with pytest.raises(RuntimeError) as caught:
+        resume(AUTOENCODER, half, tmp_path / "run", dataset_dir=tmp_path / "slices")
+    message = str(root_cause(caught.value))
+    assert "validation_list '4 records, sha256 " in message
+    assert "training_list" not in message
+    assert content(tmp_path / "run") == content(half / "run")
+
+
 def test_codes_of_another_autoencoder_are_refused(half, tmp_path):
     run(AUTOENCODER, dataset_dir=half / "slices", output_dir=tmp_path / "other", seed=5, max_epochs=1)
     options = {"dataset_dir": half / "slices", "model": tmp_path / "other" / "model.pt", "kind": None}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from monai_vqgen import files
-from monai_vqgen.errors import OutputExistsError
+from monai_vqgen.errors import InputError, OutputExistsError
 from monai_vqgen.files import (
     claim_folder,
     forget_earlier,
@@ -26,6 +26,7 @@ from monai_vqgen.files import (
     write_bytes,
     write_json,
 )
+from monai_vqgen.handlers import claim_training
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -477,3 +478,77 @@ def test_results_that_a_kill_has_left_half_set_aside_come_back(tmp_path):
     with pytest.raises(OutputExistsError, match=r"holds model\.pt, model\.json"):
         claim_folder(tmp_path, ["model.pt", "model.json"], overwrite=False, set_aside=True)
     assert sorted(content(tmp_path)) == [".model.pt.lock", "model.json", "model.pt"]
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_to_be_written(tmp_path):
+    with pytest.raises(OSError, match=r"No space.*a\.pt") as caught, replace_file(tmp_path / "a.pt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a.pt")
+
+
+def odd(path, kind, victim):
+    {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "link to a file": lambda: path.symlink_to(victim / "model.pt"),
+        "link to a folder": lambda: path.symlink_to(victim),
+        "link to nothing": lambda: path.symlink_to(victim / "made"),
+        "device": lambda: path.symlink_to("/dev/null"),
+    }[kind]()
+
+
+ODD = ["folder", "pipe", "link to a file", "link to a folder", "link to nothing", "device"]
+
+
+@pytest.fixture
+def victim(tmp_path):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "model.pt").write_text("precious")
+    yield tmp_path / "victim"
+    assert [(path.name, path.read_text()) for path in (tmp_path / "victim").iterdir()] == [("model.pt", "precious")]
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_lies_in_the_place_of_a_lock_is_not_opened(tmp_path, victim, kind):
+    odd(tmp_path / ".model.pt.lock", kind, victim)
+    with pytest.raises(OutputExistsError, match="is no lock, but a link, folder, pipe or device: remove it"):
+        claim_folder(tmp_path, ["model.pt"], overwrite=False)
+
+
+@pytest.mark.parametrize("kind", ODD[1:])
+@pytest.mark.parametrize(
+    "name", [".model.pt.earlier", ".model.pt.aside", ".{}-4194297-0.partial.model.pt", ".{}-4194297-0.ready.model.pt"]
+)
+def test_what_lies_in_the_place_of_leftovers_is_removed_and_no_link_is_followed(tmp_path, victim, kind, name):
+    path = tmp_path / name.format(files._HOST)
+    odd(path, kind, victim)
+    claim_folder(tmp_path, ["model.pt"], overwrite=False, set_aside=True)
+    assert not os.path.lexists(path)
+    assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({"gone": ["../victim/model.pt"]}, {"gone": ["{victim}/model.pt"]}, {"gone": [".."]}, {"gone": [""]}),
+        *({"gone": 3}, {"last": "../victim/new"}, {"last": 3}),
+    ],
+)
+def test_a_swap_that_leads_out_of_its_folder_is_refused_and_its_results_stay(tmp_path, victim, told):
+    ready = tmp_path / "run" / f".{files._HOST}-4194297-0.ready.model.pt"
+    ready.mkdir(parents=True)
+    (ready / "model.pt").write_text("new")
+    text = json.dumps({"gone": [], "last": "model.pt", **told}).replace("{victim}", str(victim))
+    (ready / ".swap.json").write_text(text)
+    with pytest.raises(OutputExistsError, match=r"complete results, and its \.swap\.json is damaged"):
+        claim_folder(tmp_path / "run", ["model.pt"], overwrite=True)
+    assert (ready / "model.pt").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "file", "file/a"])
+def test_a_folder_that_cannot_be_made_is_one_error(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot be made: .* Give another folder"):
+        claim_folder(tmp_path / name, ["model.pt"], overwrite=False)
+    with pytest.raises(InputError, match=r"cannot be made: .* Give another folder"):
+        claim_training(str(tmp_path / name), resume=True)

@@ -60,6 +60,9 @@ def save_codes(
     Raises:
         CodesMismatchError: levels, grids, records or code values do not fit one another.
     """
+    shapes = [tuple(codes_ns.shape[1:]) for codes_ns in next(iter(grids.values()), [])]
+    if not _covers(shapes, image_size):
+        raise CodesMismatchError(f"image_size={tuple(image_size)} is of no images with grids {shapes}: leave it out")
     tensors = _checked_tensors(grids, {split: len(rows) for split, rows in records.items()}, codebook_sizes)
     tensors.update(_checked_codebooks(codebooks_kd, codebook_sizes))
     folder = Path(output_dir)
@@ -72,7 +75,7 @@ def save_codes(
         "format_version": _FORMAT_VERSION,
         "fingerprint": fingerprint,
         "codebook_sizes": list(codebook_sizes),
-        "grids": [list(codes_ns.shape[1:]) for codes_ns in next(iter(grids.values()), [])],
+        "grids": [list(shape) for shape in shapes],
         "image_size": list(image_size),
         "plane": geometry.plane,
         "pixel_mm": geometry.pixel_mm,
@@ -114,6 +117,22 @@ def _whole(numbers: Iterable[Any]) -> tuple[int, ...]:
     if not all(type(number) is int and number > 0 for number in found):
         raise ValueError(f"whole numbers: {found}")
     return found
+
+
+def _covers(grids: Sequence[Sequence[int]], image_size: Sequence[int]) -> bool:
+    """Whether cells of one size, the last of an axis padded, make these grids of images of a size, where known.
+
+    Examples:
+        >>> _covers([(2, 3), (4, 6)], (13, 24)), _covers([(2, 3)], (4, 4)), _covers([(2, 3)], ())
+        (True, False, True)
+    """
+    if not image_size or not grids:
+        return True
+    if len(image_size) != len(grids[0]) or min(grids[0]) < 1:
+        return False
+    axes = list(zip(image_size, grids[0], strict=True))
+    cell = max(-(-size // count) for size, count in axes)  # no smaller one has so few cells along each axis
+    return all(-(-size // cell) == count for size, count in axes)
 
 
 def code_type(size: int) -> torch.dtype:
@@ -292,6 +311,8 @@ class CodeStore:
     def _check_said(self) -> None:
         """Raise ValueError for what no weights and no slices have."""
         plane, pixel_mm = self.geometry
+        if not _covers(self.grids, self.image_size):
+            raise ValueError(f"the size of the images: {self.image_size} with grids {self.grids}")
         if not (isinstance(self.fingerprint, str) and self.fingerprint):
             raise ValueError(f"the fingerprint: {self.fingerprint!r}")
         if max(self.codebook_sizes, default=0) > _LARGEST_CODEBOOK:  # priors have a weight or more for each code

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pooch
 
 from monai_vqgen.data.slices.participants import MISSING, number_in, read_table
 from monai_vqgen.data.slices.sources import subject_of
@@ -93,7 +94,7 @@ def load_datalist(dataset_dir: str | Path, split: str, *, disjoint: bool = True)
     if not folder.is_dir():
         raise DatalistError(f"{folder} is not a folder: give --dataset_dir, the folder that extract_slices.json wrote")
     listed = (folder / "datalist.json").is_file()
-    items = _from_json(folder, split, disjoint) if listed else _from_folders(folder, split)
+    items = _from_json(folder, split, disjoint) if listed else _from_folders(folder, split, disjoint)
     if not items:
         raise DatalistError(f"{folder} has no {split} slices; extract more subjects or change the fractions")
     return items
@@ -120,19 +121,21 @@ def read_slice_geometry(dataset_dir: str | Path) -> SliceGeometry:
 
 
 def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = "") -> str:
-    """How many records a list has, and a checksum of all that they say, in order; for comparing two lists.
+    """How many records a list has, and a checksum of all that they say and of their files; for comparing two lists.
 
     Args:
         records: of slices; they can be written as JSON.
-        folder: their images are taken relative to it, so that a data set may move.
+        folder: their images are taken relative to it, so that a data set may move, and read; without one neither.
 
     Examples:
-        >>> records_digest([{"image": "/data/a.png", "age": 40}], "/data")
+        >>> records_digest([{"subject": "a", "age": 40}])
         '1 records, sha256 e533a8ccde16'
     """
     home = Path(folder).resolve()  # as `load_datalist` has it
     told = [
-        {**record, "image": os.path.relpath(record["image"], home)} if "image" in record and folder else record
+        {**record, "image": os.path.relpath(record["image"], home), "sha256": pooch.file_hash(record["image"])}
+        if "image" in record and folder
+        else record
         for record in records
     ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -149,10 +152,12 @@ def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]
     except (ValueError, KeyError, TypeError) as error:
         raise DatalistError(f"{path}: not a datalist with a list {split!r} ({error}); extract again") from error
     for key in ("subject", "image") if disjoint else ():
-        named = [{_told(item[key]) for item in items if item.get(key) is not None} for items in parts.values()]
-        if twice := sorted(
-            name for name, count in Counter(name for part in named for name in part).items() if count > 1
-        ):
+        told = _file if key == "image" else _told
+        named = [
+            {told(item[key]): item[key] for item in items if item.get(key) is not None} for items in parts.values()
+        ]
+        counts = Counter(name for part in named for name in part)
+        if twice := sorted(str(part[name]) for part in named for name in part if counts[name] > 1):
             raise DatalistError(
                 f"{path}: {key} {twice[0]} is in more than one split; extract again, or correct the list"
             )
@@ -167,13 +172,22 @@ def _from_json(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]
     return parts[split]
 
 
+def _file(path: str | Path) -> str:
+    """What all links to one file have in common; the path where there is none."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):  # names that no file can have
+        return str(path)
+    return f"{state.st_dev} {state.st_ino}"
+
+
 def _told(value: Any) -> str:
     """A name in one spelling: 1 for 1.0, and composed characters."""
     whole = isinstance(value, float) and value.is_integer()
     return unicodedata.normalize("NFC", str(int(value) if whole else value))
 
 
-def _from_folders(folder: Path, split: str) -> list[dict[str, Any]]:
+def _from_folders(folder: Path, split: str, disjoint: bool) -> list[dict[str, Any]]:
     homes = _homes(folder)
     own = sorted(home for home in homes if _split_named(home) == split)
     if loose := loose_pictures(folder):
@@ -193,6 +207,12 @@ def _from_folders(folder: Path, split: str) -> list[dict[str, Any]]:
     slices = [p for p in files if p.name.lower().endswith((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))]
     if others := sorted(p for p in set(files) - set(slices) if p.name != LABELS):
         logger.warning("%s: %d files are no slices (for example %s)", folder, len(others), others[0].name)
+    mine = {_file(path) for path in slices}
+    there = sorted(p for home in homes - {*own} for p in home.rglob("*") if p.is_file() and p.name != LABELS)
+    if disjoint and (twice := next((path for path in there if _file(path) in mine), None)):
+        raise DatalistError(
+            f"{folder}: {twice.relative_to(folder)} is a file of another split too, by a link; remove it"
+        )
     tables = [home / LABELS for home in (folder, *own)]
     labels = {path: columns for table in tables for path, columns in _read_labels(table).items()}
     labels = labels or {path: columns for home in own for path, columns in _folder_labels(home, slices).items()}

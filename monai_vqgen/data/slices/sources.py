@@ -143,6 +143,10 @@ def _find(folder: Path, suffix: str, skipped: list[dict[str, str]]) -> list[Path
     files = _walk(folder, skipped)
     named = [path for path in files if path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")]
     niftis = [path for path in named if path.is_file() or (path.is_symlink() and not path.is_dir())]
+    packed = {str(path) for path in niftis}
+    for path in [path for path in niftis if path.name.endswith(".nii") and f"{path}.gz" in packed]:
+        skipped.append(_skip(path, folder, f"lies beside {path.name}.gz, the same scan packed; remove one of the two"))
+        niftis.remove(path)
     below = {path: path.relative_to(folder).parts for path in niftis}
     bids = [p for p, parts in below.items() if "anat" in parts[-2:-1] and any(n.startswith("sub-") for n in parts)]
     if bids:
@@ -174,7 +178,8 @@ def find_scans(folder: str | Path, *, suffix: str = "T1w", subject_pattern: str 
 
     The first of these that is found: a BIDS tree (`sub-*/[ses-*]/anat/*_T1w.nii.gz`), a flat folder of NIfTI
     files, folders of DICOM series (one series a folder), NIfTI files in any sub-folder. `derivatives` and `sourcedata`
-    are skipped; to use one, give it as the folder. Linked folders are followed.
+    are skipped; to use one, give it as the folder. Linked folders are followed. Of `scan.nii` and `scan.nii.gz` side
+    by side the packed one is taken.
 
     Args:
         folder: of the scans; `participants.tsv` in it is joined by subject.

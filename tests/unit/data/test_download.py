@@ -255,6 +255,9 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">]><ListBucketResult>&a;</ListBucket
         (BOMB.encode(), "document type"),
         (f'<?xml version="1.0" encoding="UTF-16"?>{BOMB}'.encode("utf-16"), "document type"),
         (b"<a>" * 100_000, "nests more than"),
+        (b"<ListBucketResult>" + b"<a/>" * 4_000_000 + b"</ListBucketResult>", "more or longer elements"),
+        (b"<ListBucketResult " + b" ".join(b'a%d=""' % i for i in range(300_000)) + b"/>", "more or longer elements"),
+        (b"<" + b"a" * 1_000_000 + b"/>", "more or longer elements"),
         (b"<html>sign in</html>", "not the listing"),
         (b"welcome", "not XML"),
         (b"", "not XML"),
@@ -273,6 +276,26 @@ def test_an_answer_that_is_not_a_listing_is_reported(openneuro, tmp_path, conten
     with pytest.raises(DownloadError, match=match):
         fetch(openneuro, tmp_path / "scans")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_listing_of_more_files_than_memory_holds_is_left(openneuro, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MOST_FILES", 4)
+    with pytest.raises(DownloadError, match="more than 4 files"):
+        fetch(openneuro, tmp_path / "scans")
+
+
+def test_a_name_that_no_file_can_have_and_a_redirect_to_no_address_are_errors_of_ours(openneuro, tmp_path, monkeypatch):
+    subject = "a" * 300
+    openneuro.listing = listing(entry(f"{NAME}/sub-{subject}/anat/sub-{subject}_T1w.nii.gz"))
+    with pytest.raises(DownloadError, match="choose another folder"):
+        fetch(openneuro, tmp_path / "scans")
+
+    def redirected(url):
+        raise ValueError("Invalid IPv6 URL")
+
+    monkeypatch.setattr(download, "_get", redirected)
+    with pytest.raises(DownloadError, match="answers what no server of files does"):
+        fetch(openneuro, tmp_path / "scans")
 
 
 def test_the_verb_downloads_and_says_what_went_wrong(openneuro, tmp_path, capsys):
@@ -533,7 +556,7 @@ def test_a_folder_that_cannot_be_created_is_reported(remote, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DownloadError, match="cannot be written"):
         fetch_file(remote, tmp_path / "file" / KEY)
-    with pytest.raises(DownloadError, match="cannot be created"):
+    with pytest.raises(DownloadError, match="cannot be used"):
         check_space(tmp_path / "file" / "folder", {})
 
 

@@ -204,6 +204,10 @@ def test_the_mark_of_a_demo_does_not_tell_where_the_scans_lie(tmp_path, monkeypa
 
 
 def test_a_report_needs_metrics(tmp_path):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "metrics.json").write_text("{")
+    with pytest.raises(InputError, match=r"metrics\.json is damaged"):
+        write_report(tmp_path / "damaged", stages=[])
     with pytest.raises(InputError, match=r"metrics\.json"):
         write_report(tmp_path, stages=[])
 

@@ -10,7 +10,7 @@ import pytest
 
 from monai_vqgen.demo.sizes import read_size
 from monai_vqgen.demo.stages import Leftovers, Stage, bundle_stages, run_stages, stages_at_once
-from monai_vqgen.errors import StageError
+from monai_vqgen.errors import OutputExistsError, StageError
 from monai_vqgen.files import previous_path
 
 resource = pytest.importorskip("resource")
@@ -47,6 +47,13 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "a").unlink()
     run_stages(fake_stages(tmp_path, seen, "a", "b --longer", "c"), tmp_path, resume=True)
     assert seen == [("a", Leftovers.REPLACE), ("b --longer", Leftovers.REPLACE), ("c", Leftovers.REPLACE)]
+
+
+@pytest.mark.parametrize("notes", ["", "[1]", '{"stages": 3}', '{"stages": [{"name": "a"}]}'])
+def test_damaged_notes_are_told_with_what_to_do(tmp_path, notes):
+    (tmp_path / "timings.json").write_text(notes)
+    with pytest.raises(OutputExistsError, match=r"timings\.json is damaged .*remove it"):
+        run_stages(fake_stages(tmp_path, [], "a"), tmp_path, resume=True)
 
 
 def test_a_run_that_was_moved_goes_on_and_its_notes_do_not_tell_where_it_was(tmp_path):

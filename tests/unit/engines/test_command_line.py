@@ -17,6 +17,7 @@ import monai.bundle
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from safetensors import SafetensorError
 
 from monai_vqgen import bundles
 from monai_vqgen.engines import check_command_line, command_line
@@ -255,6 +256,25 @@ def test_an_interrupted_program_says_how_to_go_on(config):
     assert process.returncode == -signal.SIGINT
     assert errors.splitlines()[-1] == "Interrupted; go on with --resume True"
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "SaveImage cannot find a suitable writer for a.nii.gz. Please install\n  File 1\nOSError: [Errno 28] No"
+        ),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["MONAI", "safetensors"],
+)
+def test_a_full_disk_is_named_whatever_others_make_of_it(error, tmp_path):
+    assert in_one_line(error, tmp_path).startswith(f"OSError: the disk of {tmp_path} is full (")
+
+
+def test_of_a_picture_that_could_not_be_written_the_reason_is_told():
+    text = "SaveImage cannot find a suitable writer for a.nii. Please install\n File 1\nOSError: [Errno 5] Input/output error"
+    assert in_one_line(RuntimeError(text)) == "OSError: [Errno 5] Input/output error"
 
 
 def test_a_full_disk_is_named_and_the_log_file_keeps_the_traceback(tmp_path, capsys, monkeypatch):

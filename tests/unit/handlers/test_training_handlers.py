@@ -67,6 +67,19 @@ def test_resumed_history_forgets_the_epoch_that_is_repeated(tmp_path):
     assert curves == {"epoch": [1, 2, 3, 4], "loss": [3.0, 2.0, 9.0, 8.0]}
 
 
+@pytest.mark.parametrize(
+    "written", ["", "{", "[1]", '{"train": 3}', '{"train": {"epoch": [null]}}', '{"train": {"epoch": 3}}']
+)
+def test_damaged_curves_do_not_end_a_resumed_run(tmp_path, written, caplog):
+    (tmp_path / "history.json").write_text(written)
+    history = History(tmp_path / "history.json", resume=True)
+    trainer = Engine(lambda engine, batch: None)
+    history.attach(trainer)
+    trainer.run([0], max_epochs=1)
+    assert json.loads((tmp_path / "history.json").read_text())["train"]["epoch"] == [1]
+    assert "its curves begin anew" in caplog.text
+
+
 @pytest.mark.parametrize(("patience", "last_epoch"), [(2, 4), (3, 6), (0, 6)])
 def test_patience_ends_the_training_after_as_many_validations_without_progress(patience, last_epoch):
     engine, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from types import SimpleNamespace
 
@@ -11,10 +12,10 @@ import pytest
 from factories import tiny_model
 from PIL import Image
 
-from monai_vqgen.errors import InputError
+from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.monailabel.knobs import ReconstructionKnobs, SamplingKnobs, TrainingKnobs, asked_conditions
 from monai_vqgen.monailabel.served_bundle import ServedBundle
-from monai_vqgen.monailabel.synthesis import CompletionTask, SamplingTask, _region
+from monai_vqgen.monailabel.synthesis import CompletionTask, SamplingTask, _from_file, _region
 from monai_vqgen.monailabel.train import place_model
 
 
@@ -113,7 +114,7 @@ def test_a_mask_of_another_size_is_refused_before_it_is_unpacked(tmp_path, monke
         raise AssertionError("unpacked")
 
     monkeypatch.setattr(Image.Image, "load", unpacked)
-    monkeypatch.setattr("nibabel.arrayproxy.ArrayProxy.__array__", unpacked)
+    monkeypatch.setattr("monai_vqgen.monailabel.synthesis.read_nifti", unpacked)
     for name in ("mask.png", "mask.nii.gz"):
         with pytest.raises(InputError, match=r"the mask has shape \(8, 8\), the slice \(8, 9\)"):
             _region({"label": tmp_path / name}, (8, 9))
@@ -126,3 +127,19 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
     (tmp_path / "configs" / "metadata.json").write_text(json.dumps({"version": "1"}))
     with pytest.raises(InputError, match=r"inference\.json is missing"):
         ServedBundle(tmp_path)
+
+
+def test_a_mask_starts_no_program_and_unfolds_to_little_whatever_its_name_says(tmp_path):
+    Image.new("L", (9, 8)).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "eps.png")
+    header = nib.Nifti1Image(np.zeros((8, 9, 1), dtype=np.uint8), np.eye(4)).header
+    header["vox_offset"] = 2**30
+    bomb = gzip.compress(header.binaryblock + bytes(2**28), 9)
+    (tmp_path / "extensions.nii.gz").write_bytes(bomb)
+    nib.save(nib.MGHImage(np.ones((8, 9, 1), dtype=np.uint8), np.eye(4)), tmp_path / "other.mgz")
+    for name in ("eps.png", "extensions.nii.gz", "other.mgz"):
+        with pytest.raises(ScanError, match="the mask cannot be read"):
+            _from_file(tmp_path / name, (8, 9))
+    scaled = nib.Nifti1Image(np.eye(8, 9)[..., None] * 0.5, np.eye(4))
+    nib.save(scaled, tmp_path / "half.nii.gz")
+    assert np.array_equal(_from_file(tmp_path / "half.nii.gz", (8, 9)), np.eye(8, 9) > 0)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from monai_vqgen.data.codes.store import CodesDataset, CodeStore, save_codes
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.files import read_json, write_json
-from monai_vqgen.networks import GatedPixelCNN
+from monai_vqgen.networks import GatedPixelCNN, HierarchicalVQVAE
 
 SIZES = (12, 40000)
 
@@ -116,6 +116,19 @@ def test_codes_that_do_not_fit_one_another_are_not_written(tmp_path):
         save_codes(tmp_path, {"training": [codes + 4]}, {"training": [{}, {}]}, codebook_sizes=(4,), fingerprint="")
     with pytest.raises(CodesMismatchError, match="records"):
         save_codes(tmp_path, {"training": [codes]}, {"training": [{}]}, codebook_sizes=(4,), fingerprint="")
+    rows = {"training": [{}, {}]}
+    for size in ((3, 1), (8, 8, 8)):
+        with pytest.raises(CodesMismatchError, match="image_size"):
+            save_codes(tmp_path, {"training": [codes]}, rows, codebook_sizes=(4,), fingerprint="", image_size=size)
+
+
+@pytest.mark.parametrize("size", [(13, 23), (16, 24), (20, 30)])
+def test_the_size_of_padded_images_is_taken(tmp_path, size):
+    network = HierarchicalVQVAE(channels=4, residual_channels=2)
+    grids = [torch.zeros(2, *grid, dtype=torch.int64) for grid in network.grids(size)]
+    rows = {"training": [{}, {}]}
+    save_codes(tmp_path, {"training": grids}, rows, codebook_sizes=(4, 4), fingerprint="a", image_size=size)
+    assert CodeStore(tmp_path).image_size == size
 
 
 def rewrite(folder, tensors=None, **fields):
@@ -143,6 +156,10 @@ def rewrite(folder, tensors=None, **fields):
         ({}, {"codebook_sizes": [12, "40000"]}, "misstates whole numbers"),
         ({}, {"splits": {"training": [], "validation": []}}, "is described"),
         ({}, {"splits": [1]}, "misstates"),
+        ({}, {"image_size": [160, 24]}, "misstates the size of the images"),
+        ({}, {"image_size": [16]}, "misstates the size of the images"),
+        ({}, {"image_size": [16, 24, 16]}, "misstates the size of the images"),
+        ({}, {"image_size": [1, 24]}, "misstates the size of the images"),
         ({}, {"splits": {"training": 3}}, "misstates"),
     ],
 )

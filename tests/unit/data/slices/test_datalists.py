@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,22 @@ def test_a_subject_or_a_file_in_two_splits_is_refused_for_every_split(tmp_path, 
             load_datalist(tmp_path, split)
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_to_a_training_image_is_no_other_image(tmp_path, link):
+    write_list(tmp_path, training=[{"image": "a.nii"}], test=[{"image": "c.nii"}])
+    link(tmp_path / "a.nii", tmp_path / "c.nii")
+    with pytest.raises(DatalistError, match=r"image .*/[ac]\.nii is in more than one split"):
+        load_datalist(tmp_path, "training")
+    assert load_datalist(tmp_path, "test", disjoint=False)
+    for name in ("train", "test"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+    (tmp_path / "folders/train/a.png").touch()
+    link(tmp_path / "folders/train/a.png", tmp_path / "folders/test/b.png")
+    for split in ("training", "test"):
+        with pytest.raises(DatalistError, match="is a file of another split too"):
+            load_datalist(tmp_path / "folders", split)
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, "[]", "3", '{"training": 3}', '{"training": [3]}', '{"training": [{"image": 3}]}', "{}"]
 )
@@ -150,6 +167,10 @@ def test_a_digest_is_the_same_through_a_link_and_after_a_move(tmp_path, monkeypa
     before = digest("slices")
     (tmp_path / "slices").rename(tmp_path / "moved")
     assert digest("moved") == before
+    os.utime(tmp_path / "moved/train/a.png", (1, 1))
+    assert digest("moved") == before
+    (tmp_path / "moved/train/a.png").write_bytes(b"x")
+    assert digest("moved") != before
 
 
 def touch(folder, *names):

@@ -205,3 +205,15 @@ def test_names_of_results_have_no_sign_that_a_file_system_refuses_and_no_folder(
     (tmp_path / 'a:b*"c".nii').unlink()
     names = [record.name for record in discover_volumes(tmp_path, subject_pattern="^(x/.)")]
     assert names == ["x_y", "x_z"]
+
+
+def test_a_scan_beside_itself_packed_is_one_scan_and_the_other_a_skip(tmp_path):
+    touch(tmp_path, "a.nii", "a.nii.gz", "b.nii", "c.nii.gz", "d/a.nii")
+    found = find_scans(tmp_path)
+    assert [record.path.name for record in found.records] == ["a.nii.gz", "b.nii", "c.nii.gz"]
+    assert found.skipped[0] == {
+        "file": "a.nii",
+        "reason": "a.nii: lies beside a.nii.gz, the same scan packed; remove one of the two",
+    }
+    bids = touch(tmp_path / "bids", "sub-1/anat/sub-1_T1w.nii", "sub-1/anat/sub-1_T1w.nii.gz")
+    assert [record.path.suffix for record in find_scans(bids).records] == [".gz"]
