@@ -24,7 +24,9 @@ def test(session: nox.Session, *wanted: str) -> None:
     if "monai_next" in session.name:  # MONAI's development wheels have a name of their own
         session.run("python", "-m", "pip", "uninstall", "--yes", "monai")
         session.install("--no-deps", "--pre", "monai-weekly")
-    session.run("python", "-m", "pytest", *(session.posargs or QUICK), env={"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"})
+    session.run(
+        "python", "-m", "pytest", *(session.posargs or QUICK), env={"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    )
 
 
 @nox.session(python=PYTHONS)

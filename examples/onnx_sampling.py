@@ -2,11 +2,10 @@
 
     python examples/onnx_sampling.py EXPORT slices.npz --num_samples 4 --seed 7 --condition position_mm=65 sex=f
 
-The codes are those that `TrainedModel.sample` draws with this seed and these conditions. Each position costs a pass over
-its row, and each row hands what the next ones need of it on as caches.
+The codes are those that `TrainedModel.sample` draws with this seed and these conditions. Each position costs a pass
+over its row, and each row hands on, as caches, what the next ones need of it.
 
-Legend of suffixes: b batch, f condition features, k number of codes, m positions of a row, n raster positions, s spatial
-axes.
+Legend of suffixes: b batch, f condition features, k number of codes, n raster positions, s spatial axes.
 """
 
 import argparse
@@ -80,7 +79,12 @@ def draw_codes(folder: Path, count: int, *, seed: int, values: Mapping[str, str]
         settings = {name: about[name][level] for name in ("temperature", "top_k", "top_p")}
         caches = {name: np.zeros((count, *shape), np.float32) for name, shape in about["caches"][level].items()}
         for n in range(positions):
-            inputs = {**given, **caches, "index": np.array([n // row]), f"codes_{level}": codes_bn.reshape(count, *grid)}
+            inputs = {
+                **given,
+                **caches,
+                "index": np.array([n // row]),
+                f"codes_{level}": codes_bn.reshape(count, *grid),
+            }
             logits, *following = prior.run(None, inputs)
             logits_bk = logits.reshape(count, num_codes, row)[:, :, n % row]
             codes_bn[:, n] = (truncated(logits_bk, **settings) + noise_bnk[:, n]).argmax(1)

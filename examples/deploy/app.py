@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 
 
 class Scan(NamedTuple):
-    """A series and its voxels, a MetaTensor `(1, X, Y, Z)` with the affine."""
+    """A series, by a name of its own, and its voxels, a MetaTensor `(1, X, Y, Z)` with the affine."""
 
+    name: str
     folder: Path
     volume: Any
 
@@ -56,7 +57,7 @@ class SeriesReader(Operator):
         scans = []
         for record in discover_volumes(self.folder):
             try:
-                scans.append(Scan(record.path, as_volume(record.path)))
+                scans.append(Scan(record.name, record.path, as_volume(record.path)))
             except ScanError as error:
                 logger.warning("skipped: %s", error)
         if not scans:
@@ -105,9 +106,9 @@ class CaptureWriter(Operator):
             labels = CaptureLabels("Reconstruction (monai_vqgen)", DERIVATION, source=scan.folder)
             affine = np.asarray(scan.volume.affine, dtype=np.float64)
             voxels_s = np.asarray(scan.volume.as_tensor()[0])
-            folder = self.folder / scan.folder.name
+            folder = self.folder / scan.name
             paths = write_secondary_captures(folder, voxels_s, affine=affine, plane=self.plane, labels=labels)
-            logger.info("%s: %d captures in %s", scan.folder.name, len(paths), folder)
+            logger.info("%s: %d captures in %s", scan.folder, len(paths), folder)
 
 
 class ReconstructionApp(Application):

@@ -108,7 +108,7 @@ def weights_file(path: str | Path | None, name: str = "model") -> Iterator[Path]
 
 
 def _is_on_hub(path: Path) -> bool:
-    """Whether a path reads as OWNER/NAME and nothing here is meant: neither it nor OWNER exists, and it is no file's."""
+    """Whether a path reads as OWNER/NAME and nothing here is meant: OWNER does not exist, and it is no file's."""
     named = REPOSITORY.fullmatch(path.as_posix()) and path.suffix.lower() not in (*SUFFIXES, ".zip")
     return bool(named) and not path.parent.exists()
 

@@ -1,4 +1,4 @@
-"""From a clone to a model as someone new would: the README's first commands, pasted one after another; each way to install."""
+"""From a clone to a model: the README's first commands, pasted one after another, and each way to install."""
 
 from __future__ import annotations
 

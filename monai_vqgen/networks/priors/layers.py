@@ -215,9 +215,7 @@ class CausalAttention(nn.Module):
     def forward(self, features_bcs: Tensor, coordinates_ps: Tensor) -> Tensor:
         """Attend; both the result and `features_bcs` are `(b, channels, *grid)`."""
         heads = self.heads(features_bcs, coordinates_ps)
-        return self.after(
-            features_bcs, F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
-        )
+        return self.after(features_bcs, F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True))
 
     def heads(self, features_bcs: Tensor, coordinates_ps: Tensor) -> Tensor:
         """Queries, keys and values, `(3, b, heads, n, width / heads)`."""

@@ -120,7 +120,9 @@ def test_every_loader_takes_the_name_of_a_repository(model, hub, tmp_path, monke
     wanted = model.priors[1].state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in prior.state_dict().items())
     for load in (TrainedModel.from_bundle, recorded_autoencoder):
-        with pytest.raises(DownloadError, match="no folder here is named nobody/nothing, and .*there is no repository"):
+        with pytest.raises(
+            DownloadError, match=r"no folder here is named nobody/nothing, and .*there is no repository"
+        ):
             load("nobody/nothing")
 
 

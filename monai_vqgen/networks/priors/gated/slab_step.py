@@ -1,4 +1,4 @@
-"""A gated PixelCNN one slab of its grid at a time, as a function of tensors alone: what graphs for sampling are made of.
+"""A gated PixelCNN one slab of its grid at a time, as a function of tensors alone, of which graphs are exported.
 
 Legend of suffixes: b batch, c channels, d channels of a head, h heads, k number of codes, l layers, n raster positions,
 p position features, r rows (slabs) that a kernel looks back, s spatial axes, t a slab's axes, with one index along the
@@ -30,9 +30,9 @@ class GatedSlabStep(nn.Module):
         keys and values of all slabs before ────┘   features, keys and values for the next slab
 
     Each call computes the whole slab, and the logits of a position depend on the codes before it alone. So a caller
-    draws a slab's codes one by one, with the caches that the slab began with, and hands those that the last call gave to
-    the next slab. A position costs a slab rather than a grid. `GatedPixelCNN.incremental` computes each feature once
-    and is several times as fast, but writes into memory, which no exported graph does.
+    draws a slab's codes one by one, with the caches that the slab began with, and hands those of the last call to the
+    next slab: a position costs a slab rather than a grid. `GatedPixelCNN.incremental` computes each feature once, but
+    writes into memory, which no exported graph does.
 
     Args:
         prior: whose weights are used.
