@@ -2,8 +2,8 @@
 
     python examples/onnx_sampling.py EXPORT slices.npz --num_samples 4 --seed 7 --condition position_mm=65 sex=f
 
-The codes are those that `TrainedModel.sample` draws with this seed and these conditions. Each position costs one pass
-over the whole grid, so this is slower than the package, which computes every feature once.
+The codes are those that `TrainedModel.sample` draws with this seed and these conditions. Each position costs a pass
+over its row, and each row hands on, as caches, what the next ones need of it.
 
 Legend of suffixes: b batch, f condition features, k number of codes, n raster positions, s spatial axes.
 """
@@ -72,15 +72,24 @@ def draw_codes(folder: Path, count: int, *, seed: int, values: Mapping[str, str]
         given["condition"] = np.array([encode_condition(encoder, values)] * count, dtype=np.float32)
     for level, (grid, num_codes) in enumerate(zip(about["grids"], about["num_codes"], strict=True)):
         prior = onnxruntime.InferenceSession(folder / f"prior_level{level}.onnx", providers=["CPUExecutionProvider"])
-        positions = int(np.prod(grid))
+        positions, row = int(np.prod(grid)), int(np.prod(grid[1:]))
         noise = [gumbel_noise(seed, i, level=level, num_codes=num_codes, count=positions) for i in range(count)]
         noise_bnk = np.stack(noise)
         codes_bn = np.zeros((count, positions), dtype=np.int64)
         settings = {name: about[name][level] for name in ("temperature", "top_k", "top_p")}
+        caches = {name: np.zeros((count, *shape), np.float32) for name, shape in about["caches"][level].items()}
         for n in range(positions):
-            inputs = {**given, f"codes_{level}": codes_bn.reshape(count, *grid)}
-            logits_bkn = prior.run(["logits"], inputs)[0].reshape(count, num_codes, positions)
-            codes_bn[:, n] = (truncated(logits_bkn[:, :, n], **settings) + noise_bnk[:, n]).argmax(1)
+            inputs = {
+                **given,
+                **caches,
+                "index": np.array([n // row]),
+                f"codes_{level}": codes_bn.reshape(count, *grid),
+            }
+            logits, *following = prior.run(None, inputs)
+            logits_bk = logits.reshape(count, num_codes, row)[:, :, n % row]
+            codes_bn[:, n] = (truncated(logits_bk, **settings) + noise_bnk[:, n]).argmax(1)
+            if n % row == row - 1:
+                caches = dict(zip(caches, following, strict=True))
         given[f"codes_{level}"] = codes_bn.reshape(count, *grid)
     return [given[f"codes_{level}"] for level in range(len(about["grids"]))]
 

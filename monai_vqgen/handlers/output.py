@@ -101,18 +101,18 @@ class _RunLog(logging.FileHandler):
 
 
 def log_to_file(output_dir: str | os.PathLike[str], name: str, **told: Any) -> None:
-    """Also write the log to ``output_dir/name``, from the first process only.
+    """Also write the log to ``output_dir/name.log``, from the first process only.
 
     Stages that follow one another in one process each have a file of their own: a new one takes over from the last.
 
     Args:
         output_dir: the run's folder.
-        name: of the file.
+        name: of the file, without suffix.
         told: what the log begins with, by name; None is left out.
     """
     if process_rank() > 0:
         return
-    path = Path(output_dir) / name
+    path = Path(output_dir) / f"{name}.log"
     handler = _RunLog(path.resolve(), encoding="utf-8")
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
     root = logging.getLogger()

@@ -1,7 +1,7 @@
 """A model for deployment without this project, each file checked against the network it came from.
 
     autoencoder, encoder, decoder    .ts TorchScript, .onnx, .pt2 torch.export      any batch and size
-    prior_level0, ...                .onnx, .pt2: logits of a whole grid            any batch
+    prior_level0, ...                .onnx, .pt2: one step of drawing, with caches  any batch
     sampling.json                    what drawing from the priors takes beside them: grids, settings, conditions
 
 Shape suffixes: b batch, c channels, k number of codes, s spatial axes (2 or 3).
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from monai_vqgen.errors import InputError, StageError
 from monai_vqgen.files import write_bytes, write_json
-from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.networks import GatedPixelCNN, HierarchicalVQVAE
+from monai_vqgen.networks.priors.gated.slab_step import GatedSlabStep
 
 __all__ = ["export_model", "export_names"]
 
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "pt2": ".pt2"}
 OF_PRIORS = ("onnx", "pt2")  # TorchScript, which is leaving, has the autoencoder alone
-SAMPLING = "sampling.json"
+SAMPLING, INDEX = "sampling.json", "index"
 SAME_CODES = 0.999  # share of positions: two nearest codes may be as near as rounding
 LARGEST_DIFFERENCE = 1e-4  # of an image in [0, 1]
 LARGEST_OF_LOGITS = 1e-3  # they lie some units apart
@@ -56,16 +57,21 @@ class _Decoder(_Encoder):
         return self.autoencoder.decode(codes_bs)
 
 
-class _Logits(nn.Module):
-    """A level's grid, the coarser ones, coarsest first, and the condition, if there is one, to logits `(b, k, *s)`."""
+class _GridStep(nn.Module):
+    """As `GatedSlabStep`, without caches: runs a prior of any kind on the whole grid."""
 
     def __init__(self, prior: Any) -> None:
         super().__init__()
-        self.prior = prior
+        self.prior, self.caches = prior, dict[str, tuple[int, ...]]()
 
-    def forward(self, codes_bs: Tensor, *given: Tensor) -> Tensor:
+    def forward(self, index: Tensor, codes_bs: Tensor, *given: Tensor) -> Tensor:
         levels = len(self.prior.coarser_codes)
-        return self.prior(codes_bs, given[:levels], given[levels] if self.prior.condition_dim else None)
+        logits_bks: Tensor = self.prior(codes_bs, given[:levels], given[levels] if self.prior.condition_dim else None)
+        return logits_bks.index_select(2, index)
+
+
+def _step(prior: Any, grid: Sequence[int]) -> Any:
+    return (GatedSlabStep(prior, grid) if isinstance(prior, GatedPixelCNN) else _GridStep(prior)).eval()
 
 
 class _Part(NamedTuple):
@@ -118,8 +124,9 @@ def export_model(
     """Write `autoencoder`, `encoder` (images to codes), `decoder` (codes to images), and each prior.
 
     Batch and size of the autoencoder's are free: any size that the coarsest stride divides, to be padded by the caller
-    where it does not. A prior takes any number of grids of its own size, those of the coarser levels and a condition
-    `(b, f)`, as far as it has them, and gives logits `(b, k, *grid)`; `sampling.json` says the rest.
+    where it does not. A prior takes the index of a row (of a plane in 3D), any number of grids of its own size, those
+    of the coarser levels and a condition `(b, f)`, as far as it has them, and caches; it gives the logits of the row's
+    positions, `(b, k, 1, *row)`, and the next row's caches (`GatedSlabStep`). `sampling.json` says the rest.
 
     Args:
         model: a `TrainedModel`.
@@ -167,6 +174,7 @@ def _sampling(model: Any) -> dict[str, Any]:
     return {
         "grids": [list(grid) for grid in model.grids],
         "num_codes": [prior.num_codes for prior in model.priors],
+        "caches": [_step(prior, grid).caches for prior, grid in zip(model.priors, model.grids, strict=True)],
         **{name: list(values) for name, values in model.settings._asdict().items()},
         "condition": None if model.condition is None else model.condition.to_dict(),
         "image_size": list(model.record.image_size),
@@ -190,16 +198,19 @@ def _parts(network: HierarchicalVQVAE, image_size: Sequence[int]) -> list[_Part]
 
 def _prior_parts(model: Any) -> list[_Part]:
     generator, parts, codes = torch.Generator().manual_seed(0), list[_Part](), list[Tensor]()
-    for level, prior in enumerate(model.priors):
-        codes.append(torch.randint(prior.num_codes, (EXAMPLES, *model.grids[level]), generator=generator))
+    for level, (prior, grid) in enumerate(zip(model.priors, model.grids, strict=True)):
+        step = _step(prior, grid)
+        codes.append(torch.randint(prior.num_codes, (EXAMPLES, *grid), generator=generator))
         inputs, names = [codes[level], *codes[:level]], [f"codes_{i}" for i in (level, *range(level))]
         if prior.condition_dim:
             inputs.append(torch.rand(EXAMPLES, prior.condition_dim, generator=generator))
             names.append("condition")
+        inputs += [torch.randn(EXAMPLES, *shape, generator=generator) for shape in step.caches.values()]
         more = tuple(_free(0) for _ in inputs[1:])
-        free = (_free(0), more) if more else (_free(0),)
-        part = _Part(_prior_name(level), _Logits(prior).eval(), tuple(inputs), names, ["logits"], free)
-        parts.append(part)
+        free = (_free(), _free(0), more) if more else (_free(), _free(0))
+        last = torch.tensor([grid[0] - 1])
+        outputs = ["logits", *(f"next_{name}" for name in step.caches)]
+        parts.append(_Part(_prior_name(level), step, (last, *inputs), [INDEX, *names, *step.caches], outputs, free))
     return parts
 
 
@@ -256,8 +267,9 @@ _EXPORTERS: dict[str, Callable[[_Part, _Program], _Exported]] = {
 
 def _check(part: _Part, run: Callable[..., Any], format: str) -> None:
     """Compare on a batch and, where it is free, a size that the graph was not made with."""
-    logits = part.output_names == ["logits"]
-    inputs = tuple(torch.cat([value, value[:1]]) for value in part.inputs)
+    logits = part.output_names[0] == "logits"
+    named = zip(part.input_names, part.inputs, strict=True)
+    inputs = tuple(value if name == INDEX else torch.cat([value, value[:1]]) for name, value in named)
     if not logits:
         inputs = tuple(value.repeat(1, *(1,) * (value.ndim - 2), 2) for value in inputs)
     expected, given = part.module(*inputs), run(*inputs)

@@ -21,12 +21,12 @@ import yaml
 
 from monai_vqgen.errors import CheckpointError, DownloadError, InputError
 from monai_vqgen.files import read_json
-from monai_vqgen.models.record import CONFIG, prior_name
-from monai_vqgen.models.saving import CARD, describe
+from monai_vqgen.models.record import CARD, CONFIG, prior_name
 
-__all__ = ["fetch", "model_card", "push"]
+__all__ = ["REPOSITORY", "fetch", "model_card", "push"]
 
-_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+"""Its name: `owner/name`."""
 _PRIORS = f"{prior_name(0)[:-1]}*"
 _RECORDS = (CONFIG, "model.json", f"{_PRIORS}.json", CARD)
 _WEIGHTS = ("model.safetensors", "model.pt", f"{_PRIORS}.safetensors", f"{_PRIORS}.pt")
@@ -76,7 +76,7 @@ def model_card(model: Any, *, repository: str = "OWNER/NAME", datasets: Sequence
     if names:
         front["datasets"] = list(names)
     about = "An autoencoder with discrete codes" + (" and priors that draw them." if model.priors else ".")
-    body = _BODY.format(title=repository.split("/")[-1], about=about, repository=repository, text=describe(model))
+    body = _BODY.format(title=repository.split("/")[-1], about=about, repository=repository, text=repr(model))
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}"
 
 
@@ -102,7 +102,7 @@ def fetch(
         DownloadError: no such repository, or it cannot be reached.
         CheckpointError: the repository holds no model of ours.
     """
-    if not _NAME.fullmatch(name):
+    if not REPOSITORY.fullmatch(name):
         raise InputError(f"{name!r} is neither a folder nor the name of a repository: give a folder, or OWNER/NAME")
     home = subfolder.strip("/")
     prefixes = [f"{home}/" if home else "", f"{home}/models/" if home else "models/"]
@@ -153,7 +153,7 @@ def push(
         InputError: no name of a repository, or huggingface_hub is not installed.
         DownloadError: the server refuses, or cannot be reached.
     """
-    if not _NAME.fullmatch(name):
+    if not REPOSITORY.fullmatch(name):
         raise InputError(f"{name!r} is no name of a repository: give OWNER/NAME")
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai_vqgen.bundles import bundle_root
-from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError
+from monai_vqgen.errors import CheckpointError, CodesMismatchError, DownloadError, InputError
+from monai_vqgen.models.hub import REPOSITORY, fetch
 from monai_vqgen.models.record import ModelRecord, SamplingSettings, prior_name, read_record, record_path
 from monai_vqgen.networks import ConditionEncoder, GatedPixelCNN, HierarchicalVQVAE
 from monai_vqgen.networks.architecture import architecture, build
@@ -63,21 +64,25 @@ class LoadedPriors(NamedTuple):
 
 @contextlib.contextmanager
 def weights_file(path: str | Path | None, name: str = "model") -> Iterator[Path]:
-    """The autoencoder's weights of a bundle, a run or a zip; those of a zip are there inside the block only.
+    """The autoencoder's weights of a bundle, a run, the hub or a zip; those of a zip are there inside the block only.
 
     Args:
         path: a folder that holds `model.pt` or `model.safetensors`, itself or in its folder `models`, such a file
-            itself, or a zip; a name of `RELEASES` for weights that came with this package; None for the faithful ones.
+            itself, or a zip; a name of `RELEASES` for weights that came with this package; None for the faithful ones;
+            else OWNER/NAME of a repository of the hub, unless a file or a folder here is named so, or OWNER.
         name: of the file that is looked for, without suffix; other weights, such as a prior's, lie beside the
             autoencoder's.
 
     Raises:
         InputError: nothing is there, or no weights are in it.
-        CheckpointError: a damaged zip.
+        CheckpointError: a damaged zip, or a repository of another library.
+        DownloadError: there is no such repository, or it cannot be reached.
     """
     root = bundle_root() if path is None else Path(path)
     if path in RELEASES and not root.exists():
         root = bundle_root() / RELEASES[str(path)]
+    if _is_on_hub(root):
+        root = _fetched(root.as_posix())
     if not root.exists():
         raise InputError(
             f"{root} does not exist: give --bundle_root, or a bundle's folder or zip, a run's output folder, a model.pt"
@@ -100,6 +105,19 @@ def weights_file(path: str | Path | None, name: str = "model") -> Iterator[Path]
     if root.suffix not in SUFFIXES:
         raise InputError(f"{root} is neither a folder, a zip of a bundle nor a {MODEL}")
     yield root if name == "model" else _weights_in(root.parent, name)
+
+
+def _is_on_hub(path: Path) -> bool:
+    """Whether a path reads as OWNER/NAME and nothing here is meant: OWNER does not exist, and it is no file's."""
+    named = REPOSITORY.fullmatch(path.as_posix()) and path.suffix.lower() not in (*SUFFIXES, ".zip")
+    return bool(named) and not path.parent.exists()
+
+
+def _fetched(name: str) -> Path:
+    try:
+        return fetch(name)
+    except (InputError, DownloadError) as error:
+        raise type(error)(f"no folder here is named {name}, and as a model of the hub: {error}") from error
 
 
 def _weights_in(folder: Path, name: str) -> Path:
@@ -145,7 +163,8 @@ def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
     content: dict[str, Any] = {}
     most = math.inf
     if path is not None:
-        packed = str(path) in RELEASES or Path(path).is_dir() or Path(path).suffix.lower() == ".zip"
+        named = str(path) in RELEASES or _is_on_hub(Path(path))
+        packed = named or Path(path).is_dir() or Path(path).suffix.lower() == ".zip"
         with weights_file(path) if packed else contextlib.nullcontext(Path(path)) as weights:
             content, most = read_record(weights), _most_bytes(weights)
     if "architecture" in content:
@@ -214,7 +233,7 @@ def start_from(network: Any, path: str | Path | None, *, level: int | None = Non
     Args:
         network: of the architecture of the weights, dropout and the like apart; changed in place.
         path: of the weights, as in `TrainedModel.from_bundle`: a bundle's folder or zip, a run's output folder, a
-            `model.pt`, "faithful" or "generative"; None leaves the network as it is.
+            `model.pt`, "faithful" or "generative", OWNER/NAME of the hub; None leaves the network as it is.
         level: of a prior, 0 = coarsest, whose file lies beside the autoencoder's; None for an autoencoder.
 
     Returns:

@@ -23,6 +23,7 @@ from monai_vqgen.transforms.geometry import PLANES
 from monai_vqgen.weights import SAFETENSORS
 
 __all__ = [
+    "CARD",
     "CONFIG",
     "ModelRecord",
     "SamplingSettings",
@@ -34,7 +35,7 @@ __all__ = [
     "trained_prior_record",
 ]
 
-CONFIG = "config.json"
+CARD, CONFIG = "README.md", "config.json"
 FORMAT_VERSION = 1
 LARGEST_IMAGE = 2**15  # pixels along an axis
 SMALLEST_MM = 1e-3  # of a pixel; a meter is the largest

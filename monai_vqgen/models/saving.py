@@ -12,12 +12,11 @@ from monai_vqgen.data.processes import process_rank
 from monai_vqgen.errors import CodesMismatchError
 from monai_vqgen.files import claim_place, clean, publish, write_bytes, write_json
 from monai_vqgen.models.loading import load_autoencoder
-from monai_vqgen.models.record import CONFIG, autoencoder_record, prior_name, prior_record
+from monai_vqgen.models.record import CARD, CONFIG, autoencoder_record, prior_name, prior_record
 from monai_vqgen.weights import SAFETENSORS, fingerprint, save_weights
 
-__all__ = ["CARD", "describe", "hand_down_priors", "saved_files", "write_model", "write_pretrained"]
+__all__ = ["describe", "hand_down_priors", "saved_files", "write_model", "write_pretrained"]
 
-CARD = "README.md"
 _Part = tuple[str, Any, dict[str, Any]]  # name of the files without suffix, network, record
 
 _OURS = re.compile(rf"(model|{prior_name(0)[:-1]}\d+)\.(pt|json|safetensors)")

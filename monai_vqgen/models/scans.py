@@ -68,13 +68,14 @@ def model_pixel_mm(record: ModelRecord, dataset_dir: str | Path, split: str = "t
     return None
 
 
-def _flat_shape(path: Path) -> tuple[int, ...] | None:
+def _flat_shape(path: Path, channels: int) -> tuple[int, ...] | None:
     """Shape of a NIfTI that is a single slice, else None; what cannot be read is left to the readers to explain."""
     try:
         shape = nifti_shape(path)
     except ScanError:
         return None
-    return shape if len(shape) == 2 or 1 in shape[:3] else None
+    is_channels_last = channels > 1 and shape[2:] == (channels,)
+    return shape if len(shape) == 2 or 1 in shape[:3] or is_channels_last else None
 
 
 class UsableScans(IterableDataset[dict[Hashable, Any]]):
@@ -139,6 +140,8 @@ class UsableScans(IterableDataset[dict[Hashable, Any]]):
 class LoadScand(MapTransform):
     """Load a volume `[1, X, Y, Z]`, or a slice in [0, 1]: NIfTI `[C, H, W, 1]`, PNG `[C, H, W]`; as MetaTensor.
 
+    A NIfTI `[H, W, C]` of as many channels as `channels` is a slice, too, and `[C, H, W, 1]` after loading.
+
     Volumes are read to the last byte and checked (`monai_vqgen.data.read_volume`): NIfTI or a folder of one DICOM
     series.
 
@@ -189,7 +192,7 @@ def _load(path: Path, channels: int = 1) -> MetaTensor:
     if path.suffix.lower() in PICTURE_SUFFIXES:
         image = LoadSlice(channels=channels)(path)
         return MetaTensor(image.as_tensor(), affine=image.affine, meta=_meta(path, image.affine, image.shape[1:]))
-    shape = _flat_shape(path)
+    shape = _flat_shape(path, channels)
     if shape is not None:
         return _load_slice(path, shape, channels)
     if channels > 1:
@@ -217,5 +220,5 @@ def _load_slice(path: Path, shape: tuple[int, ...], channels: int) -> MetaTensor
     if set(shape[2:]) - {1, channels}:
         raise ScanError(f"{path}: shape {shape} is neither a volume nor a slice [H, W, 1]; reorder its axes")
     image = LoadSlice(channels=channels)(path)
-    values = image.as_tensor().reshape(channels, *shape[:3])
-    return MetaTensor(values, affine=image.affine, meta=_meta(path, image.affine, shape))
+    values = image.as_tensor() if len(shape) == 2 else image.as_tensor()[..., None]
+    return MetaTensor(values, affine=image.affine, meta=_meta(path, image.affine, tuple(values.shape[1:])))

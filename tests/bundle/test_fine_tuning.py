@@ -79,6 +79,8 @@ def test_fine_tuning_beats_training_from_nothing_at_equal_steps(tmp_path):
     run("train_prior", level=1, dataset_dir=tmp_path / "codes1", output_dir=tmp_path / "first", max_epochs=10)
     for name, more in {"scratch": {}, "tuned": {"start_from": tmp_path / "first"}}.items():
         run("train_prior", level=1, dataset_dir=tmp_path / "codes2", output_dir=tmp_path / name, max_epochs=1, **more)
+        said = f"start_from: {tmp_path / 'first'}" in (tmp_path / name / "model_prior_level1.log").read_text()
+        assert said == bool(more)
     history = "history_prior_level1.json"
     scratch, tuned = (losses(tmp_path / name, history, "bits_per_code")[-1] for name in ("scratch", "tuned"))
     assert tuned < scratch - 0.1, (tuned, scratch)

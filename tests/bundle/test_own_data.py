@@ -107,6 +107,23 @@ def test_one_picture_is_reconstructed_as_a_folder_of_them(rgb, tmp_path):
     assert (tmp_path / "one" / "3_recon.png").read_bytes() == (tmp_path / "all" / "3_recon.png").read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["[H, W, C]", "[H, W, 1, C]"])
+def test_slices_of_several_channels_are_reconstructed_however_they_are_stored(rgb, tmp_path, kind):
+    given_hwc = np.asarray(Image.open(rgb / "set" / "3.png"), dtype=np.float32) / 255
+    stored = given_hwc if kind == "[H, W, C]" else given_hwc[:, :, None]
+    (tmp_path / "set" / "test").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(stored, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / "set" / "test" / "a.nii.gz")
+    for source, output in ((tmp_path / "set", "folder"), (tmp_path / "set" / "test" / "a.nii.gz", "file")):
+        stage("inference", rgb, tmp_path / output, dataset_dir=str(source))
+        (path,) = (tmp_path / output).rglob("a_recon.nii.gz")
+        found = LoadSlice(channels=3)(path)
+        model = TrainedModel.from_bundle(rgb / "run", with_priors=False)
+        expected = model.decode(model.encode(LoadSlice(channels=3)(tmp_path / "set/test/a.nii.gz")[None]))[0]
+        np.testing.assert_allclose(found.as_tensor(), expected, atol=1e-5)
+        assert nib.load(path).shape == (16, 16, 1, 3)
+        np.testing.assert_array_equal(nib.load(path).affine, np.diag([2.0, 2.0, 2.0, 1.0]))
+
+
 def test_evaluation_scores_all_channels_and_refuses_what_takes_one(rgb, tmp_path):
     stage("evaluate", rgb, tmp_path / "out", dataset_dir=str(rgb / "set"), num_samples=4)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

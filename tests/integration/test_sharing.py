@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 import torch
 from factories import POSITIONS, tiny_model
 from hub_server import serving
+from tiny_training import write_slices
 
 from monai_vqgen.models import TrainedModel
+from monai_vqgen.networks.architecture import architecture
+from monai_vqgen.transforms import LoadSlice
 from tools.package_bundle import BUNDLE_NAME
 
 PAGE = Path(__file__).parents[2] / "docs" / "sharing.md"
@@ -54,6 +58,30 @@ def test_the_lines_of_python_push_and_load_a_model(tiny_clone, hub):
     assert again.record == model.record
     assert torch.equal(again.sample(1, seed=1).codes[1], model.sample(1, seed=1).codes[1])
     assert hub.private == {"OWNER/MODEL"}
+
+
+def test_commands_take_the_name_of_a_repository(tiny_clone, hub, documented):
+    model = tiny_model(condition=POSITIONS)
+    model.save_pretrained(tiny_clone.folder / "kept")
+    hub.upload("OWNER/MODEL", tiny_clone.folder / "kept")
+    given = variables(hub, tiny_clone.folder)
+    program = command_of(documented, "monai-vqgen sample").replace("monai-vqgen", f"{sys.executable} -m monai_vqgen")
+    tiny_clone.run(program, **given)
+    listed = json.loads((tiny_clone.folder / "out/samples/samples.json").read_text())["samples"]
+    assert len(listed) == 4
+    first = LoadSlice()(tiny_clone.folder / "out/samples" / listed[0]["image"])
+    expected = model.sample(1, conditions=[listed[0]["condition"]]).images[0]
+    assert torch.allclose(first.as_tensor(), expected, atol=1e-4)
+
+    write_slices(tiny_clone.folder / "SLICES")
+    network = json.dumps(architecture(model.autoencoder))
+    train = command_of(documented, "--start_from OWNER/MODEL")
+    tiny_clone.run(f"{train} --learning_rate 0.0 --network_def '{network}'", **given)
+    assert "start_from: OWNER/MODEL" in (tiny_clone.folder / "TUNED/train.log").read_text()
+    tuned = TrainedModel.from_bundle(tiny_clone.folder / "TUNED").autoencoder.state_dict()
+    wanted = model.autoencoder.state_dict()
+    same = [name for name in wanted if "quantizer" not in name and torch.equal(wanted[name], tuned[name])]
+    assert len(same) == len([name for name in wanted if "quantizer" not in name]), "nothing was learned"
 
 
 def test_the_bundles_folder_goes_to_the_hub_and_monai_fetches_it(tiny_clone, hub, documented):

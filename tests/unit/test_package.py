@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import re
 import shlex
 import subprocess
 import sys
@@ -43,6 +45,21 @@ def test_the_names_are_few_and_listed():
     assert set(monai_vqgen.__all__) <= set(dir(monai_vqgen))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         monai_vqgen.Nothing  # noqa: B018
+
+
+def test_every_python_and_every_set_of_versions_is_in_the_public_matrix():
+    wanted = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]
+    matrices = {name: job["strategy"]["matrix"] for name, job in jobs.items() if "strategy" in job}
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    given = {n.targets[0].id: ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
+             and isinstance(n.targets[0], ast.Name)}  # fmt: skip
+    assert wanted == given["PYTHONS"] == matrices["tests"]["python"]
+    assert list(given["VERSIONS"]) == matrices["versions"]["name"]
+    setup = (ROOT / "setup.cfg").read_text()
+    for package in ("torch", "monai", "numpy"):
+        (oldest,) = re.findall(rf"^    {package}>=([\d.]+)$", setup, flags=re.MULTILINE)
+        assert any(word.startswith(f"{package}=={oldest}") for word in given["VERSIONS"]["oldest"]), package
 
 
 def test_hooks_of_a_commit_find_their_programs_without_an_active_environment(tmp_path):

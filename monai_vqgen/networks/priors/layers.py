@@ -132,6 +132,12 @@ class CroppedConv(nn.Module):
         """Convolve; the rows that the symmetric padding adds at the end are cropped."""
         return self.conv(features_bcs).narrow(self.axis + 2, 0, features_bcs.shape[self.axis + 2])
 
+    def last_of(self, window_bcs: Tensor) -> Tensor:
+        """Of the first stack's convolution, one slab of `forward`, from the `taps` slabs that it looks at."""
+        convolve: Callable[..., Tensor] = F.conv2d if window_bcs.ndim == 4 else F.conv3d
+        padding = (0, *self.conv.padding[1:])
+        return convolve(window_bcs, self.conv.weight, self.conv.bias, padding=padding)
+
 
 class GatedLayer(nn.Module):
     """One gated layer over all stacks (van den Oord et al. 2016, figure 2), here with a residual in every stack.
@@ -162,8 +168,14 @@ class GatedLayer(nn.Module):
         self.context = pointwise(spatial_dims, channels, width, bias=False) if use_context else None
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, stacks: Sequence[Tensor], context_bcs: Tensor | None) -> list[Tensor]:
-        """Map the stacks' features to the next layer's, each `(b, channels, *grid)`."""
+    def forward(
+        self, stacks: Sequence[Tensor], context_bcs: Tensor | None, window_bcs: Tensor | None = None
+    ) -> list[Tensor]:
+        """Map the stacks' features to the next layer's, each `(b, channels, *grid)`.
+
+        Where these are of one slab along the first axis, the first stack's convolution reads `window_bcs`, the slabs
+        up to this one.
+        """
         biases: Sequence[Tensor | None] = [None] * len(stacks)
         if self.context is not None and context_bcs is not None:
             # A pointwise map commutes with repeating, so it is applied at the context's own, coarser size.
@@ -174,7 +186,7 @@ class GatedLayer(nn.Module):
         link: Tensor | None = None
         results = []
         for stack_bcs, conv, output, bias in zip(stacks, self.convs, self.outputs, biases, strict=True):
-            pre = conv(stack_bcs)
+            pre = conv(stack_bcs) if window_bcs is None or link is not None else conv.last_of(window_bcs)
             pre = pre if link is None else pre + link
             pre = pre if bias is None else pre + bias
             out = output(self.dropout(tanh_gate(pre)))
@@ -202,11 +214,18 @@ class CausalAttention(nn.Module):
 
     def forward(self, features_bcs: Tensor, coordinates_ps: Tensor) -> Tensor:
         """Attend; both the result and `features_bcs` are `(b, channels, *grid)`."""
+        heads = self.heads(features_bcs, coordinates_ps)
+        return self.after(features_bcs, F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True))
+
+    def heads(self, features_bcs: Tensor, coordinates_ps: Tensor) -> Tensor:
+        """Queries, keys and values, `(3, b, heads, n, width / heads)`."""
         b, c = features_bcs.shape[:2]
         x_bnc = F.layer_norm(features_bcs.flatten(2).transpose(1, 2), (c,))
         qkv = self.qkv(x_bnc) + self.position(coordinates_ps.flatten(1).t())
-        heads = qkv.view(b, -1, 3, self.num_heads, self.width // self.num_heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+        return qkv.view(b, -1, 3, self.num_heads, self.width // self.num_heads).permute(2, 0, 3, 1, 4)
+
+    def after(self, features_bcs: Tensor, attended: Tensor) -> Tensor:
+        """The features, and what the heads attended to, `(b, heads, n, width / heads)`."""
         out_bnc = self.output(attended.transpose(1, 2).flatten(2))
         return features_bcs + self.dropout(out_bnc).transpose(1, 2).unflatten(2, features_bcs.shape[2:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, DownloadError, InputError, OutputExistsError
 from monai_vqgen.files import read_json, write_json
-from monai_vqgen.models import TrainedModel
+from monai_vqgen.models import TrainedModel, recorded_autoencoder, start_from
 
 hub_client = pytest.importorskip("huggingface_hub")
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own uploads
@@ -103,6 +104,47 @@ def test_a_bundle_is_a_repository_and_its_models_are_loaded(model, hub, tmp_path
     assert_same(TrainedModel.from_pretrained(NAME, subfolder="models/generative"), other)
     assert set(hub.downloaded()) == ours | {f"models/generative/model{suffix}" for suffix in (".pt", ".json")}
     assert_same(TrainedModel.from_pretrained(tmp_path / "bundle", subfolder="models/generative"), other)
+
+
+def test_every_loader_takes_the_name_of_a_repository(model, hub, tmp_path, monkeypatch):
+    """What `--model` and `--start_from` hand to."""
+    monkeypatch.chdir(tmp_path)
+    model.push_to_hub(NAME)
+    assert_same(TrainedModel.from_bundle(NAME), model)
+    built = recorded_autoencoder(NAME)
+    assert_same(TrainedModel.from_bundle(NAME, network=built), model)
+    fresh = start_from(tiny_autoencoder(seed=9), NAME)
+    wanted = model.autoencoder.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in fresh.state_dict().items())
+    prior = start_from(recorded_prior(model, 1), NAME, level=1)
+    wanted = model.priors[1].state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in prior.state_dict().items())
+    for load in (TrainedModel.from_bundle, recorded_autoencoder):
+        with pytest.raises(
+            DownloadError, match=r"no folder here is named nobody/nothing, and .*there is no repository"
+        ):
+            load("nobody/nothing")
+
+
+def recorded_prior(model, level):
+    """An untrained prior of the same architecture."""
+    prior = copy.deepcopy(model.priors[level])
+    with torch.no_grad():
+        for weights in prior.parameters():
+            weights.add_(1)
+    return prior
+
+
+def test_a_folder_here_wins_over_a_repository_of_its_name(model, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_model(with_priors=False, autoencoder=tiny_autoencoder(seed=5)).push_to_hub(NAME)
+    hub.asked.clear()
+    model.save(tmp_path / NAME)
+    assert_same(TrainedModel.from_bundle(NAME), model)
+    for path in ("somebody/brain", f"{NAME}/x.zip", "nowhere/model.pt"):  # a folder of ours, a file: typing errors
+        with pytest.raises(InputError, match=f"{path} does not exist"):
+            TrainedModel.from_bundle(path)
+    assert hub.asked == [], "nobody was told"
 
 
 def test_a_folder_is_read_alike_by_every_loader(model, tmp_path):

@@ -1,0 +1,142 @@
+"""A MONAI Deploy application: DICOM series in, their reconstructions out, as secondary captures of the same study.
+
+    pip install monai-deploy-app-sdk 'monai-vqgen[dicom]'
+    python examples/deploy/app.py --input SERIES --output OUT
+
+    folder ── SeriesReader ── scans ── Reconstructor ── reconstructions ── CaptureWriter ── a folder a series
+
+Folders that are not given are those of a packaged application: HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH and
+HOLOSCAN_MODEL_PATH, which may be missing; the weights that come with the package then serve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from monai.deploy.conditions import CountCondition
+from monai.deploy.core import Application, Operator, OperatorSpec
+
+from monai_vqgen import TrainedModel
+from monai_vqgen.data import CaptureLabels, discover_volumes, write_secondary_captures
+from monai_vqgen.errors import ScanError
+from monai_vqgen.models.reconstruction_files import DERIVATION
+from monai_vqgen.models.scans import as_volume
+
+logger = logging.getLogger(__name__)
+
+
+class Scan(NamedTuple):
+    """A series, by a name of its own, and its voxels, a MetaTensor `(1, X, Y, Z)` with the affine."""
+
+    name: str
+    folder: Path
+    volume: Any
+
+
+class SeriesReader(Operator):
+    """Every series of a folder that can be read; the others are logged.
+
+    Output `scans`: a list of `Scan`.
+    """
+
+    def __init__(self, fragment: Any, *conditions: Any, folder: Path, **options: Any) -> None:
+        self.folder = folder
+        super().__init__(fragment, *conditions, **options)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Name the output."""
+        spec.output("scans")
+
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+        """Read them."""
+        scans = []
+        for record in discover_volumes(self.folder):
+            try:
+                scans.append(Scan(record.name, record.path, as_volume(record.path)))
+            except ScanError as error:
+                logger.warning("skipped: %s", error)
+        if not scans:
+            raise ScanError(f"{self.folder}: no series can be used; give a folder of DICOM series")
+        op_output.emit(scans, "scans")
+
+
+class Reconstructor(Operator):
+    """Encodes and decodes each scan. Input `scans`, output `reconstructions`: lists of `Scan`."""
+
+    def __init__(self, fragment: Any, *conditions: Any, model: Path | None, **options: Any) -> None:
+        self.model = model
+        super().__init__(fragment, *conditions, **options)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Name input and output."""
+        spec.input("scans")
+        spec.output("reconstructions")
+
+    def start(self) -> None:
+        """Load the weights, once."""
+        self.trained = TrainedModel.from_bundle(self.model, with_priors=False)
+
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+        """Reconstruct them."""
+        scans = op_input.receive("scans")
+        op_output.emit(
+            [scan._replace(volume=self.trained.reconstruct(scan.volume)) for scan in scans], "reconstructions"
+        )
+
+
+class CaptureWriter(Operator):
+    """Writes secondary captures, marked as derived and for research. Input `reconstructions`: a list of `Scan`."""
+
+    def __init__(self, fragment: Any, *conditions: Any, folder: Path, plane: str = "axial", **options: Any) -> None:
+        self.folder, self.plane = folder, plane
+        super().__init__(fragment, *conditions, **options)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Name the input."""
+        spec.input("reconstructions")
+
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+        """Write them."""
+        for scan in op_input.receive("reconstructions"):
+            labels = CaptureLabels("Reconstruction (monai_vqgen)", DERIVATION, source=scan.folder)
+            affine = np.asarray(scan.volume.affine, dtype=np.float64)
+            voxels_s = np.asarray(scan.volume.as_tensor()[0])
+            folder = self.folder / scan.name
+            paths = write_secondary_captures(folder, voxels_s, affine=affine, plane=self.plane, labels=labels)
+            logger.info("%s: %d captures in %s", scan.folder, len(paths), folder)
+
+
+class ReconstructionApp(Application):
+    """The three operators, one after the other."""
+
+    def __init__(self, source: Path, output: Path, model: Path | None = None) -> None:
+        self.source, self.output, self.model = source, output, model
+        super().__init__()
+
+    def compose(self) -> None:
+        """Connect them."""
+        reader = SeriesReader(self, CountCondition(self, 1), folder=self.source, name="reader")
+        reconstructor = Reconstructor(self, model=self.model, name="reconstructor")
+        writer = CaptureWriter(self, folder=self.output, name="writer")
+        self.add_flow(reader, reconstructor, {("scans", "scans")})
+        self.add_flow(reconstructor, writer, {("reconstructions", "reconstructions")})
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, default=os.environ.get("HOLOSCAN_INPUT_PATH", "input"))
+    parser.add_argument("--output", type=Path, default=os.environ.get("HOLOSCAN_OUTPUT_PATH", "output"))
+    parser.add_argument("--model", type=Path, default=os.environ.get("HOLOSCAN_MODEL_PATH", "models"))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    ReconstructionApp(options.input, options.output, options.model if options.model.exists() else None).run()
+
+
+if __name__ == "__main__":
+    main()

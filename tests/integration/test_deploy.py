@@ -1,0 +1,109 @@
+"""The MONAI Deploy application: a DICOM series through its operators, by the Deploy SDK where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from factories import tiny_model
+
+from monai_vqgen.data import make_phantoms, read_volume
+from monai_vqgen.errors import DatalistError
+from monai_vqgen.models import TrainedModel
+
+pytest.importorskip("highdicom")
+APP = Path(__file__).parents[2] / "examples" / "deploy" / "app.py"
+
+
+class Operator:
+    """What the SDK's operators are, as far as the application's need it."""
+
+    def __init__(self, fragment: Any, *conditions: Any, name: str) -> None:
+        self.name, self.ports = name, types.SimpleNamespace(input=set(), output=set())
+        self.setup(types.SimpleNamespace(input=self.ports.input.add, output=self.ports.output.add))
+
+    def setup(self, spec: Any) -> None: ...
+
+    def start(self) -> None: ...
+
+
+class Application:
+    """Runs its operators in the order in which they were connected."""
+
+    def __init__(self) -> None:
+        self.flows: list[tuple[Any, Any, set[tuple[str, str]]]] = []
+
+    def add_flow(self, source: Any, target: Any, ports: set[tuple[str, str]]) -> None:
+        assert {name for name, _ in ports} <= source.ports.output
+        assert {name for _, name in ports} == target.ports.input
+        self.flows.append((source, target, ports))
+
+    def run(self) -> None:
+        self.compose()
+        mail: dict[str, Any] = {}
+        for operator in dict.fromkeys(operator for flow in self.flows for operator in flow[:2]):
+            operator.start()
+            sent: dict[str, Any] = {}
+            receive = types.SimpleNamespace(receive=mail.pop)
+            operator.compute(
+                receive, types.SimpleNamespace(emit=lambda value, name, to=sent: to.update({name: value})), None
+            )
+            ports = [pair for source, _, pairs in self.flows if source is operator for pair in pairs]
+            mail.update({there: sent[here] for here, there in ports})
+
+
+@pytest.fixture
+def app(monkeypatch):
+    """The application's module, on the SDK or on what stands in for it."""
+    if importlib.util.find_spec("monai.deploy") is None:
+        core = types.ModuleType("monai.deploy.core")
+        core.Application, core.Operator, core.OperatorSpec = Application, Operator, object
+        conditions = types.ModuleType("monai.deploy.conditions")
+        conditions.CountCondition = lambda fragment, count: None
+        for module in (types.ModuleType("monai.deploy"), core, conditions):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+    spec = importlib.util.spec_from_file_location("deployed_app", APP)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "deployed_app", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_series_comes_back_as_captures_in_its_place_and_study(app, write_series, tmp_path):
+    import pydicom
+
+    (scan,) = make_phantoms(tmp_path / "scans", 1, seed=3, voxel_mm=8.0, progress=False)
+    image = nib.load(scan)
+    write_series(tmp_path / "in" / "T1", np.asarray(image.dataobj).astype(np.int16), image.affine, patient="P7")
+    tiny_model((16, 16), with_priors=False).save(tmp_path / "model")
+    app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model").run()
+
+    (captures,) = (tmp_path / "out").iterdir()
+    found, model = read_volume(captures), TrainedModel.from_bundle(tmp_path / "model")
+    expected = model.reconstruct(tmp_path / "in" / "T1")
+    wanted = nib.as_closest_canonical(nib.Nifti1Image(expected.as_tensor()[0].numpy(), expected.affine.numpy()))
+    stored = nib.Nifti1Image((found.voxels_s * found.slope).astype(np.float32), found.affine)
+    shown = nib.as_closest_canonical(stored)  # captures are cut and turned as a viewer shows them
+    np.testing.assert_allclose(shown.affine, wanted.affine, atol=1e-4)
+    span = float(expected.max() - expected.min())
+    assert span > 0
+    difference = np.abs(shown.get_fdata() - wanted.get_fdata())
+    assert difference.max() < span / 2**15, "16 bits"
+    headers = [pydicom.dcmread(path) for path in captures.glob("*.dcm")]
+    assert len(headers) == image.shape[2]
+    assert {header.PatientID for header in headers} == {"P7"}
+    assert all("not for diagnosis" in header.ImageComments for header in headers)
+
+
+def test_a_folder_without_a_series_ends_with_what_to_do(app, tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DatalistError, match="holds no scans; expected"):
+        app.SeriesReader(app.ReconstructionApp(tmp_path, tmp_path), folder=tmp_path / "in", name="reader").compute(
+            None, None, None
+        )
