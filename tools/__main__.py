@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_reproduce,
         _add_compare,
         _add_bitstream,
+        _add_denoising,
         _add_package_bundle,
         _add_imagenet_features,
         _add_fuzz,
@@ -65,6 +66,18 @@ def _add_bitstream(verbs: Verbs) -> None:
     verb.add_argument("--model", default="faithful", help="whose codes (default: %(default)s)")
     verb.add_argument("--split", default="test", help="whose subjects (default: %(default)s)")
     verb.add_argument("--subjects", type=int, help="how many of them (default: all)")
+
+
+def _add_denoising(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "denoising", "gain and cost of denoising, beside NLM, TV and BM3D", _denoising)
+    add_path(verb, "--slices", required=True, help="a folder of slices (see extract_slices.json)")
+    add_path(verb, "--output", default="out/denoising", help="folder of denoising.json and a picture")
+    verb.add_argument("--model", default="denoising", help="beside the faithful weights (default: %(default)s)")
+    verb.add_argument("--split", default="test", help="whose subjects (default: %(default)s)")
+    verb.add_argument("--sigmas", type=float, nargs="+", default=(0.03, 0.06, 0.1), help="of the Rician noise")
+    verb.add_argument("--shifts", type=int, nargs="+", default=(1, 4, 8), help="reconstructions to take the mean of")
+    verb.add_argument("--every", type=int, default=10, help="one slice of so many (default: %(default)s)")
+    add_seed(verb, "seed of the noise")
 
 
 def _add_package_bundle(verbs: Verbs) -> None:
@@ -116,6 +129,13 @@ def _bitstream(options: argparse.Namespace) -> None:
 
     given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
     print(json.dumps(measure_bitstream(**given), indent=1))
+
+
+def _denoising(options: argparse.Namespace) -> None:
+    from tools.denoising import measure_denoising, table
+
+    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
+    print(table(measure_denoising(**given)))
 
 
 def _package_bundle(options: argparse.Namespace) -> None:
