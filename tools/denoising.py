@@ -65,7 +65,7 @@ def _filters() -> dict[str, Filter]:
         "total variation": Filter(_total_variation, (0.4, 0.6, 0.8, 1.0, 1.2)),
     }
     if importlib.util.find_spec("bm3d"):
-        found["BM3D"] = Filter(_bm3d, (0.9, 1.0, 1.1))
+        found["BM3D"] = Filter(_bm3d, (1.0,))
     return found
 
 
@@ -157,7 +157,7 @@ def _chosen(
         squared_nhw = (run(noisy_nhw, strength) - images_nhw) ** 2
         return float(-10 * np.log10(squared_nhw.mean(axis=(1, 2))).mean())
 
-    best = max(filter_.strengths, key=psnr)
+    best = max(filter_.strengths, key=psnr) if len(filter_.strengths) > 1 else filter_.strengths[0]
     return lambda noisy_nhw: run(noisy_nhw, best), best
 
 

