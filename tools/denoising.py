@@ -111,7 +111,9 @@ def measure_denoising(
     images_nhw = _loaded(items)
     tuning_nhw = _loaded(load_datalist(slices, "validation"))
     tuning_nhw = tuning_nhw[:: max(1, len(tuning_nhw) // CHOSEN_ON)]
-    methods = {f"{name} weights, shifts {n}": _spun(name, n) for name in dict.fromkeys(("faithful", model)) for n in shifts}
+    methods = {
+        f"{name} weights, shifts {n}": _spun(name, n) for name in dict.fromkeys(("faithful", model)) for n in shifts
+    }
     figures: dict[str, Any] = {"model": model, "split": split, "slices": len(items), "seed": seed, "sigmas": {}}
     pictured: list[PictureRow] = []
     for sigma in sigmas:
@@ -165,7 +167,9 @@ def _scored(made_nhw: NDArray, images_nhw: NDArray, items: Sequence[Mapping[str,
     made, images = (torch.from_numpy(each)[:, None] for each in (made_nhw.clip(0, 1), images_nhw))
     scores = reconstruction_scores(made, images)
     subjects = np.array([item["subject"] for item in items])
-    by_subject = {name: float(scores.psnr.numpy()[subjects == name].mean()) for name in dict.fromkeys(subjects.tolist())}
+    by_subject = {
+        name: float(scores.psnr.numpy()[subjects == name].mean()) for name in dict.fromkeys(subjects.tolist())
+    }
     return {
         "psnr": float(scores.psnr.mean()),
         "ssim_brain": float(scores.ssim_brain.nanmean()),

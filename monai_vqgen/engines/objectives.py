@@ -51,12 +51,12 @@ class AutoencoderObjective(nn.Module):
         codebook_weight: weight of the quantizers' losses, which carry their own commitment weight (0.25).
         amp: compute in bfloat16 where torch deems it safe. It needs no loss scaling, so it works alike on CPU and GPU.
 
-    Returns of ``forward(images_bcs, seen_bcs)``, a dictionary as MONAI's engines expect: ``loss`` (scalar), ``reconstruction``
-    (b, c, *s), ``codes_0``, ``codes_1``, ... (b, *s) coarsest first, and per image (b,) ``mse``, ``mae``, ``psnr`` (dB,
-    data range 1); in training also the scalar ``codebook_loss``.
+    Returns of ``forward(images_bcs, seen_bcs)``, a dictionary as MONAI's engines expect: ``loss`` (scalar),
+    ``reconstruction`` (b, c, *s), ``codes_0``, ``codes_1``, ... (b, *s) coarsest first, and per image (b,) ``mse``,
+    ``mae``, ``psnr`` (dB, data range 1); in training also the scalar ``codebook_loss``.
 
-    ``seen_bcs`` is what the autoencoder is shown in place of the images, with noise for example (a denoising autoencoder,
-    Vincent et al. 2008); the losses compare with the images.
+    ``seen_bcs`` is what the autoencoder is shown in place of the images, with noise for example (a denoising
+    autoencoder, Vincent et al. 2008); the losses compare with the images.
 
     Raises:
         InputError: no positive weight, a negative one, or a beta that is not positive; at a call, images of less than

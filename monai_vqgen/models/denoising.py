@@ -8,7 +8,6 @@ from __future__ import annotations
 from itertools import islice, product
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from scipy.stats.qmc import Halton
 from torch import Tensor, nn
@@ -27,9 +26,9 @@ class CycleSpinning(nn.Module):
         image ┼─ ...                                     ┼─ mean ──> image
               └─ shift by sn ─ autoencoder ─ shift back ─┘
 
-    Codes keep what images have in common, and noise is not among it. What they add, edges of the grid's cells above all,
-    changes with the shift, so the mean has less of it (Coifman and Donoho 1995, section 3.1: cycle spinning). There images
-    are shifted in a circle; here they are extended by their edge, so that one border never shows at the opposite one.
+    Codes keep what images have in common, and noise is not among it. What they add, edges of the grid's cells above
+    all, changes with the shift, so the mean has less of it (Coifman and Donoho 1995: cycle spinning). There images are
+    shifted in a circle; here they are extended by their edge, so that one border never shows at the opposite one.
 
     Args:
         autoencoder: keeps the contract of `HierarchicalVQVAE`: its `forward` takes images of any size.

@@ -88,8 +88,8 @@ class TrainedModel:
         """Load a trained model.
 
         Args:
-            path: a bundle's folder or zip, a run's output folder, or a `model.pt`; "faithful" (as None), "generative" or
-                "denoising" for weights that come with the package: they reconstruct closely, draw new images, denoise.
+            path: a bundle's folder or zip, a run's output folder, or a `model.pt`; "faithful" (as None), "generative"
+                or "denoising" for weights that come with the package: they reconstruct closely, draw images, denoise.
             priors_dir: folder of the priors where it is another one.
             with_priors: whether to load priors; where there are none of any level, a model without priors comes back.
             device: where the networks go.
@@ -179,7 +179,7 @@ class TrainedModel:
     def denoise(self, images: Tensor, *, shifts: int = 4) -> Tensor:
         """Images `(b, c, *s)` in [0, 1] without most of their noise, on the model's device; see `CycleSpinning`.
 
-        Use the weights "denoising", which were trained for it; others keep more noise or lose more detail. A scan that has
+        Use the weights "denoising", which were trained for it; others keep more noise or lose more detail. A scan of
         little noise loses by it. For scans there is `reconstruct(scan, shifts=4)`.
 
         Args:

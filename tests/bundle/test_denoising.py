@@ -1,4 +1,4 @@
-"""The overlay that trains on noise, and `inference.json` with shifts: what is shown, what is compared, what is written."""
+"""The overlay that trains on noise, and `inference.json` with shifts: what is seen, compared and written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def test_slices_are_seen_with_rician_noise_where_they_are_not_black(slices, tmp_
     assert black.any()
     assert not seen[:, black].any()
     added = torch.stack(  # E[m^2] = a^2 + 2 sigma^2
-        [(noisy[:, i > 0].square() - i[i > 0].square()).mean(1) / 2 for i, noisy in zip(clean, seen.unbind(1), strict=True)]
+        [
+            (noisy[:, i > 0].square() - i[i > 0].square()).mean(1) / 2
+            for i, noisy in zip(clean, seen.unbind(1), strict=True)
+        ]
     )
     assert added.mean().item() == pytest.approx(0.2**2 / 3, rel=0.2), "sigma is uniform on [0, 0.2]"
     assert (added.std(1) > 0.005).all(), "every look has a sigma of its own"
