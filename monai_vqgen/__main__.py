@@ -33,6 +33,7 @@ EPILOG = """\
 examples:
   monai-vqgen sample --position_mm 65 --sex f         slices drawn with the weights that come with the package
   monai-vqgen reconstruct SCAN_OR_FOLDER              scans written into codes and read back
+  monai-vqgen denoise SCAN_OR_FOLDER                  noisy scans with less noise
   monai-vqgen compress SCAN --output out/compressed   a scan in some kilobytes; decompress brings it back
   monai-vqgen plan SCANS --minutes 60                 settings for your scans, time and machine, to change
   monai-vqgen train SCANS --size plan.yaml            a model of your own scans, and a report on it
@@ -41,7 +42,8 @@ examples:
   monai-vqgen gallery                                 a page whose sliders show what the weights draw
   monai-vqgen demo --help                             every option of a verb
 
-sample, reconstruct, slices and evaluate print the command of MONAI's that does the same, and take all of its options.
+sample, reconstruct, denoise, slices and evaluate print the command of MONAI's that does the same, and take all of its
+options.
 """
 
 
@@ -52,11 +54,19 @@ class Stage(NamedTuple):
     folder: str | None
     output: str
     summary: str
+    preset: Mapping[str, object] = {}  # options that the verb gives, where the user does not
 
 
 STAGES = {
     "sample": Stage("sample", None, "out/samples", "draw new slices with trained weights"),
     "reconstruct": Stage("inference", "SCANS", "out/reconstructions", "write scans into codes and read them back"),
+    "denoise": Stage(
+        "inference",
+        "SCANS",
+        "out/denoised",
+        "take noise out of scans; helps where there is much of it",
+        {"model": "denoising", "shifts": 4, "output_postfix": "denoised"},
+    ),
     "slices": Stage("extract_slices", "SCANS", "out/slices", "cut scans into slices, split by subject"),
     "evaluate": Stage("evaluate", "SLICES", "out/evaluation", "score a model on the test subjects' slices"),
 }
@@ -328,8 +338,9 @@ def _run_stage(verb: str, words: list[str]) -> int:
     if stage.folder and "--dataset_dir" not in given:
         print(f"error: {verb} needs {stage.folder}: {PROGRAM} {verb} {stage.folder}", file=sys.stderr)
         return ERROR_STATUS
-    if "--output_dir" not in given:
-        given += ["--output_dir", stage.output]
+    for option, default in {"output_dir": stage.output, **stage.preset}.items():
+        if f"--{option}" not in given:
+            given += [f"--{option}", str(default)]
     command = ["--config_file", str(file), "--bundle_root", str(root), *given]
     print(f"python -m monai.bundle run {shlex.join(command)}", flush=True)
     run_bundle(command)
@@ -340,7 +351,7 @@ def _stage_help(verb: str, stage: Stage, config: Mapping[str, Any]) -> str:
     """Usage, and the options that are plain values; what MONAI computes from them is for those who read the file."""
     lines = [f"usage: {PROGRAM} {verb} {stage.folder + ' ' if stage.folder else ''}[--option value ...]", ""]
     lines += [f"{stage.summary}; options and their defaults:", ""]
-    for name, value in config.items():
+    for name, value in {**config, **stage.preset}.items():
         computed = isinstance(value, list | dict) or str(value)[:1] in "$%"
         if name != "bundle_root" and (name == "model" or not computed):
             lines.append(f"  --{name:20} {json.dumps(value)}")

@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_compare,
         _add_bitstream,
         _add_blank_cells,
+        _add_denoising,
         _add_package_bundle,
         _add_imagenet_features,
         _add_fuzz,
@@ -80,6 +81,18 @@ def _add_blank_cells(verbs: Verbs) -> None:
     verb.add_argument("--steps", type=int, default=5000, help="of the decoder's training (default: %(default)s)")
 
 
+def _add_denoising(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "denoising", "gain and cost of denoising, beside NLM, TV and BM3D", _denoising)
+    add_path(verb, "--slices", required=True, help="a folder of slices (see extract_slices.json)")
+    add_path(verb, "--output", default="out/denoising", help="folder of denoising.json and a picture")
+    verb.add_argument("--model", default="denoising", help="beside the faithful weights (default: %(default)s)")
+    verb.add_argument("--split", default="test", help="whose subjects (default: %(default)s)")
+    verb.add_argument("--sigmas", type=float, nargs="+", default=(0.03, 0.06, 0.1), help="of the Rician noise")
+    verb.add_argument("--shifts", type=int, nargs="+", default=(1, 4, 8), help="reconstructions to take the mean of")
+    verb.add_argument("--every", type=int, default=10, help="one slice of so many (default: %(default)s)")
+    add_seed(verb, "seed of the noise")
+
+
 def _add_package_bundle(verbs: Verbs) -> None:
     verb = add_verb(verbs, "package_bundle", "the bundle as the zip that MONAI downloads", _package_bundle)
     add_path(verb, "--output", default="dist", help="folder of the zip")
@@ -136,6 +149,13 @@ def _blank_cells(options: argparse.Namespace) -> None:
 
     given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
     print(add_blank_cells(**given))
+
+
+def _denoising(options: argparse.Namespace) -> None:
+    from tools.denoising import measure_denoising, table
+
+    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
+    print(table(measure_denoising(**given)))
 
 
 def _package_bundle(options: argparse.Namespace) -> None:

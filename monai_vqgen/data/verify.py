@@ -106,7 +106,7 @@ def verify_folder(
 def _weights(folder: Path, load_weights: Callable[[Path], object]) -> Verification:
     """Every file by its checksum, then those of a model, which belong together."""
     faults: dict[str, str] = {}  # the file by what is wrong, which both readers may say
-    for home in (folder, folder / "models", folder / "models" / "generative"):
+    for home in (folder, folder / "models", *sorted((folder / "models").glob("*/"))):
         files = [file for file in home.glob("*") if file.suffix in WEIGHTS]
         for file in sorted(files, key=lambda file: (file.stem == "model", file.name)):
             for read in (read_state, load_weights) if file.stem == "model" else (read_state,):

@@ -175,7 +175,8 @@ def check_one_size(*datasets: Iterable[Mapping[str, Any]]) -> None:
 class PrepareImages(PrepareBatch):
     """Take the images (b, c, *s) of a batch as float32 plain tensors, channels last.
 
-    Plain tensors, because a MetaTensor that reached a codebook would end up in the checkpoint.
+    Plain tensors, because a MetaTensor that reached a codebook would end up in the checkpoint. Where the batch has an
+    entry "seen", such as the images with noise, an autoencoder is shown that and compared with the images.
     """
 
     def __call__(
@@ -184,10 +185,16 @@ class PrepareImages(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """Return the images, and no target: the objective compares with its input."""
-        images_bcs = convert_to_tensor(batchdata["image"], dtype=torch.float32, track_meta=False)
-        return channels_last(images_bcs.to(device=device, non_blocking=non_blocking, **kwargs)), None
+    ) -> tuple[Any, ...]:
+        """Return the images, and no target: the objective compares with them; with "seen", further arguments of it."""
+
+        def prepared(name: str) -> Tensor:
+            images_bcs = convert_to_tensor(batchdata[name], dtype=torch.float32, track_meta=False)
+            return channels_last(images_bcs.to(device=device, non_blocking=non_blocking, **kwargs))
+
+        if "seen" in batchdata:
+            return prepared("image"), None, (prepared("seen"),), {}
+        return prepared("image"), None
 
 
 class PrepareCodes(PrepareBatch):

@@ -51,9 +51,12 @@ class AutoencoderObjective(nn.Module):
         codebook_weight: weight of the quantizers' losses, which carry their own commitment weight (0.25).
         amp: compute in bfloat16 where torch deems it safe. It needs no loss scaling, so it works alike on CPU and GPU.
 
-    Returns of ``forward(images_bcs)``, a dictionary as MONAI's engines expect: ``loss`` (scalar), ``reconstruction``
-    (b, c, *s), ``codes_0``, ``codes_1``, ... (b, *s) coarsest first, and per image (b,) ``mse``, ``mae``, ``psnr`` (dB,
-    data range 1); in training also the scalar ``codebook_loss``.
+    Returns of ``forward(images_bcs, seen_bcs)``, a dictionary as MONAI's engines expect: ``loss`` (scalar),
+    ``reconstruction`` (b, c, *s), ``codes_0``, ``codes_1``, ... (b, *s) coarsest first, and per image (b,) ``mse``,
+    ``mae``, ``psnr`` (dB, data range 1); in training also the scalar ``codebook_loss``.
+
+    ``seen_bcs`` is what the autoencoder is shown in place of the images, with noise for example (a denoising
+    autoencoder, Vincent et al. 2008); the losses compare with the images.
 
     Raises:
         InputError: no positive weight, a negative one, or a beta that is not positive; at a call, images of less than
@@ -100,8 +103,9 @@ class AutoencoderObjective(nn.Module):
         self.ssim_loss = SSIMLoss(dims, data_range=1.0, win_size=WINDOW) if ssim_weight else None
         self.amp = amp
 
-    def forward(self, images_bcs: Tensor) -> dict[str, Tensor]:
-        """Return the losses, reconstructions and codes of a batch."""
+    def forward(self, images_bcs: Tensor, seen_bcs: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the losses, reconstructions and codes of a batch; those of `seen_bcs` where it is given."""
+        seen_bcs = images_bcs if seen_bcs is None else seen_bcs
         if self.ssim_loss is not None and min(images_bcs.shape[2:]) < WINDOW:
             raise InputError(
                 f"ssim_weight={self.ssim_weight} with slices of {tuple(images_bcs.shape[2:])} pixels: SSIM's window is "
@@ -109,11 +113,11 @@ class AutoencoderObjective(nn.Module):
             )
         with torch.autocast(images_bcs.device.type, dtype=torch.bfloat16, enabled=self.amp):
             if self.training:
-                passed = self._train_pass(images_bcs)
+                passed = self._train_pass(seen_bcs)
                 reconstruction_bcs, codes = passed["reconstruction"], passed.pop("codes")
             else:
                 passed = {}
-                codes = self.autoencoder.encode(images_bcs)
+                codes = self.autoencoder.encode(seen_bcs)
                 # Sizes that do not divide are padded at the end of an axis, so the image is at its start.
                 window = (..., *(slice(size) for size in images_bcs.shape[2:]))
                 reconstruction_bcs = self.autoencoder.decode(codes)[window]
@@ -184,9 +188,9 @@ class DecoderObjective(AutoencoderObjective):
         autoencoder.requires_grad_(False)
         self.autoencoder.upsamplers[-1].requires_grad_(True)  # finer latents see what the coarser ones decode to
 
-    def forward(self, images_bcs: Tensor) -> dict[str, Tensor]:
+    def forward(self, images_bcs: Tensor, seen_bcs: Tensor | None = None) -> dict[str, Tensor]:
         """Return the losses, reconstructions, codes and images of drawn codes of a batch."""
-        result = super().forward(images_bcs)
+        result = super().forward(images_bcs, seen_bcs)
         if "drawn" in result:  # discriminators see [0, 1] alone, so nothing else holds these images there
             drawn_bcs = result["drawn"].float()
             beyond = F.smooth_l1_loss(drawn_bcs, drawn_bcs.clamp(0, 1), beta=self.smooth_l1_beta)

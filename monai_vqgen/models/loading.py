@@ -46,8 +46,8 @@ _OF_TRAINING = frozenset(
 )
 """Arguments of networks that change what a training does, not what weights mean."""
 _MADE_ALIKE = ("condition", "image_size", "plane", "pixel_mm")
-RELEASES = {"faithful": "models", "generative": "models/generative"}
-"""Folders of the weights that come with the bundle, by purpose: faithful ones reconstruct, generative ones draw."""
+RELEASES = {"faithful": "models", "generative": "models/generative", "denoising": "models/denoising"}
+"""Folders of the weights that come with the bundle, by purpose: reconstruction (faithful), drawing, denoising."""
 
 
 class LoadedPriors(NamedTuple):
@@ -233,7 +233,7 @@ def start_from(network: Any, path: str | Path | None, *, level: int | None = Non
     Args:
         network: of the architecture of the weights, dropout and the like apart; changed in place.
         path: of the weights, as in `TrainedModel.from_bundle`: a bundle's folder or zip, a run's output folder, a
-            `model.pt`, "faithful" or "generative", OWNER/NAME of the hub; None leaves the network as it is.
+            `model.pt`, "faithful", "generative" or "denoising", OWNER/NAME of the hub; None leaves the network as it is.
         level: of a prior, 0 = coarsest, whose file lies beside the autoencoder's; None for an autoencoder.
 
     Returns:

@@ -43,6 +43,7 @@ def test_the_priors_are_of_the_autoencoder_that_ships():
 
 def test_each_purpose_has_weights_of_its_own_and_their_name_finds_them():
     assert WEIGHTS == [
+        "denoising/model.pt",
         "generative/model.pt",
         "generative/model_prior_level0.pt",
         "model.pt",

@@ -27,6 +27,7 @@ HELD_BY = {
     "docs/SCALING.md": "tests/integration/test_scaling_docs.py",
     "docs/compression.md": "tests/integration/test_docs.py",
     "docs/data.md": "tests/integration/test_readme.py",
+    "docs/denoising.md": "tests/integration/test_docs.py",
     "docs/getting_started.md": "tests/integration/test_readme.py",
     "docs/own_data.md": "tests/integration/test_own_data.py",
     "docs/reliability.md": "tests/integration/test_soak.py",
@@ -265,3 +266,23 @@ def test_the_commands_of_compression_run_one_after_another(clone, documented):
     assert len(list((clone.folder / "ANYWHERE").glob("*.vqg"))) == 8
     figures = json.loads((clone.folder / "BITSTREAM/bitstream.json").read_text())
     assert figures["model"]["exact_slices"] == figures["anywhere"]["exact_slices"] == figures["slices"]
+
+
+@pytest.mark.slow
+def test_the_commands_of_denoising_run_one_after_another(clone, documented):
+    make_phantoms(clone.folder / "SCANS", 8, seed=1, voxel_mm=4.0, progress=False)
+    source = min((clone.folder / "SCANS").rglob("*.nii.gz"))
+    shutil.copy(source, clone.folder / "SCAN.nii.gz")
+    (clone.folder / "tools").symlink_to(ROOT / "tools")
+    commands = documented("docs/denoising.md")
+    assert len(commands) == 5
+    for command in commands:
+        coarser = command.replace("--position_step_mm 1.0", "--position_step_mm 20.0")  # and phantoms have their names
+        short = " --max_epochs 1" if "train.json" in command else ""
+        clone.run(coarser.replace("--split_file configs/splits/ds002748.json", "") + short)
+    scan, back = nib.load(source), nib.load(clone.folder / "DENOISED/SCAN_denoised.nii.gz")
+    assert back.shape == scan.shape
+    assert back.affine == pytest.approx(scan.affine, abs=1e-4)
+    for folder, model in {"DENOISING": "denoising", "DENOISING_MINE": "RUN"}.items():
+        rows = json.loads((clone.folder / folder / "denoising.json").read_text())["sigmas"]["0.1"]
+        assert {"noisy", "non-local means", f"{model} weights, shifts 4"} <= rows.keys()

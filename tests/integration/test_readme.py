@@ -101,7 +101,7 @@ def prepared(command: str, folder: Path) -> list[str]:
 def test_the_stages_run_in_the_order_of_the_table(tmp_path: Path) -> None:
     make_phantoms(tmp_path / "scans", num_subjects=8, seed=1)
     commands = stage_commands()
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         done = run(prepared(command, tmp_path), tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -63,6 +63,20 @@ def test_the_ssim_term_is_one_minus_the_ssim_of_scikit_image():
     assert float(result["loss"].detach()) == pytest.approx(0.5 * (1 - expected), rel=1e-4)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_seen_is_encoded_and_compared_with_the_images(training):
+    network = tiny_autoencoder(kmeans=False)
+    images, seen = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+    prepared, _, others, _ = PrepareImages()({"image": images, "seen": seen.double()}, "cpu")
+    with torch.no_grad():
+        expected = network.train(training)._pass(seen, learning=False).reconstruction_bcs
+        codes = network.encode(seen)
+    result = AutoencoderObjective(network).train(training)(prepared, *others)
+    torch.testing.assert_close(result["reconstruction"], expected)
+    torch.testing.assert_close(result["mse"], (expected - images).square().flatten(1).mean(1))
+    assert all(torch.equal(result[f"codes_{level}"], grid) for level, grid in enumerate(codes))
+
+
 def test_evaluation_changes_nothing_and_training_does():
     objective = AutoencoderObjective(tiny_autoencoder())
     objective.train()(torch.rand(2, 1, 16, 16))

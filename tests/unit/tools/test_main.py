@@ -14,6 +14,7 @@ VERBS = {
     "compare": ("tools.compare.compare", ["--data", "SCANS"]),
     "bitstream": ("tools.bitstream.measure_bitstream", ["--slices", "SLICES"]),
     "blank_cells": ("tools.blank_cells.add_blank_cells", ["--slices", "SLICES", "--output", "WEIGHTS"]),
+    "denoising": ("tools.denoising.measure_denoising", ["--slices", "SLICES"]),
     "package_bundle": ("tools.package_bundle.package_bundle", []),
     "imagenet_features": ("tools.imagenet_features.write_imagenet_features", []),
     "fuzz": ("tools.fuzz.fuzz", []),
@@ -47,6 +48,11 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
         (
             "bitstream --slices a --output b --model c --split d --subjects 3",
             {"slices": "a", "output": "b", "model": "c", "split": "d", "subjects": 3},
+        ),
+        (
+            "denoising --slices a --output b --model c --split d --sigmas 0.2 --shifts 2 3 --every 4 --seed 5",
+            {"slices": "a", "output": "b", "model": "c", "split": "d", "sigmas": [0.2], "shifts": [2, 3]}
+            | {"every": 4, "seed": 5},
         ),
         ("package_bundle --output a", {"output_dir": "a"}),
         (
