@@ -37,6 +37,7 @@ from monai_vqgen.metrics import (
 )
 from monai_vqgen.models import Samples, TrainedModel
 from monai_vqgen.plots.pictures import as_shown
+from monai_vqgen.transforms.geometry import LEFT_RIGHT_AXIS
 
 SHOWN = 8  # slices in a row of the pictures
 WHOLE_GRID_PASSES = 2  # timed a level; a sample takes as many as the level has positions
@@ -93,7 +94,7 @@ def encode_slices(
 ) -> tuple[Tensor, ...]:
     """Codes of every slice, or of its mirror image, one grid `(n, *s)` a level, coarsest first, on the CPU."""
     parts = [
-        [grid.cpu() for grid in model.encode(images_bcs.flip(-1) if mirror else images_bcs)]
+        [grid.cpu() for grid in model.encode(images_bcs.flip(LEFT_RIGHT_AXIS[images_bcs.ndim - 2]) if mirror else images_bcs)]
         for images_bcs in batches(slices, model.batch_size, description=description)
     ]
     return tuple(torch.cat(level) for level in zip(*parts, strict=True))

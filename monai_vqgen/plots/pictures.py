@@ -19,6 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from monai_vqgen.files import replace_file
+from monai_vqgen.transforms.geometry import three_planes
 
 DIFFERENCE_RANGE = 0.25  # of the intensity range: where the color map of differences saturates
 INK, FAINT, ACCENT = "#1d2733", "#8592a0", ("#1f6f8b", "#d1762b", "#5a8f3c", "#8a5aa8")
@@ -49,10 +50,16 @@ class Curve(NamedTuple):
 def as_shown(image_chw: NDArray) -> NDArray:
     """How an image of several channels is shown: one as gray (h, w), three as colors (h, w, 3), others side by side.
 
+    A volume (c, x, y, z) is shown as its middle axial, coronal and sagittal slice.
+
     Examples:
         >>> [as_shown(np.zeros((c, 4, 6))).shape for c in (1, 2, 3)]
         [(4, 6), (4, 12), (4, 6, 3)]
+        >>> as_shown(np.zeros((1, 4, 6, 5))).shape
+        (6, 14)
     """
+    if image_chw.ndim == 4:
+        image_chw = np.stack([three_planes(volume_s) for volume_s in image_chw])
     return np.moveaxis(image_chw, 0, -1) if len(image_chw) == 3 else np.concatenate(image_chw, axis=1)
 
 

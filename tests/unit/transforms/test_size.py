@@ -90,7 +90,7 @@ def test_an_empty_slice_is_centerd_and_a_plain_tensor_stays_plain():
     assert not isinstance(FitToSize(6)(torch.ones(1, 4, 4)), MetaTensor)
 
 
-@pytest.mark.parametrize("size", [0, (3, -1), (3, 4, 5), 2.5])
+@pytest.mark.parametrize("size", [0, (3, -1), (3, 4, 5, 6), 2.5])
 def test_sizes_that_are_none_are_refused(size):
     with pytest.raises(InputError, match="image size"):
         FitToSize(size if isinstance(size, (int, tuple)) else (size, size))
