@@ -202,7 +202,7 @@ class ModelEvaluation:
         write_json(self.folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
         save_reconstruction_pictures(self.folder, result.shown, [c.total_counts().numpy() for c in counters])
         if samples is not None:
-            mixed = MIXED if report.samples else SHOWN
+            mixed = MIXED if report.samples else SHOWN[model.autoencoder.spatial_dims]
             save_sample_pictures(self.folder, result.shown, samples, data.test, split=data.split, mixed=mixed)
         _log(metrics)
         engine.state.metrics = flat_numbers(metrics)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from monai_vqgen.errors import InputError, ScanError
 
-__all__ = ["LEFT_RIGHT_AXIS", "PLANES", "VOLUME", "PlaneView", "check_affine", "three_planes", "view_plane"]
+__all__ = ["LEFT_RIGHT_AXIS", "PLANES", "VIEWS", "VOLUME", "PlaneView", "check_affine", "three_planes", "view_plane"]
 
 PLANES: dict[str, tuple[str, str, str]] = {
     "axial": ("P", "L", "I"),
@@ -32,7 +32,8 @@ VOLUME = "volume"
 LEFT_RIGHT_AXIS = {2: -1, 3: -3}
 """By the number of spatial axes, the one that runs between left and right: a slice's columns, a volume's first."""
 
-_VIEWS = {**PLANES, VOLUME: ("R", "A", "S")}
+VIEWS: dict[str, tuple[str, str, str]] = {**PLANES, VOLUME: ("R", "A", "S")}
+"""Axis codes of what a model is shown: of slices (rows, columns, normal), or of a volume."""
 
 
 class PlaneView(NamedTuple):
@@ -89,7 +90,7 @@ def view_plane(volume_s: NDArray, affine: NDArray, plane: str, *, name: str = "t
         raise ScanError(f"{name}: an axis has no voxels (shape {tuple(volume_s.shape)}); export the scan again")
     affine = check_affine(affine, name)
     change = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(_VIEWS[plane])
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(VIEWS[plane])
     )
     turned = affine @ nib.orientations.inv_ornt_aff(change, volume_s.shape)
     rows, columns, normal = np.linalg.norm(turned[:3, :3], axis=0)

@@ -153,7 +153,7 @@ class CodeStore:
             self.codebook_sizes: tuple[int, ...] = _whole(description["codebook_sizes"])
             self.grids: tuple[tuple[int, ...], ...] = tuple(map(_whole, description["grids"]))
             self.image_size: tuple[int, ...] = _whole(description.get("image_size", ()))
-            self.geometry = SliceGeometry(description.get("plane"), description.get("pixel_mm"))
+            self.geometry = SliceGeometry(description.get("plane"), description.get("pixel_mm"), len(self.grids[0]))
             self._check_said()
             self._records: dict[str, list[dict[str, Any]]] = {
                 split: [dict(record) for record in records] for split, records in description["splits"].items()
@@ -291,7 +291,7 @@ class CodeStore:
 
     def _check_said(self) -> None:
         """Raise ValueError for what no weights and no slices have."""
-        plane, pixel_mm = self.geometry
+        plane, pixel_mm, _ = self.geometry
         if not (isinstance(self.fingerprint, str) and self.fingerprint):
             raise ValueError(f"the fingerprint: {self.fingerprint!r}")
         if max(self.codebook_sizes, default=0) > _LARGEST_CODEBOOK:  # priors have a weight or more for each code

@@ -21,7 +21,7 @@ __all__ = ["write_contact_sheet"]
 LABEL_PX, LABEL_GAP_PX = 14, 8
 LEAST_WIDTH_PX = 120
 """Room for a label: smaller slices are enlarged by a whole factor."""
-SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
+SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P"), "volume": ("R", "P")}
 """The directions at the image's left and right edge."""
 
 
@@ -70,7 +70,7 @@ def write_contact_sheet(
                 subject = subject[1:]  # the end of a name tells subjects apart
             draw.text((x + 2, y + 1), subject, fill=200)
             draw.text((x + place, y + 1), position, fill=200)
-            left, right = SIDES[item.get("plane", "axial")]
+            left, right = SIDES[item.get("plane", "volume")]
             draw.text((x + 2, y + height // 2), left, fill=120)
             draw.text((x + width - 8, y + height // 2), right, fill=120)
     buffer = io.BytesIO()
