@@ -217,7 +217,7 @@ def _description(options: SliceOptions, useful: Sequence[ScanOutcome]) -> dict[s
     common = np.allclose(sizes, sizes[0, 0], rtol=1e-4, atol=0)  # header arithmetic is single precision
     places = options.positions_mm
     text = f"{places[0]:g}" if len(places) == 1 else f"{min(places):g} to {max(places):g}"
-    of_volumes = {"description": "volumes, RAS+", "plane": None, "reference": None}
+    of_volumes = {"description": "whole volumes", "plane": None, "reference": None}
     return {
         "description": f"{options.plane} slices at {text} mm from {options.reference}",
         "plane": options.plane,
