@@ -77,7 +77,9 @@ def augmentation(
     """
     chosen: Transforms = []
     if mirror_probability:
-        chosen.append(RandFlipd("image", prob=mirror_probability, spatial_axis=dimensions + LEFT_RIGHT_AXIS[dimensions]))
+        chosen.append(
+            RandFlipd("image", prob=mirror_probability, spatial_axis=dimensions + LEFT_RIGHT_AXIS[dimensions])
+        )
     if affine_probability:
         chosen.append(
             RandAffined(

@@ -153,7 +153,9 @@ class VolumeReconstructionInferer(Inferer):
         if inputs.shape[1:2] > (1,) and (inputs.ndim == 4 or (inputs.ndim == 5 and inputs.shape[4] == 1)):
             return self._channels(inputs, network, *args, **kwargs)
         if inputs.ndim == 4 and self.axes == 3:
-            raise InputError(f"slices of shape {tuple(inputs.shape)} for a network of volumes: give (batch, 1, X, Y, Z)")
+            raise InputError(
+                f"slices of shape {tuple(inputs.shape)} for a network of volumes: give (batch, 1, X, Y, Z)"
+            )
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1:
             raise InputError(
                 f"the input has shape {tuple(inputs.shape)}: give volumes as (batch, 1, X, Y, Z) or slices as "

@@ -135,7 +135,9 @@ class FitToSize(InvertibleTransform):
             raise InputError(f"{name_of(img)}: shape {tuple(pixels.shape)}; expected {wanted}")
         meta = img.meta if isinstance(img, MetaTensor) else {}
         stored = meta.get("foreground_threshold")
-        background = Background(0.0, float(stored)) if stored is not None else find_background(pixels, axes=len(self.size))
+        background = (
+            Background(0.0, float(stored)) if stored is not None else find_background(pixels, axes=len(self.size))
+        )
         volume_box = _as_extent(meta[META_BOX]) if meta.get(META_BOX) is not None else None
         box = volume_box or _own_box(background.foreground(pixels))
         stays = volume_box is None and pixels.shape[1:] == self.size
