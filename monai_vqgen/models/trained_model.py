@@ -189,7 +189,8 @@ class TrainedModel:
             volume: path of a NIfTI file or of a folder with one DICOM series; or a MetaTensor or array `(X, Y, Z)`,
                 `(1, X, Y, Z)`; an array is taken as RAS+ with voxels of 1 mm.
             plane: of the slices; by default the one the model was trained on. A model of volumes takes none.
-            pixel_mm: pixel or voxel size to resample to; by default the model's, or 1.736 mm where its record does not tell.
+            pixel_mm: pixel or voxel size to resample to; by default the model's, or 1.736 mm where its record does not
+                tell.
 
         Returns:
             A MetaTensor with the input's shape, affine and units.

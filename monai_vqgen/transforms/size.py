@@ -107,8 +107,8 @@ class FitToSize(InvertibleTransform):
         on_trim: when brain would be cut away: "error" raises, "warn" crops and logs.
         fill: value of the padding.
 
-    Shapes: `[C, H, W]` or `[C, X, Y, Z]` to `[C, *size]`; dtype, meta and trace are kept, the affine moves along. `inverse` restores the
-    old size and affine: padding is removed, and what was cropped comes back as `fill`.
+    Shapes: `[C, H, W]` or `[C, X, Y, Z]` to `[C, *size]`; dtype, meta and trace are kept, the affine moves along.
+    `inverse` restores the old size and affine: padding is removed, and what was cropped comes back as `fill`.
 
     Raises:
         InputError: the brain does not fit (with "error"), an invalid size, or an image of other axes.

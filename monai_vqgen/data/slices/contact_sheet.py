@@ -1,4 +1,4 @@
-"""A picture of slices for review: a row a subject, a column a position, drawn as stored (radiological); or of volumes."""
+"""A picture of slices or volumes for review: a row a subject, a column a position, drawn as stored (radiological)."""
 
 from __future__ import annotations
 

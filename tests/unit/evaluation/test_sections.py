@@ -88,7 +88,7 @@ def test_bits_per_code_are_those_of_test_slices_and_of_as_many_training_slices_e
 @pytest.mark.parametrize(("size", "axis"), [((16, 24), 3), ((16, 24, 8), 2)], ids=["columns", "first of a volume"])
 def test_mirrored_codes_are_those_of_images_flipped_from_left_to_right(size, axis):
     torch.manual_seed(0)
-    network = HierarchicalVQVAE(len(size), channels=8, residual_channels=4)
+    network = HierarchicalVQVAE(len(size), channels=8, residual_channels=4, num_codes=16)
     images = torch.rand(5, 1, *size)
     network.train_pass(images)
     slices = [{"image": image} for image in images]

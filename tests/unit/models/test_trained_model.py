@@ -260,7 +260,7 @@ def test_bad_arguments_are_named(tmp_path):
         model.reconstruct(tmp_path / "nowhere.nii.gz")
     with pytest.raises(InputError, match="model is one of volumes, and plane is 'axial'"):
         model_of(3, (8, 4)).reconstruct(np.zeros((16, 16, 16)), plane="axial")
-    with pytest.raises(ScanError, match="a single slice of shape .16, 16, 1., and the model is one of volumes"):
+    with pytest.raises(ScanError, match=r"a single slice of shape \(16, 16, 1\), and the model is one of volumes"):
         model_of(3, (8, 4)).reconstruct(np.ones((16, 16, 1)))
 
 
