@@ -1,4 +1,4 @@
-"""Resample a slice or volume to another pixel size and back: a small matrix product an axis, antialiased when shrinking.
+"""Resample a slice or volume to another pixel size and back: a matrix product an axis, antialiased when shrinking.
 
 Arrays have their two or three spatial axes last; the affine's first columns belong to these.
 """
