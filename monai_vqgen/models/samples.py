@@ -214,7 +214,7 @@ def code_masks(mask_bs: Tensor, grids: Sequence[Sequence[int]], *, image_size: S
 def sample_affines(
     plane: str, image_size: Sequence[int], pixel_mm: float, positions_mm: Sequence[float | None]
 ) -> Tensor:
-    """Where samples lie, `(n, 4, 4)`: their middle over the origin, at their position; that of volumes at the origin."""
+    """Where samples lie, `(n, 4, 4)`: their middle over the origin, at their position; of volumes at the origin."""
     from monai_vqgen.transforms.geometry import VIEWS
 
     direction = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
