@@ -211,7 +211,7 @@ def _write(
     frame = place_frame(cut.box, options.size)
     if frame_loses(frame, cut.box) and trimmed(cut.pixels, frame, prepared.threshold):
         size, place = " x ".join(map(str, options.size)), about.get("position_mm")
-        extent = " x ".join(str(round(last - first) + 1) for first, last in cut.box)
+        extent = " x ".join(str(round(last) - round(first) + 1) for first, last in cut.box)
         where = f"pixels at {place:.1f} mm" if place is not None else f"voxels: it takes {extent}"
         message = (
             f"{prepared.name}: the brain does not fit into {size} {where}; give a larger image_size or pixel_mm, or "
