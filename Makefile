@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 OUTPUT ?= out/demo
+DIMENSIONS ?= 2
 DEMO_OPTIONS ?=
 BENCH_OPTIONS ?=
 REPRODUCE_OPTIONS ?=
@@ -19,7 +20,7 @@ PORT ?= 8000
 .PHONY: help setup demo test test-faults test-all lint format docs bench bundle reproduce compare label test-label label-serve clean
 
 help:
-	@echo "make demo [DATA=folder] [OUTPUT=out/demo]  scans to new slices, ends with a report"
+	@echo "make demo [DATA=folder] [OUTPUT=out/demo] [DIMENSIONS=3]  scans to new slices, or volumes, ends with a report"
 	@echo "make test      the tests (a few minutes)"
 	@echo "make test-all  the tests, slow ones included"
 	@echo "make test-faults  the tests that break things: kills, full disks, turned bits"
@@ -46,7 +47,7 @@ setup: $(VENV)/.done
 # Threads that wait for each other stay awake: on shared cores a step of training is then up to five times as fast.
 demo reproduce: export OMP_WAIT_POLICY := $(or $(OMP_WAIT_POLICY),ACTIVE)
 demo: setup
-	$(BIN)/python -m monai_vqgen demo $(if $(DATA),--data "$(DATA)") --output "$(OUTPUT)" $(DEMO_OPTIONS)
+	$(BIN)/python -m monai_vqgen demo $(if $(DATA),--data "$(DATA)") --output "$(OUTPUT)" $(if $(filter 3,$(DIMENSIONS)),--dimensions 3) $(DEMO_OPTIONS)
 
 reproduce: setup
 	$(BIN)/python -m tools reproduce --data "$(or $(DATA),$(error DATA=folder with the scans of ds002748))" --results docs/RESULTS.md --pictures docs/images $(REPRODUCE_OPTIONS)

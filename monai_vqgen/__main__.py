@@ -100,6 +100,7 @@ def _add_demo(verbs: Verbs) -> None:
     add_path(verb, "--output", default="out/demo", help="where everything goes")
     add_seed(verb)
     verb.add_argument("--size", help="small (default for phantoms), standard (default for scans), tiny, or a YAML file")
+    _add_dimensions(verb)
 
 
 def _add_train(verbs: Verbs) -> None:
@@ -108,6 +109,11 @@ def _add_train(verbs: Verbs) -> None:
     add_path(verb, "--output", default="out/model", help="where everything goes")
     add_seed(verb)
     verb.add_argument("--size", help="standard (default), small, tiny, or a YAML file, such as a plan")
+    _add_dimensions(verb)
+
+
+def _add_dimensions(verb: Any) -> None:
+    verb.add_argument("--dimensions", type=int, choices=(2, 3), help="3: whole volumes in place of slices")
 
 
 def _add_plan(verbs: Verbs) -> None:
@@ -218,7 +224,7 @@ def add_seed(verb: argparse.ArgumentParser, of: str = "seed of everything that i
 def _demo(options: argparse.Namespace) -> None:
     from monai_vqgen.demo.run import run_demo
 
-    run_demo(options.data, options.output, seed=options.seed, size=options.size)
+    run_demo(options.data, options.output, seed=options.seed, size=options.size, dimensions=options.dimensions)
 
 
 def _plan(options: argparse.Namespace) -> None:

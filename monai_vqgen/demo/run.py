@@ -21,6 +21,9 @@ __all__ = ["claim_demo_folder", "run_demo"]
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_SIZES = {(2, True): "small", (2, False): "standard", (3, True): "volumes", (3, False): "volumes_64"}
+"""By dimensions, and whether the scans are phantoms."""
+
 MARKER = "demo.json"  # written first: a folder with it was made by a demo and may be moved aside
 
 
@@ -67,7 +70,12 @@ def _showcase_stage(scans: Path, folder: Path, seed: int) -> Stage:
 
 
 def run_demo(
-    data: str | Path | None = None, output: str | Path = "out/demo", *, seed: int = 0, size: str | None = None
+    data: str | Path | None = None,
+    output: str | Path = "out/demo",
+    *,
+    seed: int = 0,
+    size: str | None = None,
+    dimensions: int | None = None,
 ) -> Path:
     """Run every stage and end with `report.html` in the output folder.
 
@@ -77,16 +85,22 @@ def run_demo(
         seed: of the phantoms, the split, the training and the samples.
         size: "small" (default for phantoms), "standard" (default for scans), "tiny", or the path of a YAML file like
             those in `configs/sizes`.
+        dimensions: 2 for slices, 3 for whole volumes ("volumes" for phantoms, "volumes_64" for scans); by default those
+            of the size.
 
     Returns:
         The report.
 
     Raises:
-        InputError: no such size, a negative seed, or the output folder would hold the scans.
+        InputError: no such size, one of other dimensions, a negative seed, or the output folder would hold the scans.
         DatalistError: the data folder holds no scans, or those of too few subjects.
         OutputExistsError: the output folder holds something else.
     """
-    chosen = read_size(size or ("small" if data is None else "standard")).for_this_machine()
+    if dimensions not in (None, 2, 3):
+        raise InputError(f"dimensions is {dimensions}; give 2 for slices or 3 for volumes")
+    chosen = read_size(size or DEFAULT_SIZES[dimensions or 2, data is None]).for_this_machine()
+    if dimensions not in (None, found := chosen.slices.get("dimensions", 2)):
+        raise InputError(f"size {size!r} is of {found} dimensions, not of {dimensions}: give one of the two alone")
     if "split_file" in chosen.slices:
         raise InputError(f"size {size!r} is a release, of scans with a split of their own: use `reproduce`")
     check_seed(seed)

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from monai_vqgen.engines.distributed import shard
 from monai_vqgen.errors import InputError
 from monai_vqgen.transforms import FitToSized, LoadSliced
+from monai_vqgen.transforms.geometry import LEFT_RIGHT_AXIS
 
 __all__ = [
     "PrepareCodes",
@@ -37,16 +38,18 @@ __all__ = [
 Transforms = list[Callable[[Any], Any]]
 
 
-def slice_loading(image_size: Sequence[int] | None = None, channels: int = 1) -> Transforms:
-    """Transforms from a record's path to ``{"image": float32 (c, h, w) in [0, 1]}``, a plain tensor.
+def slice_loading(image_size: Sequence[int] | None = None, network: Any = None) -> Transforms:
+    """Transforms from a record's path to ``{"image": float32 (c, *s) in [0, 1]}``, a plain tensor.
 
     Args:
-        image_size: pads or crops to this size; None takes slices as they are.
-        channels: as `LoadSlice` takes them, those of the network.
+        image_size: pads or crops to this size; None takes images as they are.
+        network: what they are for: its `in_channels` and `spatial_dims` count; None loads slices of one channel.
     """
+    channels, dimensions = (1, 2) if network is None else (network.in_channels, network.spatial_dims)
     fit = [] if image_size is None else [FitToSized("image", size=image_size)]
     plain = EnsureTyped("image", dtype=torch.float32, track_meta=False)
-    return [LoadSliced("image", channels=channels), *fit, SelectItemsd("image"), plain]
+    load = LoadSliced("image", channels=channels, dimensions=dimensions)
+    return [load, *fit, SelectItemsd("image"), plain]
 
 
 def augmentation(
@@ -58,29 +61,33 @@ def augmentation(
     shift_pixels: float = 4.0,
     gamma_probability: float = 0.0,
     gamma_range: Sequence[float] = (0.8, 1.25),
+    dimensions: int = 2,
 ) -> Transforms:
     """Random transforms of a training image; one with a probability of 0 is left out.
 
     Args:
-        mirror_probability: of flipping left and right, the last axis.
+        mirror_probability: of flipping left and right: a slice's columns, a volume's first axis.
         affine_probability: of rotating, scaling and shifting.
         rotation_degrees: largest rotation either way.
         scale_fraction: largest change of the size either way.
         shift_pixels: largest shift either way.
         gamma_probability: of raising intensities to a power.
         gamma_range: least and largest power.
+        dimensions: of the images, 2 or 3.
     """
     chosen: Transforms = []
     if mirror_probability:
-        chosen.append(RandFlipd("image", prob=mirror_probability, spatial_axis=1))
+        chosen.append(
+            RandFlipd("image", prob=mirror_probability, spatial_axis=dimensions + LEFT_RIGHT_AXIS[dimensions])
+        )
     if affine_probability:
         chosen.append(
             RandAffined(
                 "image",
                 prob=affine_probability,
-                rotate_range=math.radians(rotation_degrees),
-                scale_range=[scale_fraction, scale_fraction],
-                translate_range=[shift_pixels, shift_pixels],
+                rotate_range=[math.radians(rotation_degrees)] * (1 if dimensions == 2 else 3),
+                scale_range=[scale_fraction] * dimensions,
+                translate_range=[shift_pixels] * dimensions,
                 mode="bilinear",
                 padding_mode="zeros",
             )

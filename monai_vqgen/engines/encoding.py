@@ -23,6 +23,7 @@ from monai_vqgen.data.codes.store import CodeStore, code_type, save_codes
 from monai_vqgen.data.processes import check_joined, gather, own_part, parts_of_all, process_rank
 from monai_vqgen.engines.batches import channels_last
 from monai_vqgen.errors import DatalistError, InputError
+from monai_vqgen.transforms.geometry import LEFT_RIGHT_AXIS
 from monai_vqgen.weights import fingerprint
 
 __all__ = ["check_mirroring", "write_codes"]
@@ -72,7 +73,7 @@ def write_codes(
         output_dir: folder of the code store.
         preprocessing: the transform that training used; makes {"image": (c, *s)} of a record.
         batch_size: slices encoded at once.
-        mirror_training: also store the training slices mirrored left to right (the last axis), marked "mirrored" in
+        mirror_training: also store the training images mirrored left to right (`LEFT_RIGHT_AXIS`), marked "mirrored" in
             their records. Twice the training data for the priors, where left and right are alike.
 
     Raises:
@@ -211,7 +212,7 @@ def _one_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 @torch.inference_mode()
 def _encode(autoencoder: Any, images_bcs: Tensor, *, mirror: bool) -> tuple[Tensor, ...]:
     device = next(autoencoder.parameters()).device
-    images_bcs = images_bcs.flip(-1) if mirror else images_bcs
+    images_bcs = images_bcs.flip(LEFT_RIGHT_AXIS[images_bcs.ndim - 2]) if mirror else images_bcs
     grids = autoencoder.encode(channels_last(images_bcs.to(device)))
     types = [code_type(size) for size in autoencoder.codebook_sizes]  # int64 would take four times the memory
     return tuple(codes_bs.to(dtype).cpu() for codes_bs, dtype in zip(grids, types, strict=True))

@@ -132,7 +132,7 @@ class ModelEvaluation:
 
     Raises:
         InputError: the priors are of slices of another size, a report of samples without priors, codecs or that
-            report for several channels, or, at `run`, an
+            report for several channels or volumes, or, at `run`, an
             argument of the sampling is out of its range.
     """
 
@@ -163,6 +163,8 @@ class ModelEvaluation:
             raise InputError(
                 f"codecs and sample_report take one channel, and the images have {channels}: leave them off"
             )
+        if model.autoencoder.spatial_dims == 3 and (self.report.codecs or self.report.samples):
+            raise InputError("codecs and sample_report compare slices, and the model is one of volumes: leave them off")
         if self.report.feature_space is not None and not self.report.samples:
             raise InputError("a feature network serves the report of samples: ask for it with sample_report true")
         if self.report.samples and not model.priors:
@@ -202,7 +204,7 @@ class ModelEvaluation:
         write_json(self.folder / "metrics.json", _json_numbers(metrics))  # before the pictures: it took longest
         save_reconstruction_pictures(self.folder, result.shown, [c.total_counts().numpy() for c in counters])
         if samples is not None:
-            mixed = MIXED if report.samples else SHOWN
+            mixed = MIXED if report.samples else SHOWN[model.autoencoder.spatial_dims]
             save_sample_pictures(self.folder, result.shown, samples, data.test, split=data.split, mixed=mixed)
         _log(metrics)
         engine.state.metrics = flat_numbers(metrics)

@@ -34,8 +34,9 @@ from monai_vqgen.metrics import (
 )
 from monai_vqgen.models import Samples, TrainedModel
 from monai_vqgen.plots.pictures import as_shown
+from monai_vqgen.transforms.geometry import LEFT_RIGHT_AXIS
 
-SHOWN = 8  # slices in a row of the pictures
+SHOWN = {2: 8, 3: 3}  # slices, or volumes in three planes, in a row of the pictures
 WHOLE_GRID_PASSES = 2  # timed a level; a sample takes as many as the level has positions
 
 
@@ -89,8 +90,9 @@ def encode_slices(
     model: TrainedModel, slices: Dataset, *, mirror: bool = False, description: str = "encoding"
 ) -> tuple[Tensor, ...]:
     """Codes of every slice, or of its mirror image, one grid `(n, *s)` a level, coarsest first, on the CPU."""
+    axis = LEFT_RIGHT_AXIS[model.autoencoder.spatial_dims]
     parts = [
-        [grid.cpu() for grid in model.encode(images_bcs.flip(-1) if mirror else images_bcs)]
+        [grid.cpu() for grid in model.encode(images_bcs.flip(axis) if mirror else images_bcs)]
         for images_bcs in batches(slices, model.batch_size, description=description)
     ]
     return tuple(torch.cat(level) for level in zip(*parts, strict=True))
@@ -102,7 +104,7 @@ def reconstruct_slices(model: TrainedModel, test: Dataset, *, inferer: Inferer) 
     full: list[ReconstructionScores] = []
     top_only: list[ReconstructionScores] = []
     codes, kept, first = [], {"original": [], "reconstruction": [], "top_only": []}, 0  # type: ignore[var-annotated]
-    wanted = set(evenly_spaced(SHOWN, len(test)))
+    wanted = set(evenly_spaced(SHOWN[network.spatial_dims], len(test)))
     with torch.no_grad():
         for images_bcs in batches(test, model.batch_size, description="reconstructing"):
             grids = network.encode(images_bcs.to(device))

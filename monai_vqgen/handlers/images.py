@@ -34,17 +34,15 @@ _LARGEST_CELL = 256  # pixels of a code's picture, so that code grids can be loo
 def image_rows(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
     """Lay out rows of images (b, c, *s) in [0, 1] as one picture (h, w), of three channels (h, w, 3).
 
-    Of volumes the middle slice is shown; other numbers of channels stand side by side.
+    Of volumes the three middle slices are shown; other numbers of channels stand side by side.
     """
     from monai_vqgen.plots.pictures import as_shown
 
     drawn = []
     for images_bcs in rows:
-        images = images_bcs.detach().float().cpu()
-        while images.ndim > 4:
-            images = images[..., images.shape[-1] // 2]
-        padded = torch.nn.functional.pad(images, (0, _GAP, 0, _GAP), value=1.0)
-        drawn.append(np.concatenate([as_shown(image_chw) for image_chw in padded.numpy()], axis=1))
+        shown = [as_shown(image_cs) for image_cs in images_bcs.detach().float().cpu().numpy()]
+        gaps = [(0, _GAP), (0, _GAP), (0, 0)][: shown[0].ndim]
+        drawn.append(np.concatenate([np.pad(image, gaps, constant_values=1.0) for image in shown], axis=1))
     picture = np.nan_to_num(np.concatenate(drawn)).clip(0, 1)
     return (picture * 255).round().astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""A whole volume through a network of slices, and back in the volume's own geometry.
+"""A whole volume through a network of slices or of volumes, and back in the volume's own geometry.
 
 Shape legend: b batch, h w rows and columns of a slice, n slices of one volume, s the volume's three axes as stored.
 """
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.inferers.draws import in_memory
 from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
-from monai_vqgen.transforms.geometry import PLANES, view_plane
+from monai_vqgen.transforms.geometry import PLANES, VIEWS, VOLUME, view_plane
 from monai_vqgen.transforms.intensity import check_window
 from monai_vqgen.transforms.resampling import resample_plane, resampled_size, restore_plane
 
@@ -38,15 +38,15 @@ class _Normalized(NamedTuple):
 
 
 class VolumeFrame(NamedTuple):
-    """How slices lie in a volume, and what their values stand for.
+    """How slices lie in a volume, or the volume itself where it is shown as a whole, and what values stand for.
 
     Attributes:
         shape: voxels of the volume along its own axes.
         affine: 4x4 of the volume.
-        plane: of the slices.
+        plane: of the slices, or `VOLUME`.
         window: intensities that are 0 and 1.
         background: intensity outside the foreground, where it lies below the window.
-        filled_n: which slices along the plane's normal are not blank.
+        filled_n: which slices along the plane's normal are not blank; one entry for a whole volume.
         hidden_s: voxels of background of a value within the brain's range.
     """
 
@@ -60,14 +60,14 @@ class VolumeFrame(NamedTuple):
 
 
 class CutVolume(NamedTuple):
-    """Slices in [0, 1] that are not blank, as a network is shown them, and where they lie."""
+    """Slices in [0, 1] that are not blank, or one whole volume, as a network is shown them, and where they lie."""
 
     images_nhw: NDArray
     frame: VolumeFrame
 
 
 class VolumeReconstructionInferer(Inferer):
-    """Reconstruct volumes slice by slice; what comes back has the input's shape, axes, affine and units.
+    """Reconstruct volumes slice by slice, or as a whole; what comes back has the input's shape, axes, affine and units.
 
     ::
 
@@ -80,11 +80,15 @@ class VolumeReconstructionInferer(Inferer):
     shown to the network and comes back as it was. A volume with one axis of a single voxel is itself a slice: its plane
     is that axis', whatever `plane` says, and values already in [0, 1] are taken as normalized.
 
+    With plane "volume" the network is one of volumes: it is shown all voxels at once, RAS+, resampled along all three
+    axes. Values in [0, 1] are then taken as normalized where nothing is resampled, as in what `extract_slices` writes.
+
     Args:
-        plane: "axial", "coronal" or "sagittal": the plane of the slices that the network was trained on.
+        plane: "axial", "coronal" or "sagittal": the plane of the slices that the network was trained on; "volume" for
+            a network of volumes.
         pixel_mm: pixel size that the network was trained on, in millimeters; `None` takes the volume as stored.
-        image_size: pixels that the network was trained on; smaller slices are padded with background to this size,
-            larger ones stay larger. `None` pads nothing.
+        image_size: pixels that the network was trained on; smaller slices (volumes) are padded with background to this
+            size, larger ones stay larger. `None` pads nothing.
         batch_size: slices shown to the network at once.
         intensity: "input" returns the input's units, "unit" the normalized range [0, 1].
         lower: percentile of the foreground that becomes 0.
@@ -98,7 +102,8 @@ class VolumeReconstructionInferer(Inferer):
 
     Raises:
         InputError: an argument is out of its range, or the input has another number of channels or axes.
-        ScanError: a volume has no foreground at all, or an affine that cannot place it.
+        ScanError: a volume has no foreground at all, or an affine that cannot place it; a slice for a network of
+            volumes.
 
     Examples:
         >>> volume = torch.rand(1, 1, 12, 10, 6)
@@ -120,8 +125,8 @@ class VolumeReconstructionInferer(Inferer):
         progress: bool = False,
     ) -> None:
         super().__init__()
-        if plane not in PLANES:
-            raise InputError(f"plane {plane!r} is unknown; choose one of {', '.join(PLANES)}")
+        if plane not in VIEWS:
+            raise InputError(f"plane {plane!r} is unknown; choose one of {', '.join(PLANES)}, or {VOLUME}")
         if pixel_mm is not None and not pixel_mm > 0:
             raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimeters, or none")
         if batch_size < 1:
@@ -135,8 +140,11 @@ class VolumeReconstructionInferer(Inferer):
         self.window = None if window is None else Window(float(window[0]), float(window[1]))
         self.plane, self.pixel_mm, self.batch_size = plane, pixel_mm, batch_size
         self.intensity, self.progress = intensity, progress
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or (0, 0))
-        self.image_size: tuple[int, int] = (int(size[0]), int(size[1]))
+        self.axes = 3 if plane == VOLUME else 2
+        size = image_size or 0
+        self.image_size = tuple(map(int, size if isinstance(size, Sequence) else (size,) * self.axes))
+        if len(self.image_size) != self.axes:
+            raise InputError(f"image_size is {image_size}; give {self.axes} numbers, or one for all")
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -144,6 +152,10 @@ class VolumeReconstructionInferer(Inferer):
         """Return the reconstruction of `inputs`, shaped like it and with its meta data."""
         if inputs.shape[1:2] > (1,) and (inputs.ndim == 4 or (inputs.ndim == 5 and inputs.shape[4] == 1)):
             return self._channels(inputs, network, *args, **kwargs)
+        if inputs.ndim == 4 and self.axes == 3:
+            raise InputError(
+                f"slices of shape {tuple(inputs.shape)} for a network of volumes: give (batch, 1, X, Y, Z)"
+            )
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1:
             raise InputError(
                 f"the input has shape {tuple(inputs.shape)}: give volumes as (batch, 1, X, Y, Z) or slices as "
@@ -182,7 +194,9 @@ class VolumeReconstructionInferer(Inferer):
     def check(self, image: torch.Tensor) -> None:
         """Raise ScanError where a volume `(1, X, Y, Z)` or a slice `(1, H, W)` has no contrast to reconstruct."""
         values = image[0].detach().cpu().float().numpy()
-        if not _is_normalized(values := values[..., None] if values.ndim == 2 else values):
+        values = values[..., None] if values.ndim == 2 else values
+        self._check_volume(values.shape)
+        if not self._is_normalized(values):
             self._contrast(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0))
 
     def _volume(
@@ -203,14 +217,15 @@ class VolumeReconstructionInferer(Inferer):
         Raises:
             ScanError: no foreground, or an affine that cannot place it.
         """
+        self._check_volume(volume_s.shape)
         plane = _plane_of(volume_s.shape, affine) or self.plane
         normalized = self._normalize(volume_s)
         view = view_plane(normalized.volume_s, affine, plane)
-        images_nhw = np.moveaxis(view.volume_s, -1, 0)
+        images_nhw = view.volume_s[None] if plane == VOLUME else np.moveaxis(view.volume_s, -1, 0)
         filled_n = images_nhw.reshape(len(images_nhw), -1).max(1) > 0
         images_nhw = images_nhw[filled_n]
         if resampled and self.pixel_mm is not None and len(images_nhw):
-            images_nhw = resample_plane(images_nhw, view.affine, self.pixel_mm).pixels
+            images_nhw = resample_plane(images_nhw, view.affine, self.pixel_mm, axes=self.axes).pixels
         before, after = self._margins(images_nhw.shape[1:])
         padded_nhw = np.pad(images_nhw, [(0, 0), *zip(before, after, strict=True)])
         frame = VolumeFrame(
@@ -232,29 +247,39 @@ class VolumeReconstructionInferer(Inferer):
         """
         blank = np.zeros(frame.shape, dtype=np.float32)
         view = view_plane(blank, frame.affine, frame.plane)
-        size = view.volume_s.shape[:2]
+        size = view.volume_s.shape[: self.axes]
         if len(images_nhw):
             pixel_mm = self.pixel_mm if resampled else None
             shown = size if pixel_mm is None else resampled_size(size, view.affine, pixel_mm)
             before, _ = self._margins(shown)
-            rows, columns = (slice(b, b + n) for b, n in zip(before, shown, strict=True))
-            images_nhw = images_nhw[:, rows, columns]
+            images_nhw = images_nhw[(..., *(slice(b, b + n) for b, n in zip(before, shown, strict=True)))]
             if pixel_mm is not None:
                 images_nhw = restore_plane(images_nhw, size, view.affine, pixel_mm).clip(0, 1)
-            view.volume_s[..., frame.filled_n] = np.moveaxis(images_nhw, 0, -1)
+            if frame.plane == VOLUME:
+                view.volume_s[:] = images_nhw[0]
+            else:
+                view.volume_s[..., frame.filled_n] = np.moveaxis(images_nhw, 0, -1)
         if self.intensity == "unit":
             return blank
         result_s = _in_units(blank, frame.window, frame.background).astype(np.float32)
         if volume_s is None:
             return result_s
-        back = ornt_transform(axcodes2ornt(PLANES[frame.plane]), io_orientation(frame.affine))
+        back = ornt_transform(axcodes2ornt(VIEWS[frame.plane]), io_orientation(frame.affine))
         filled_s = apply_orientation(np.broadcast_to(frame.filled_n, view.volume_s.shape), back)
         return np.where(filled_s & ~np.asarray(frame.hidden_s), result_s, volume_s).astype(np.float32)
 
-    def _margins(self, size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Pixels of background before and after rows and columns."""
-        rows, columns = (max(0, want - have) for want, have in zip(self.image_size, size, strict=True))
-        return (rows // 2, columns // 2), (rows - rows // 2, columns - columns // 2)
+    def _margins(self, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Pixels of background before and after each axis."""
+        lacking = [max(0, want - have) for want, have in zip(self.image_size, size, strict=True)]
+        return tuple(n // 2 for n in lacking), tuple(n - n // 2 for n in lacking)
+
+    def _check_volume(self, shape: Sequence[int]) -> None:
+        if self.axes == 3 and 1 in shape:
+            raise ScanError(f"a single slice of shape {tuple(shape)}, and the model is one of volumes: give a volume")
+
+    def _is_normalized(self, volume_s: NDArray) -> bool:
+        as_trained = 1 in volume_s.shape if self.axes == 2 else self.pixel_mm is None
+        return as_trained and bool(volume_s.min() >= 0 and volume_s.max() <= 1)
 
     def _contrast(self, volume_s: NDArray) -> tuple[Background, Window]:
         """Background of a volume and the window of its foreground, or ScanError where that is empty."""
@@ -273,7 +298,7 @@ class VolumeReconstructionInferer(Inferer):
         if not np.isfinite(volume_s).all():
             logger.warning("%d voxels are not finite numbers; they are taken as 0", int((~np.isfinite(volume_s)).sum()))
             volume_s = np.nan_to_num(volume_s, nan=0.0, posinf=0.0, neginf=0.0)
-        if _is_normalized(volume_s):
+        if self._is_normalized(volume_s):
             return _Normalized(volume_s, Window(0.0, 1.0), 0.0)
         found, window = self._contrast(volume_s)
         shown_s = found.hide(volume_s)
@@ -308,10 +333,6 @@ def _plane_of(shape: Sequence[int], affine: NDArray) -> str | None:
         return None
     anatomical = int(io_orientation(affine)[single[0], 0])  # 0 left-right, 1 back-front, 2 foot-head
     return ("sagittal", "coronal", "axial")[anatomical]
-
-
-def _is_normalized(volume_s: NDArray) -> bool:
-    return 1 in volume_s.shape and bool(volume_s.min() >= 0 and volume_s.max() <= 1)
 
 
 def _in_units(images: NDArray, window: Window, background: float) -> NDArray:

@@ -101,12 +101,12 @@ class SampleFiles:
         output_dir: folder to write to.
         inferer: the evaluator's.
         plane: gives the files their geometry; by default that of the slices which the priors learned from (axial where
-            it is not known).
+            it is not known). Volumes have none: their axes are RAS+.
         pixel_mm: likewise (1 mm where it is not known).
         dicom: also write each as a secondary capture, `dicom/sample_0000/0001.dcm`.
 
     Raises:
-        InputError: no such plane; DICOM of several channels, or without highdicom.
+        InputError: no such plane, or one for volumes; DICOM of several channels, or without highdicom.
     """
 
     def __init__(
@@ -118,10 +118,13 @@ class SampleFiles:
         pixel_mm: float | None = None,
         dicom: bool = False,
     ) -> None:
-        record = inferer.model.record
+        model = inferer.model
         self.folder, self.inferer = Path(output_dir), inferer
-        self.plane = check_plane(plane or record.plane or "axial")
-        self.pixel_mm = pixel_mm or record.pixel_mm or 1.0
+        self.volumes = model.autoencoder.spatial_dims == 3
+        if self.volumes and plane is not None:
+            raise InputError(f"the model is one of volumes, and plane is {plane!r}: leave it out")
+        self.plane = model.plane if plane is None else check_plane(plane)
+        self.pixel_mm = pixel_mm or model.record.pixel_mm or 1.0
         if dicom:
             check_highdicom()
             if (channels := inferer.model.autoencoder.in_channels) > 1:
@@ -156,7 +159,8 @@ class SampleFiles:
             patient=f"SYNTHETIC-{about['seed']}-{about['index']:04d}",
         )
         folder = self.folder / "dicom" / f"sample_{about['index']:04d}"
-        write_secondary_captures(folder, image_s[..., None], affine=affine, plane=self.plane, labels=labels)
+        volume_s, plane = (image_s, "axial") if self.volumes else (image_s[..., None], self.plane)
+        write_secondary_captures(folder, volume_s, affine=affine, plane=plane, labels=labels)
 
     def write_list(self, engine: Engine) -> None:
         """Write the picture of all samples, and then the list of them."""
@@ -170,11 +174,11 @@ class SampleFiles:
         save_grid(np.stack(pictures), self.folder / "samples.png", marks=marks, title=title)
         settings = {name: list(values) for name, values in self.inferer.settings._asdict().items()}
         content = {
-            "description": "Synthetic slices; not for clinical use.",
+            "description": f"Synthetic {'volumes' if self.volumes else 'slices'}; not for clinical use.",
             "num_samples": len(names),
             "seed": self.inferer.seed,
             **settings,
-            "plane": self.plane,
+            "plane": None if self.volumes else self.plane,
             "pixel_mm": self.pixel_mm,
             "autoencoder_fingerprint": self.inferer.model.record.fingerprint,
             "seconds": round(self.inferer.seconds, 3),

@@ -39,7 +39,7 @@ class Samples(NamedTuple):
         codes: integers `(n, *grid)` a level, coarsest first.
         conditions: the values by name that each was drawn with.
         affine: float64 `(n, 4, 4)`, voxel `[row, column, 0]` to mm (RAS+): each at its position, its middle over the
-            origin. None for volumes, and where plane or pixel size are unknown.
+            origin; of volumes their middle is at the origin. None where plane or pixel size are unknown.
         seed: with a sample's index, decides it.
         settings: temperature, top_k and top_p a level.
         seconds: time of drawing the codes, decoding left out.
@@ -220,12 +220,12 @@ def code_masks(mask_bs: Tensor, grids: Sequence[Sequence[int]], *, image_size: S
 def sample_affines(
     plane: str, image_size: Sequence[int], pixel_mm: float, positions_mm: Sequence[float | None]
 ) -> Tensor:
-    """Where samples lie, `(n, 4, 4)`: their middle over the origin, at their position from the edge."""
-    from monai_vqgen.transforms.geometry import PLANES, check_plane
+    """Where samples lie, `(n, 4, 4)`: their middle over the origin, at their position; of volumes at the origin."""
+    from monai_vqgen.transforms.geometry import VIEWS
 
     direction = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
-    axes = np.array([direction[code] for code in PLANES[check_plane(plane)]], dtype=float).T
-    middle = (np.array([*image_size, 1]) - 1) / 2
+    axes = np.array([direction[code] for code in VIEWS[plane]], dtype=float).T
+    middle = (np.array([*image_size, 1][:3]) - 1) / 2
     affines = np.tile(np.eye(4), (len(positions_mm), 1, 1))
     affines[:, :3, :3] = axes * pixel_mm
     for affine, position in zip(affines, positions_mm, strict=True):

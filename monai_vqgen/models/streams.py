@@ -116,6 +116,8 @@ def compress_scan(
         >>> decompress_scan(TrainedModel.from_bundle(), stream).shape  # doctest: +SKIP
         torch.Size([1, 160, 200, 145])
     """
+    if model.autoencoder.spatial_dims == 3:
+        raise InputError("this model is one of volumes, and a stream of a scan holds its slices: use compress")
     image = as_volume(scan)
     values = image.as_tensor() if image.ndim == 3 else image.as_tensor()[0]
     affine = check_affine(image.affine.cpu().double().numpy(), "the scan")

@@ -111,6 +111,13 @@ class TrainedModel:
         return cls(autoencoder, loaded, record=record).to(device)
 
     @property
+    def plane(self) -> str:
+        """What the model is shown: the plane of its slices, axial where that is not known, or "volume"."""
+        from monai_vqgen.transforms.geometry import VOLUME
+
+        return VOLUME if self.autoencoder.spatial_dims == 3 else self.record.plane or "axial"
+
+    @property
     def device(self) -> torch.device:
         """Where the networks are."""
         device: torch.device = next(self.autoencoder.parameters()).device
@@ -208,20 +215,21 @@ class TrainedModel:
     def reconstruct(
         self, volume: Any, *, plane: str | None = None, pixel_mm: float | None = None, shifts: int = 1
     ) -> Any:
-        """A scan through the autoencoder, slice by slice, in its own geometry and units.
+        """A scan through the autoencoder, slice by slice or as one volume, in its own geometry and units.
 
         Args:
             volume: path of a NIfTI file or of a folder with one DICOM series; or a MetaTensor or array `(X, Y, Z)`,
                 `(1, X, Y, Z)`; an array is taken as RAS+ with voxels of 1 mm.
-            plane: of the slices; by default the one the model was trained on.
-            pixel_mm: pixel size to resample to; by default the model's, or 1.736 mm where its record does not tell.
+            plane: of the slices; by default the one the model was trained on. A model of volumes takes none.
+            pixel_mm: pixel or voxel size to resample to; by default the model's, or 1.736 mm where its record does not
+                tell.
             shifts: reconstructions of which the mean is taken; more than 1 denoise, as `denoise` does.
 
         Returns:
             A MetaTensor with the input's shape, affine and units.
 
         Raises:
-            InputError: the model is one of volumes, an input of other dimensions, or shifts out of range.
+            InputError: an input of other dimensions, a plane for a model of volumes, or shifts out of range.
             ScanError: a file that cannot be read, or a volume without contrast.
         """
         from monai_vqgen.models.denoising import CycleSpinning
@@ -238,20 +246,20 @@ class TrainedModel:
         """The inferer behind `reconstruct`, with the recorded plane, pixel size and intensity window.
 
         Args:
-            plane: another plane.
+            plane: another plane; a model of volumes has none.
             pixel_mm: another pixel size in mm.
             options: further arguments of `VolumeReconstructionInferer`.
         """
         from monai_vqgen.inferers.reconstruction import VolumeReconstructionInferer
 
-        if self.autoencoder.spatial_dims != 2:
-            raise InputError("this model is one of volumes, and scans are reconstructed slice by slice: use encode")
+        if plane not in (None, self.plane) and self.autoencoder.spatial_dims == 3:
+            raise InputError(f"this model is one of volumes, and plane is {plane!r}: leave it out")
         if (channels := self.autoencoder.in_channels) > 1:
             raise InputError(f"this model is one of {channels} channels, and a scan has one: use encode and decode")
         lower, upper = self.record.percentiles
         window = {"lower": lower, "upper": upper, "window": self.record.window, "batch_size": self.batch_size}
         return VolumeReconstructionInferer(
-            plane or self.record.plane or "axial", pixel_mm=pixel_mm or self.record.pixel_mm, **{**window, **options}
+            plane or self.plane, pixel_mm=pixel_mm or self.record.pixel_mm, **{**window, **options}
         )
 
     def sampler(self, *, temperature: Any = None, top_k: Any = None, top_p: Any = None) -> Any:
@@ -326,10 +334,10 @@ class TrainedModel:
         return Samples(images, codes, rows, self._affines(rows, images.shape[2:]), seed, settings, seconds)
 
     def _affines(self, conditions: Sequence[Mapping[str, Any]], image_size: Sequence[int]) -> Tensor | None:
-        if self.record.plane is None or self.record.pixel_mm is None or len(image_size) != 2:
+        if self.record.pixel_mm is None or (self.record.plane is None and len(image_size) == 2):
             return None
         positions = [row.get("position_mm") for row in conditions]
-        return sample_affines(self.record.plane, image_size, self.record.pixel_mm, positions)
+        return sample_affines(self.plane, image_size, self.record.pixel_mm, positions)
 
     @property
     def covered_size(self) -> tuple[int, ...]:

@@ -19,13 +19,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from monai_vqgen.files import replace_file
+from monai_vqgen.transforms.geometry import three_planes
 
 DIFFERENCE_RANGE = 0.25  # of the intensity range: where the color map of differences saturates
 INK, FAINT, ACCENT = "#1d2733", "#8592a0", ("#1f6f8b", "#d1762b", "#5a8f3c", "#8a5aa8")
 MARK = "#ffd27a"  # text on images
 DPI = 100
 LETTERS_AN_INCH = 13  # of a title
-TILE_PIXELS = 128  # width of an image in a picture made for looking at
+TILE_PIXELS = 128  # width of an image in a picture made for looking at; several times that of one so many times as wide
 
 
 class PictureRow(NamedTuple):
@@ -49,10 +50,16 @@ class Curve(NamedTuple):
 def as_shown(image_chw: NDArray) -> NDArray:
     """How an image of several channels is shown: one as gray (h, w), three as colors (h, w, 3), others side by side.
 
+    A volume (c, x, y, z) is shown as its middle axial, coronal and sagittal slice.
+
     Examples:
         >>> [as_shown(np.zeros((c, 4, 6))).shape for c in (1, 2, 3)]
         [(4, 6), (4, 12), (4, 6, 3)]
+        >>> as_shown(np.zeros((1, 4, 6, 5))).shape
+        (6, 14)
     """
+    if image_chw.ndim == 4:
+        image_chw = np.stack([three_planes(volume_s) for volume_s in image_chw])
     return np.moveaxis(image_chw, 0, -1) if len(image_chw) == 3 else np.concatenate(image_chw, axis=1)
 
 
@@ -83,16 +90,22 @@ def _draw_image(
     axes.set_axis_off()
 
 
-def save_rows(rows: Sequence[PictureRow], path: str | Path, *, title: str = "", pixels: int = TILE_PIXELS) -> None:
+def _tile_pixels(height: int, width: int) -> int:
+    """Width of an image in a picture: volumes stand there in three planes, side by side."""
+    return TILE_PIXELS * max(1, round(width / height))
+
+
+def save_rows(rows: Sequence[PictureRow], path: str | Path, *, title: str = "", pixels: int | None = None) -> None:
     """Write rows of images below each other, each with its label at the left.
 
     Args:
         rows: all with the same number of images.
         path: the PNG.
         title: a line above them.
-        pixels: width of one image in the picture.
+        pixels: width of one image in the picture; by default 128, more where it is wider than high.
     """
     columns, (height, width) = len(rows[0].images_nhw), rows[0].images_nhw.shape[1:3]
+    pixels = pixels or _tile_pixels(height, width)
     label, cell_w, cell_h = 1.25, pixels / DPI, pixels / DPI * height / width
     figure = _titled_figure(label + columns * cell_w, len(rows) * cell_h, title)
     size = tuple(figure.get_size_inches())
@@ -119,8 +132,8 @@ def save_grid(
         columns: images a row.
     """
     count, height, width = images_nhw.shape[:3]
-    columns = columns or max(1, int(np.ceil(np.sqrt(count))))
-    rows, cell_w = max(1, -(-count // columns)), TILE_PIXELS / DPI
+    columns = columns or max(1, int(np.ceil(np.sqrt(count * height / width))))
+    rows, cell_w = max(1, -(-count // columns)), _tile_pixels(height, width) / DPI
     cell_h = cell_w * height / width
     figure = _titled_figure(columns * cell_w, rows * cell_h, title)
     size = tuple(figure.get_size_inches())

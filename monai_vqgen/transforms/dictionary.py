@@ -215,10 +215,11 @@ class LoadSliced(_OfEachKey):
         value_range: Sequence[float] | None = None,
         color: str = "error",
         channels: int = 1,
+        dimensions: int = 2,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.each = LoadSlice(value_range=value_range, color=color, channels=channels)
+        self.each = LoadSlice(value_range=value_range, color=color, channels=channels, dimensions=dimensions)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load every key."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from monai_vqgen.errors import InputError, ScanError
 
-__all__ = ["PLANES", "PlaneView", "check_affine", "view_plane"]
+__all__ = ["LEFT_RIGHT_AXIS", "PLANES", "VIEWS", "VOLUME", "PlaneView", "check_affine", "three_planes", "view_plane"]
 
 PLANES: dict[str, tuple[str, str, str]] = {
     "axial": ("P", "L", "I"),
@@ -26,14 +26,23 @@ Axial and coronal slices are radiological: the image's left is the patient's rig
 direction of increasing position: from the top (axial), the front (coronal), the left (sagittal).
 """
 
+VOLUME = "volume"
+"""In place of a plane: the whole volume, its axes to the right, to the front and to the top (RAS+)."""
+
+LEFT_RIGHT_AXIS = {2: -1, 3: -3}
+"""By the number of spatial axes, the one that runs between left and right: a slice's columns, a volume's first."""
+
+VIEWS: dict[str, tuple[str, str, str]] = {**PLANES, VOLUME: ("R", "A", "S")}
+"""Axis codes of what a model is shown: of slices (rows, columns, normal), or of a volume."""
+
 
 class PlaneView(NamedTuple):
-    """A volume seen plane by plane: `volume_s[:, :, i]` is a slice."""
+    """A volume seen plane by plane, `volume_s[:, :, i]` is a slice; or seen as a whole, its axes RAS+."""
 
     volume_s: NDArray
     affine: NDArray
     spacing: tuple[float, float, float]
-    """Millimeters between voxel centers along rows, columns and the normal."""
+    """Millimeters between voxel centers along rows, columns and the normal, or along a volume's axes."""
 
 
 def check_affine(affine: NDArray, name: str) -> NDArray:
@@ -55,14 +64,14 @@ def check_plane(plane: str) -> str:
 
 
 def view_plane(volume_s: NDArray, affine: NDArray, plane: str, *, name: str = "the volume") -> PlaneView:
-    """Reorient a volume by axis codes so that its last axis is the plane's normal.
+    """Reorient a volume by axis codes so that its last axis is the plane's normal, or all three are RAS+.
 
     Oblique volumes are not resampled: each anatomical axis is the voxel axis closest to it.
 
     Args:
         volume_s: three spatial axes, any order and direction.
         affine: 4x4, voxel centers to RAS+ millimeters.
-        plane: "axial", "coronal" or "sagittal".
+        plane: "axial", "coronal" or "sagittal"; `VOLUME` for all of it.
         name: of the volume in messages, usually its file.
 
     Returns:
@@ -73,16 +82,33 @@ def view_plane(volume_s: NDArray, affine: NDArray, plane: str, *, name: str = "t
         >>> view.volume_s.shape
         (5, 4, 6)
     """
-    check_plane(plane)
+    if plane != VOLUME:
+        check_plane(plane)
     if volume_s.ndim != 3:
         raise ScanError(f"{name}: shape {tuple(volume_s.shape)}; expected a 3-D volume")
     if 0 in volume_s.shape:
         raise ScanError(f"{name}: an axis has no voxels (shape {tuple(volume_s.shape)}); export the scan again")
     affine = check_affine(affine, name)
     change = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(PLANES[plane])
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(VIEWS[plane])
     )
     turned = affine @ nib.orientations.inv_ornt_aff(change, volume_s.shape)
     rows, columns, normal = np.linalg.norm(turned[:3, :3], axis=0)
     spacing = (float(rows), float(columns), float(normal))
     return PlaneView(nib.orientations.apply_orientation(volume_s, change), turned, spacing)
+
+
+def three_planes(volume_s: NDArray) -> NDArray:
+    """A picture of a volume `[X, Y, Z]`, RAS+: its middle axial, coronal and sagittal slice, side by side, as drawn.
+
+    Each has as many rows as the tallest, with zeros above and below.
+
+    Examples:
+        >>> three_planes(np.ones((4, 6, 5))).shape
+        (6, 14)
+    """
+    views = [view_plane(volume_s, np.eye(4), plane).volume_s for plane in PLANES]
+    slices = [view[:, :, view.shape[2] // 2] for view in views]
+    height = max(len(pixels) for pixels in slices)
+    above = [(height - len(pixels)) // 2 for pixels in slices]
+    return np.hstack([np.pad(p, ((a, height - len(p) - a), (0, 0))) for p, a in zip(slices, above, strict=True)])

@@ -1,4 +1,4 @@
-"""Slices from NIfTI files and pictures, in one shape and one range."""
+"""Slices from NIfTI files and pictures, and volumes, in one shape and one range."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RANGE_SLACK = 1e-4  # rounding of other programs' floats; clipped
 
 
 class LoadSlice(Transform):
-    """Load one slice as `[C, H, W]`, float32 in [0, 1], in display order: rows down, columns right.
+    """Load one slice as `[C, H, W]`, float32 in [0, 1], in display order: rows down, columns right; or one volume.
 
     | file | values |
     |---|---|
@@ -55,6 +55,7 @@ class LoadSlice(Transform):
         value_range: (low, high) in the file's units that become 0 and 1, clipped.
         color: "error" or "luminance".
         channels: 1; 3 for pictures in color; any number for NIfTI of as many contrasts, `[H, W, 1, C]` or `[H, W, C]`.
+        dimensions: 2; or 3 for volumes, NIfTI `[X, Y, Z]` or `[X, Y, Z, C]`, to `[C, X, Y, Z]` in the file's own axes.
 
     Shapes: a path to a MetaTensor. A picture's affine is the identity. meta: `filename_or_obj`, and `subject`, `plane`
     and `position_mm` where the file states them.
@@ -77,7 +78,14 @@ class LoadSlice(Transform):
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012 (MONAI's own convention)
 
-    def __init__(self, *, value_range: Sequence[float] | None = None, color: str = "error", channels: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        value_range: Sequence[float] | None = None,
+        color: str = "error",
+        channels: int = 1,
+        dimensions: int = 2,
+    ) -> None:
         if value_range is not None and (len(value_range) != 2 or not value_range[1] > value_range[0]):
             raise InputError(f"value_range is {value_range}; give (low, high) with low < high")
         if color not in ("error", "luminance"):
@@ -85,7 +93,9 @@ class LoadSlice(Transform):
         self.value_range = (float(value_range[0]), float(value_range[1])) if value_range is not None else None
         if channels < 1:
             raise InputError(f"channels is {channels}; give a whole number, at least 1")
-        self.color, self.channels = color, channels
+        if dimensions not in (2, 3):
+            raise InputError(f"dimensions is {dimensions!r}; give 2 for slices or 3 for volumes")
+        self.color, self.channels, self.dimensions = color, channels, dimensions
 
     def __call__(self, filename: str | Path) -> MetaTensor:
         """Load one file."""
@@ -97,11 +107,13 @@ class LoadSlice(Transform):
         else:
             pixels, affine, meta = self._nifti(path)
         meta["filename_or_obj"] = str(path)
-        pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+        pixels = pixels[None] if pixels.ndim == self.dimensions else np.moveaxis(pixels, -1, 0)
         image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
         return as_slice(image, affine, meta)
 
     def _picture(self, path: Path) -> NDArray:
+        if self.dimensions == 3:
+            raise ScanError(f"{path}: a picture, where {self._wanted()} is asked for; give a model of slices")
         try:
             mode, pixels = _read_picture(path)
         except ScanError:
@@ -134,22 +146,29 @@ class LoadSlice(Transform):
         return color @ LUMA
 
     def _nifti(self, path: Path) -> tuple[NDArray, NDArray, dict[str, Any]]:
-        stored = read_nifti(
-            path, lambda shape: None if len(shape) > 1 and self._holds(shape[2:]) else f"is not {self._wanted()}"
-        )
-        pixels = stored.voxels_s.reshape(*stored.voxels_s.shape[:2], *([self.channels] if self.channels > 1 else []))
+        stored = read_nifti(path, self._why_not)
+        axes = [self.channels] if self.channels > 1 else []
+        pixels = stored.voxels_s.reshape(*stored.voxels_s.shape[: self.dimensions], *axes)
         unscaled = stored.slope == 1 and stored.offset == 0
         is_byte = pixels.dtype == np.uint8 and unscaled
         scaled = pixels if unscaled else pixels * stored.slope + stored.offset
         return self._ranged(scaled, is_byte, path), stored.affine, _about(stored.comments)
 
-    def _holds(self, further: Sequence[int]) -> bool:
-        """Whether the axes after rows and columns are those of the channels."""
-        longer = [size for size in further if size != 1]
-        return longer == ([self.channels] if self.channels > 1 else [])
+    def _why_not(self, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with a shape, in words."""
+        first, longer = shape[: self.dimensions], [size for size in shape[self.dimensions :] if size != 1]
+        if longer == ([self.channels] if self.channels > 1 else []) and (self.dimensions == 2 or min(first) > 1):
+            return None if len(first) == self.dimensions else f"is not {self._wanted()}"
+        hint = ""
+        if self.dimensions == 3 and len(first) == 3 and 1 in first:
+            hint = "; for a model of volumes extract with --dimensions 3"
+        elif self.dimensions == 2 and self.channels == 1 and len(shape) == 3:
+            hint = "; volumes want a model of volumes (--network_def::spatial_dims 3)"
+        return f"is not {self._wanted()}{hint}"
 
     def _wanted(self) -> str:
-        return "a slice [H, W, 1]" if self.channels == 1 else f"a slice of {self.channels} channels [H, W, 1, C]"
+        what, axes = ("a slice", "H, W, 1") if self.dimensions == 2 else ("a volume", "X, Y, Z")
+        return f"{what} [{axes}]" if self.channels == 1 else f"{what} of {self.channels} channels [{axes}, C]"
 
     def _ranged(self, pixels: NDArray, is_byte: bool, path: Path) -> NDArray:
         if not np.isfinite(pixels).all():

@@ -1,8 +1,11 @@
-"""Resample a slice to another pixel size and back: two small matrix products each, antialiased when shrinking."""
+"""Resample a slice or volume to another pixel size and back: a matrix product an axis, antialiased when shrinking.
+
+Arrays have their two or three spatial axes last; the affine's first columns belong to these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from math import ceil, prod
 from typing import NamedTuple
@@ -20,19 +23,20 @@ _WEAKEST = 0.1  # singular values below this share of the largest are not invert
 
 
 class ResampledPlane(NamedTuple):
-    """Pixels `[..., H, W]` on the new grid, their affine, and new pixels per old pixel along rows and columns."""
+    """Pixels `[..., H, W]` or `[..., X, Y, Z]` on the new grid, their affine, and new pixels per old one, by axis."""
 
     pixels: NDArray
     affine: NDArray
-    scale: tuple[float, float]
+    scale: tuple[float, ...]
 
 
-def check_pixel_mm(pixel_mm: float | Sequence[float]) -> tuple[float, float]:
-    """Return the pixel size along (rows, columns), or raise InputError."""
-    sizes = (pixel_mm, pixel_mm) if isinstance(pixel_mm, (int, float)) else tuple(pixel_mm)
-    if len(sizes) != 2 or not all(np.isfinite(size) and size > 0 for size in sizes):
-        raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimeters, one or (rows, columns)")
-    return float(sizes[0]), float(sizes[1])
+def check_pixel_mm(pixel_mm: float | Sequence[float], *, axes: int = 2) -> tuple[float, ...]:
+    """Return the pixel size along each axis, or raise InputError."""
+    sizes = (pixel_mm,) * axes if isinstance(pixel_mm, (int, float)) else tuple(pixel_mm)
+    if len(sizes) != axes or not all(np.isfinite(size) and size > 0 for size in sizes):
+        each = "(rows, columns)" if axes == 2 else "one an axis"
+        raise InputError(f"pixel_mm is {pixel_mm}; give a positive size in millimeters, one or {each}")
+    return tuple(map(float, sizes))
 
 
 def check_mode(mode: str) -> str:
@@ -50,8 +54,8 @@ def _source_centers(size: int, spacing: float, pixel_mm: float) -> NDArray:
 
 
 def resampled_size(size: Sequence[int], affine: NDArray, pixel_mm: float) -> tuple[int, ...]:
-    """Rows and columns that `resample_plane` makes of a slice of a size and an affine."""
-    spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :2], axis=0)
+    """The size that `resample_plane` makes of a slice or a volume of a size and an affine."""
+    spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, : len(size)], axis=0)
     pairs = [(int(n), float(old)) for n, old in zip(size, spacing, strict=True)]
     return tuple(n if _is_alike(old, pixel_mm) else len(_source_centers(n, old, pixel_mm)) for n, old in pairs)
 
@@ -82,47 +86,62 @@ def _weights(size: int, spacing: float, pixel_mm: float, mode: str) -> NDArray:
     return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def _along(matrix: NDArray, values: NDArray, axis: int) -> NDArray:
+    """The matrix applied to one of the last three axes."""
+    if axis == -1:
+        return values @ matrix.T
+    if axis == -2:
+        return matrix @ values
+    lines = values.reshape(*values.shape[:-2], -1)
+    return (matrix @ lines).reshape(*values.shape[:-3], len(matrix), *values.shape[-2:])
+
+
 def resample_plane(
-    pixels: NDArray, affine: NDArray, pixel_mm: float | Sequence[float], *, mode: str = "linear"
+    pixels: NDArray, affine: NDArray, pixel_mm: float | Sequence[float], *, mode: str = "linear", axes: int = 2
 ) -> ResampledPlane:
-    """Resample a slice in its own plane to a pixel size.
+    """Resample a slice in its own plane, or a volume, to a pixel size.
 
     Values stay within the input's range (weights are positive and sum to one). The middle of the grid stays where
     it was, and the affine gives the position of every new pixel's center.
 
     Args:
-        pixels: `[..., H, W]`.
-        affine: 4x4 of the slice; its first two columns belong to rows and columns.
-        pixel_mm: new distance between pixel centers, one number or (rows, columns).
+        pixels: `[..., H, W]`, or `[..., X, Y, Z]` with three axes.
+        affine: 4x4; its first columns belong to these axes.
+        pixel_mm: new distance between pixel centers, one number or one an axis.
         mode: "linear" or "bilinear" (the same, antialiased when shrinking), or "nearest" (labels).
+        axes: how many of the last axes are resampled, 2 or 3.
 
     Raises:
         InputError: for a pixel size that is not positive, or an unknown mode.
         ScanError: the grid would be too large, as with a spacing in other units.
     """
-    targets = check_pixel_mm(pixel_mm)
+    targets = check_pixel_mm(pixel_mm, axes=axes)
     mode = check_mode(mode)
     new_affine = np.array(affine, dtype=np.float64)
-    spacing = np.linalg.norm(new_affine[:3, :2], axis=0)
-    first, scale = np.zeros(2), np.ones(2)
+    spacing = np.linalg.norm(new_affine[:3, :axes], axis=0)
+    first, scale = np.zeros(axes), np.ones(axes)
     result = np.asarray(pixels, dtype=np.float32)
-    grid = np.array(result.shape[-2:]) * spacing / targets
-    size, weights = 4 * float(grid.prod()), 4 * float((grid * result.shape[-2:]).max())  # bytes
-    if max(size, 8 * weights) > FREE_BYTES or size * prod(result.shape[:-2]) > MAX_BYTES:
+    grid = np.array(result.shape[-axes:]) * spacing / targets
+    size, weights = 4 * float(grid.prod()), 4 * float((grid * result.shape[-axes:]).max())  # bytes
+    most = FREE_BYTES if axes == 2 else MAX_BYTES // 4
+    if max(size, 8 * weights) > most or size * prod(result.shape[:-axes]) > MAX_BYTES:
         raise ScanError(
-            f"pixels of {spacing[0]:g} x {spacing[1]:g} mm would become {grid[0]:.0f} x {grid[1]:.0f} of "
+            f"pixels of {_by(f'{mm:g}' for mm in spacing)} mm would become {_by(f'{n:.0f}' for n in grid)} of "
             f"{targets[0]:g} mm; fix the spacing (or its unit) in the header, or give another pixel_mm"
         )
-    for axis in range(2):
-        size, old, new = result.shape[axis - 2], float(spacing[axis]), float(targets[axis])
+    for axis in range(axes):
+        size, old, new = result.shape[axis - axes], float(spacing[axis]), float(targets[axis])
         if _is_alike(old, new):
             continue
-        matrix = _weights(size, old, new, mode)
-        result = matrix @ result if axis == 0 else result @ matrix.T
+        result = _along(_weights(size, old, new, mode), result, axis - axes)
         first[axis], scale[axis] = _source_centers(size, old, new)[0], old / new
-    new_affine[:3, 3] += new_affine[:3, :2] @ first
-    new_affine[:3, :2] /= scale
-    return ResampledPlane(result, new_affine, (float(scale[0]), float(scale[1])))
+    new_affine[:3, 3] += new_affine[:3, :axes] @ first
+    new_affine[:3, :axes] /= scale
+    return ResampledPlane(result, new_affine, tuple(scale.tolist()))
+
+
+def _by(sizes: Iterable[str]) -> str:
+    return " x ".join(sizes)
 
 
 @lru_cache(maxsize=64)
@@ -157,9 +176,9 @@ def restore_plane(
     little at sharp edges.
 
     Args:
-        pixels: `[..., h, w]` on the resampled grid.
-        size: rows and columns of the slice's own grid.
-        affine: 4x4 of the slice's own grid.
+        pixels: `[..., h, w]` or `[..., x, y, z]` on the resampled grid.
+        size: of the own grid of the slice or volume, which says how many axes there are.
+        affine: 4x4 of that grid.
         pixel_mm: as given to `resample_plane`.
         mode: likewise.
 
@@ -167,12 +186,12 @@ def restore_plane(
         InputError: for a pixel size that is not positive, or an unknown mode.
     """
     mode = check_mode(mode)
-    spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :2], axis=0)
+    axes = len(size)
+    spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :axes], axis=0)
     result = np.asarray(pixels, dtype=np.float32)
-    for axis, new in enumerate(check_pixel_mm(pixel_mm)):
+    for axis, new in enumerate(check_pixel_mm(pixel_mm, axes=axes)):
         old = float(spacing[axis])
         if _is_alike(old, float(new)):
             continue
-        matrix = _inverse_weights(int(size[axis]), old, float(new), mode)
-        result = matrix @ result if axis == 0 else result @ matrix.T
+        result = _along(_inverse_weights(int(size[axis]), old, float(new), mode), result, axis - axes)
     return result

@@ -38,12 +38,13 @@ class Frame(NamedTuple):
     size: tuple[int, ...]
 
 
-def check_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (rows, columns), or raise InputError."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or any(isinstance(n, bool) or int(n) != n or n < 1 for n in pair):
-        raise InputError(f"the image size is {size}; give one or two whole numbers of at least 1")
-    return int(pair[0]), int(pair[1])
+def check_size(size: int | Sequence[int], *, axes: int = 2) -> tuple[int, ...]:
+    """Return (rows, columns), or the size of a volume's three axes, or raise InputError."""
+    sizes = (size,) * axes if isinstance(size, int) else tuple(size)
+    if len(sizes) != axes or any(isinstance(n, bool) or int(n) != n or n < 1 for n in sizes):
+        count = "two" if axes == 2 else "three"
+        raise InputError(f"the image size is {size}; give one or {count} whole numbers of at least 1")
+    return tuple(map(int, sizes))
 
 
 def place_frame(box: Extent, size: Sequence[int]) -> Frame:
@@ -95,22 +96,22 @@ def frame_affine(affine: NDArray, frame: Frame) -> NDArray:
 
 
 class FitToSize(InvertibleTransform):
-    """Pad or crop a slice to a size, centered on the brain's box.
+    """Pad or crop a slice, or a volume, to a size, centered on the brain's box.
 
     The box is the *volume's* where `ExtractSlice` left it in the meta (so the slices of one volume stay aligned), else
     the extent of the slice's own foreground (above 2 % of its 99.5th percentile). Without the volume's box, a slice
     that already has the size is not moved: a box of its own would shift it against its neighbors.
 
     Args:
-        size: rows and columns, or one number for both.
+        size: rows and columns, or one number for both; three numbers for volumes.
         on_trim: when brain would be cut away: "error" raises, "warn" crops and logs.
         fill: value of the padding.
 
-    Shapes: `[C, H, W]` to `[C, *size]`; dtype, meta and trace are kept, the affine moves along. `inverse` restores the
-    old size and affine: padding is removed, and what was cropped comes back as `fill`.
+    Shapes: `[C, H, W]` or `[C, X, Y, Z]` to `[C, *size]`; dtype, meta and trace are kept, the affine moves along.
+    `inverse` restores the old size and affine: padding is removed, and what was cropped comes back as `fill`.
 
     Raises:
-        InputError: the brain does not fit (with "error"), an invalid size, or an image that is not `[C, H, W]`.
+        InputError: the brain does not fit (with "error"), an invalid size, or an image of other axes.
 
     Examples:
         >>> fit = FitToSize(8)
@@ -123,16 +124,20 @@ class FitToSize(InvertibleTransform):
 
     def __init__(self, size: int | Sequence[int], *, on_trim: str = "error", fill: float = 0.0) -> None:
         check_on_trim(on_trim)
-        self.size, self.on_trim, self.fill = check_size(size), on_trim, fill
+        axes = 3 if isinstance(size, Sequence) and len(size) == 3 else 2
+        self.size, self.on_trim, self.fill = check_size(size, axes=axes), on_trim, fill
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         """Fit one slice."""
         pixels = to_numpy(img)
-        if pixels.ndim != 3 or 0 in pixels.shape:
-            raise InputError(f"{name_of(img)}: shape {tuple(pixels.shape)}; expected a slice [C, H, W]")
+        if pixels.ndim != len(self.size) + 1 or 0 in pixels.shape:
+            wanted = "a slice [C, H, W]" if len(self.size) == 2 else "a volume [C, X, Y, Z]"
+            raise InputError(f"{name_of(img)}: shape {tuple(pixels.shape)}; expected {wanted}")
         meta = img.meta if isinstance(img, MetaTensor) else {}
         stored = meta.get("foreground_threshold")
-        background = Background(0.0, float(stored)) if stored is not None else find_background(pixels, axes=2)
+        background = (
+            Background(0.0, float(stored)) if stored is not None else find_background(pixels, axes=len(self.size))
+        )
         volume_box = _as_extent(meta[META_BOX]) if meta.get(META_BOX) is not None else None
         box = volume_box or _own_box(background.foreground(pixels))
         stays = volume_box is None and pixels.shape[1:] == self.size

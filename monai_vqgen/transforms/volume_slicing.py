@@ -1,7 +1,8 @@
 """From a volume to slices at positions in millimeters: the arithmetic behind `ExtractSlice`, in numpy.
 
 volume (X, Y, Z) --prepare_volume--> PreparedVolume --locate_planes--> planes --cut_plane--> SlicePixels
-                   view, box, window                   index, mm                 pixels, affine
+                   view, box, window        |          index, mm                 pixels, affine
+                                            +--cut_volume--> all of it, in the same form
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from monai_vqgen.transforms.foreground import Background, Box, Window, find_fore
 from monai_vqgen.transforms.geometry import PlaneView, check_plane, view_plane
 from monai_vqgen.transforms.resampling import resample_plane
 
-__all__ = ["REFERENCES", "Plane", "PreparedVolume", "SlicePixels", "cut_plane", "locate_planes", "prepare_volume"]
+__all__ = [
+    "REFERENCES",
+    "Plane",
+    "PreparedVolume",
+    "SlicePixels",
+    "cut_plane",
+    "cut_volume",
+    "locate_planes",
+    "prepare_volume",
+]
 
 REFERENCES = ("brain_edge", "brain_center", "volume_center")
 UNITS = ("mm", "fraction")
@@ -53,13 +63,13 @@ class Plane(NamedTuple):
 
 
 class SlicePixels(NamedTuple):
-    """A slice in the volume's own intensities."""
+    """A slice, or all of a volume, in the volume's own intensities."""
 
     pixels: NDArray
-    """float32 `[H, W]` in display order: rows down, columns right."""
+    """float32 `[H, W]` in display order, rows down, columns right; or `[X, Y, Z]`, RAS+."""
     affine: NDArray
     box: Extent
-    """First and last row, first and last column of the *volume's* foreground, in this slice's pixel indices."""
+    """First and last pixel of the *volume's* foreground along each axis, in these pixels' indices."""
 
 
 def check_position_options(plane: str, unit: str, reference: str) -> None:
@@ -100,7 +110,7 @@ def prepare_volume(
     Args:
         volume_s: three axes, any order and direction.
         affine: 4x4, voxel centers to RAS+ millimeters.
-        plane: "axial", "coronal" or "sagittal".
+        plane: "axial", "coronal" or "sagittal"; `VOLUME` for all of it.
         mask_s: a brain mask; it may be stored in another axis order than the volume, but on the same grid.
         mask_affine: the mask's own; default the volume's.
         lower: percentile of the foreground where the window begins.
@@ -194,23 +204,37 @@ def cut_plane(
     prepared: PreparedVolume,
     plane: Plane,
     *,
-    pixel_mm: float | tuple[float, float] | None = None,
+    pixel_mm: float | tuple[float, ...] | None = None,
     mode: str = "linear",
 ) -> SlicePixels:
     """Take one voxel plane, NaN as background, on another pixel size where one is asked for."""
-    pixels = np.ascontiguousarray(prepared.view.volume_s[:, :, plane.number], dtype=np.float32)
-    pixels = prepared.background.hide(finite(pixels, prepared.background.value))
     affine = prepared.view.affine.copy()
     affine[:3, 3] += affine[:3, 2] * plane.number
-    box = np.array([prepared.box.start[:2], np.subtract(prepared.box.stop[:2], 1)], dtype=float)
+    return _cut(prepared, prepared.view.volume_s[:, :, plane.number], affine, pixel_mm, mode)
+
+
+def cut_volume(prepared: PreparedVolume, *, pixel_mm: float | None = None, mode: str = "linear") -> SlicePixels:
+    """Take all voxels, NaN as background, on another voxel size where one is asked for."""
+    return _cut(prepared, prepared.view.volume_s, prepared.view.affine, pixel_mm, mode)
+
+
+def _cut(
+    prepared: PreparedVolume,
+    voxels: NDArray,
+    affine: NDArray,
+    pixel_mm: float | tuple[float, ...] | None,
+    mode: str,
+) -> SlicePixels:
+    pixels, axes = np.ascontiguousarray(voxels, dtype=np.float32), voxels.ndim
+    pixels = prepared.background.hide(finite(pixels, prepared.background.value))
+    box = np.array([prepared.box.start[:axes], np.subtract(prepared.box.stop[:axes], 1)], dtype=float)
     if pixel_mm is not None:
         try:
-            resampled = resample_plane(pixels, affine, pixel_mm, mode=mode)
+            resampled = resample_plane(pixels, affine, pixel_mm, mode=mode, axes=axes)
         except ScanError as error:
             raise ScanError(f"{prepared.name}: {error}") from error
         # the shift of the first pixel, read back from the two affines, in old pixels
-        shift = np.linalg.lstsq(affine[:3, :2], resampled.affine[:3, 3] - affine[:3, 3], rcond=None)[0]
+        shift = np.linalg.lstsq(affine[:3, :axes], resampled.affine[:3, 3] - affine[:3, 3], rcond=None)[0]
         box = (box - shift) * np.array(resampled.scale)
         pixels, affine = resampled.pixels, resampled.affine
-    (r0, c0), (r1, c1) = box.tolist()
-    return SlicePixels(pixels, affine, ((r0, r1), (c0, c1)))
+    return SlicePixels(pixels, affine, tuple(zip(*box.tolist(), strict=True)))

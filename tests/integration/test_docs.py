@@ -33,6 +33,7 @@ HELD_BY = {
     "docs/reliability.md": "tests/integration/test_soak.py",
     "docs/sharing.md": "tests/integration/test_sharing.py",
     "docs/training.md": "tests/integration/test_readme.py",
+    "docs/volumes.md": "tests/integration/test_volumes.py",
 }
 
 

@@ -172,7 +172,7 @@ class CodeStore:
             self.codebook_sizes: tuple[int, ...] = _whole(description["codebook_sizes"])
             self.grids: tuple[tuple[int, ...], ...] = tuple(map(_whole, description["grids"]))
             self.image_size: tuple[int, ...] = _whole(description.get("image_size", ()))
-            self.geometry = SliceGeometry(description.get("plane"), description.get("pixel_mm"))
+            self.geometry = SliceGeometry(description.get("plane"), description.get("pixel_mm"), len(self.grids[0]))
             self._check_said()
             self._records: dict[str, list[dict[str, Any]]] = {
                 split: [dict(record) for record in records] for split, records in description["splits"].items()
@@ -310,7 +310,7 @@ class CodeStore:
 
     def _check_said(self) -> None:
         """Raise ValueError for what no weights and no slices have."""
-        plane, pixel_mm = self.geometry
+        plane, pixel_mm, _ = self.geometry
         if not _covers(self.grids, self.image_size):
             raise ValueError(f"the size of the images: {self.image_size} with grids {self.grids}")
         if not (isinstance(self.fingerprint, str) and self.fingerprint):

@@ -1,4 +1,4 @@
-"""A picture of slices for review: one row per subject, one column per position, drawn as stored (radiological)."""
+"""A picture of slices or volumes for review: a row a subject, a column a position, drawn as stored (radiological)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from PIL import Image, ImageDraw
 
 from monai_vqgen.data.slices.datalists import evenly_spaced
 from monai_vqgen.files import write_bytes
+from monai_vqgen.transforms.geometry import three_planes
 
 __all__ = ["write_contact_sheet"]
 
 LABEL_PX, LABEL_GAP_PX = 14, 8
 LEAST_WIDTH_PX = 120
 """Room for a label: smaller slices are enlarged by a whole factor."""
-SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
+SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P"), "volume": ("R", "P")}
 """The directions at the image's left and right edge."""
 
 
@@ -34,7 +35,8 @@ def _rows(items: Sequence[Mapping[str, Any]], rows: int, columns: int) -> list[l
 
 
 def _load(path: Path) -> NDArray:
-    pixels = np.asarray(nib.load(path).dataobj, dtype=np.float32)[:, :, 0]  # type: ignore[attr-defined]
+    voxels = np.asarray(nib.load(path).dataobj, dtype=np.float32)  # type: ignore[attr-defined]
+    pixels = voxels[:, :, 0] if voxels.shape[2] == 1 else three_planes(voxels)
     times = -(-LEAST_WIDTH_PX // pixels.shape[1])
     return (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).repeat(times, 0).repeat(times, 1)
 
@@ -42,12 +44,12 @@ def _load(path: Path) -> NDArray:
 def write_contact_sheet(
     path: Path, folder: Path, items: Sequence[Mapping[str, Any]], *, rows: int = 6, columns: int = 8
 ) -> None:
-    """Draw a grid of a few subjects and positions with their names.
+    """Draw a grid of a few subjects and positions with their names; each volume in its three middle planes.
 
     Args:
         path: the PNG.
         folder: the items' `image` is relative to it.
-        items: of a datalist, with subject, plane and position_mm.
+        items: of a datalist, with subject, and of slices plane and position_mm.
         rows: subjects drawn at most.
         columns: positions drawn at most.
     """
@@ -61,14 +63,14 @@ def write_contact_sheet(
         for c, (item, tile) in enumerate(zip(row, row_tiles, strict=True)):
             x, y = c * width, r * height
             sheet.paste(Image.fromarray(tile), (x, y + LABEL_PX))
-            position = f"{round(item['position_mm'], 1):g} mm"
+            position = f"{round(item['position_mm'], 1):g} mm" if "position_mm" in item else ""
             place = width - 3 - draw.textlength(position)
             subject = item["subject"]
             while subject and draw.textlength(subject) > place - 2 - LABEL_GAP_PX:
                 subject = subject[1:]  # the end of a name tells subjects apart
             draw.text((x + 2, y + 1), subject, fill=200)
             draw.text((x + place, y + 1), position, fill=200)
-            left, right = SIDES[item["plane"]]
+            left, right = SIDES[item.get("plane", "volume")]
             draw.text((x + 2, y + height // 2), left, fill=120)
             draw.text((x + width - 8, y + height // 2), right, fill=120)
     buffer = io.BytesIO()

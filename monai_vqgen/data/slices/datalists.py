@@ -50,10 +50,11 @@ FARTHEST_MM = 1e4  # of a slice from anything in a scan
 
 
 class SliceGeometry(NamedTuple):
-    """Plane and pixel size in mm of a folder's slices; None where unknown."""
+    """Plane and pixel size in mm of a folder's slices; None where unknown. Of volumes: no plane, and 3 dimensions."""
 
     plane: str | None = None
     pixel_mm: float | None = None
+    dimensions: int = 2
 
 
 def evenly_spaced(count: int, among: int) -> list[int]:
@@ -105,7 +106,7 @@ def read_slice_geometry(dataset_dir: str | Path) -> SliceGeometry:
 
     Examples:
         >>> read_slice_geometry("/a/folder/of/png")
-        SliceGeometry(plane=None, pixel_mm=None)
+        SliceGeometry(plane=None, pixel_mm=None, dimensions=2)
     """
     path = Path(dataset_dir) / "datalist.json"
     if not path.is_file():
@@ -117,7 +118,9 @@ def read_slice_geometry(dataset_dir: str | Path) -> SliceGeometry:
     plane, pixel_mm = content.get("plane"), content.get("pixel_mm")
     known = isinstance(pixel_mm, int | float) and not isinstance(pixel_mm, bool)
     size = float(pixel_mm) if known and pixel_mm and pixel_mm > 0 else None
-    return SliceGeometry(plane if isinstance(plane, str) and plane in PLANES else None, size)
+    image_size = content.get("image_size")
+    dimensions = 3 if isinstance(image_size, list) and len(image_size) == 3 else 2
+    return SliceGeometry(plane if isinstance(plane, str) and plane in PLANES else None, size, dimensions)
 
 
 def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = "") -> str:

@@ -1,4 +1,4 @@
-"""From a folder of scans to a folder of slices: the function behind `extract_slices.json`.
+"""From a folder of scans to a folder of slices, or of volumes: the function behind `extract_slices.json`.
 
 discover_volumes --> one worker per scan: read, extract, scale, fit, write --> split by subject --> datalist.json
 
@@ -40,7 +40,7 @@ __all__ = ["ExtractionReport", "extract_slices"]
 logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 8
-_SLICE = re.compile(r"images/[^/]+_[a-z]+_-?\d+\.\d\dmm\.nii\.gz")
+_SLICE = re.compile(r"images/[^/]+_([a-z]+_-?\d+\.\d\dmm|volume)\.nii\.gz")
 
 
 class ExtractionReport(NamedTuple):
@@ -67,7 +67,8 @@ def extract_slices(
     """Extract the slices of every scan in a folder and split them by subject.
 
     Writes `images/<name>_<plane>_<position>mm.nii.gz` (`[H, W, 1]` float32 in [0, 1], right affine), then
-    `contact_sheet.png`, then `datalist.json`, whose presence says that the folder is complete.
+    `contact_sheet.png`, then `datalist.json`, whose presence says that the folder is complete. In three dimensions
+    `images/<name>_volume.nii.gz` (`[X, Y, Z]`, RAS+), one a scan, and the list has no plane.
 
     Args:
         dataset_dir: a flat folder of NIfTI files, a BIDS tree or folders of DICOM series.
@@ -95,7 +96,8 @@ def extract_slices(
     records = _of_split(found, split)
     first, claimed = process_rank() == 0, None
     if first:
-        names = ["datalist.json", "contact_sheet.png", f"images/*_{slices.plane}_*[0-9].[0-9][0-9]mm.nii.gz"]
+        images = "volume" if slices.dimensions == 3 else f"{slices.plane}_*[0-9].[0-9][0-9]mm"
+        names = ["datalist.json", "contact_sheet.png", f"images/*_{images}.nii.gz"]
         claimed = claim_folder(output_dir, [*names, *_listed_before(Path(output_dir))], overwrite=overwrite)
         (claimed / "images").mkdir(exist_ok=True)
     place = next(path for path in gather(claimed) if path is not None)
@@ -106,7 +108,7 @@ def extract_slices(
         write_contact_sheet(place / "contact_sheet.png", place, drawn)
         write_json(place / report.datalist.name, content, sealed=True)
         publish(place)
-        _log(report)
+        _log(report, "volumes" if slices.dimensions == 3 else "slices")
     wait_for_all()  # until the list is written
     return report
 
@@ -211,24 +213,26 @@ def _listed(
 
 
 def _description(options: SliceOptions, useful: Sequence[ScanOutcome]) -> dict[str, Any]:
-    places = options.positions_mm
-    text = f"{places[0]:g}" if len(places) == 1 else f"{min(places):g} to {max(places):g}"
     sizes = np.array([outcome.pixel_mm for outcome in useful])
     common = np.allclose(sizes, sizes[0, 0], rtol=1e-4, atol=0)  # header arithmetic is single precision
+    places = options.positions_mm
+    text = f"{places[0]:g}" if len(places) == 1 else f"{min(places):g} to {max(places):g}"
+    of_volumes = {"description": "whole volumes", "plane": None, "reference": None}
     return {
         "description": f"{options.plane} slices at {text} mm from {options.reference}",
         "plane": options.plane,
         "image_size": list(options.size),
         "pixel_mm": round(float(sizes[0, 0]), 6) if common else None,
         "reference": options.reference,
+        **(of_volumes if options.dimensions == 3 else {}),
         "percentiles": [options.lower, options.upper],
         **({} if options.window is None else {"window": [float(value) for value in options.window]}),
     }
 
 
-def _log(report: ExtractionReport) -> None:
+def _log(report: ExtractionReport, what: str) -> None:
     num_slices, skipped = sum(report.num_slices.values()), report.skipped
-    logger.info("%d slices of %d scans in %s", num_slices, report.num_scans, report.datalist.parent)
+    logger.info("%d %s of %d scans in %s", num_slices, what, report.num_scans, report.datalist.parent)
     if skipped:
         files = len({entry["file"] for entry in skipped})
         logger.warning("%d skips in %d of %d scans; datalist.json lists them", len(skipped), files, report.num_scans)

@@ -1,9 +1,10 @@
-"""The slices of one scan, extracted and written: the work of one worker process."""
+"""The slices of one scan, or all of it as a volume, extracted and written: the work of one worker process."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from monai_vqgen.data.io.volume import read_volume
 from monai_vqgen.data.slices.sources import ScanRecord
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.foreground import Window
+from monai_vqgen.transforms.geometry import VOLUME
 from monai_vqgen.transforms.intensity import check_window, scale_to_window
 from monai_vqgen.transforms.size import (
     apply_frame,
@@ -23,11 +25,12 @@ from monai_vqgen.transforms.size import (
     trimmed,
 )
 from monai_vqgen.transforms.volume_slicing import (
-    Plane,
     PreparedVolume,
+    SlicePixels,
     check_position_options,
     check_positions,
     cut_plane,
+    cut_volume,
     locate_planes,
     outside_message,
     prepare_volume,
@@ -52,7 +55,10 @@ def position_range(start_mm: float, stop_mm: float, step_mm: float) -> list[floa
 
 
 class SliceOptions(NamedTuple):
-    """Which slices of a scan are extracted, and how.
+    """Which slices of a scan are extracted, and how; or, in three dimensions, how it becomes one volume.
+
+    A volume has its axes to the right, to the front and to the top (RAS+), whatever the scan's order; plane, positions
+    and reference do not matter to it.
 
     Attributes:
         plane: "axial", "coronal" or "sagittal".
@@ -61,12 +67,14 @@ class SliceOptions(NamedTuple):
         stop_mm: these positions stay below it.
         step_mm: distance between these positions.
         reference: "brain_edge" (top, front or left of the brain's box), "brain_center" or "volume_center".
-        pixel_mm: size of a pixel (antialiased), or None for the scan's own.
-        image_size: rows and columns, or one number for both; padded or cropped around the brain's box.
+        pixel_mm: size of a pixel or voxel (antialiased), or None for the scan's own.
+        image_size: rows and columns, or the three axes of a volume, or one number for all; padded or cropped around the
+            brain's box.
         on_trim: "error" skips a slice whose brain does not fit, "warn" crops it; both are logged.
         lower: percentile of the volume's foreground that becomes 0.
         upper: percentile that becomes 1.
         window: (low, high) in the scans' own units in place of percentiles, such as Hounsfield units of CT.
+        dimensions: 2 for slices, 3 for whole volumes.
     """
 
     plane: str = "axial"
@@ -81,6 +89,7 @@ class SliceOptions(NamedTuple):
     lower: float = 0.5
     upper: float = 99.5
     window: Sequence[float] | None = None
+    dimensions: int = 2
 
     @property
     def positions_mm(self) -> tuple[float, ...]:
@@ -90,12 +99,19 @@ class SliceOptions(NamedTuple):
         return tuple(position_range(self.start_mm, self.stop_mm, self.step_mm))
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns; raises InputError for what is not a size."""
-        return check_size(self.image_size)
+    def size(self) -> tuple[int, ...]:
+        """Rows and columns, or three axes; raises InputError for what is not a size."""
+        return check_size(self.image_size, axes=self.dimensions)
+
+    @property
+    def view(self) -> str:
+        """What scans are cut into: the plane of the slices, or "volume"."""
+        return VOLUME if self.dimensions == 3 else self.plane
 
     def check(self) -> None:
         """Raise InputError for an option that cannot work."""
+        if self.dimensions not in (2, 3):
+            raise InputError(f"dimensions is {self.dimensions!r}; give 2 for slices or 3 for volumes")
         check_position_options(self.plane, "mm", self.reference)
         check_on_trim(self.on_trim)
         if not 0 <= self.lower < self.upper <= 100:
@@ -112,8 +128,8 @@ class ScanOutcome(NamedTuple):
     subject: str
     items: list[dict[str, Any]]
     skipped: list[dict[str, str]]
-    pixel_mm: tuple[float, float] = (float("nan"), float("nan"))
-    """Rows and columns of its slices' pixels; NaN where the scan could not be read."""
+    pixel_mm: tuple[float, ...] = (float("nan"), float("nan"))
+    """Of its slices' rows and columns, or its volume's axes; NaN where the scan could not be read."""
 
 
 def slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path) -> ScanOutcome:
@@ -135,8 +151,26 @@ def _slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path, cro
         known = isinstance(error, ScanError)
         _skip(outcome, record, str(error) if known else f"{record.path}: cannot be read ({error!r}); exclude the scan")
         return outcome
-    own = prepared.view.spacing[:2]
-    outcome = outcome._replace(pixel_mm=own if options.pixel_mm is None else (options.pixel_mm, options.pixel_mm))
+    own = prepared.view.spacing[: options.dimensions]
+    outcome = outcome._replace(pixel_mm=own if options.pixel_mm is None else (options.pixel_mm,) * len(own))
+    for name, about, cut in _cuts(record, prepared, options, outcome):
+        try:
+            cropped += _write(prepared, cut(), options, images / name, about)
+        except ScanError as error:
+            _skip(outcome, record, str(error))
+            continue
+        outcome.items.append({"image": f"images/{name}", **about, **record.columns})
+    return outcome
+
+
+def _cuts(
+    record: ScanRecord, prepared: PreparedVolume, options: SliceOptions, outcome: ScanOutcome
+) -> Iterator[tuple[str, dict[str, Any], Callable[[], SlicePixels]]]:
+    """File, record and maker of each slice, or of the volume; positions that give none are noted as skips."""
+    if options.dimensions == 3:
+        cut_all = partial(cut_volume, prepared, pixel_mm=options.pixel_mm)
+        yield f"{record.name}_{VOLUME}.nii.gz", {"subject": record.subject}, cut_all
+        return
     planes = locate_planes(prepared, options.positions_mm, reference=options.reference)
     used: set[str] = set()
     for position, plane in zip(options.positions_mm, planes, strict=True):
@@ -149,13 +183,7 @@ def _slices_of_scan(record: ScanRecord, options: SliceOptions, images: Path, cro
             continue
         used.add(name)
         about = {"subject": record.subject, "plane": options.plane, "position_mm": round(plane.position_mm, 2)}
-        try:
-            cropped += _write(prepared, plane, options, images / name, about)
-        except ScanError as error:
-            _skip(outcome, record, str(error))
-            continue
-        outcome.items.append({"image": f"images/{name}", **about, **record.columns})
-    return outcome
+        yield name, about, partial(cut_plane, prepared, plane, pixel_mm=options.pixel_mm)
 
 
 def _prepare(record: ScanRecord, options: SliceOptions) -> PreparedVolume:
@@ -163,7 +191,7 @@ def _prepare(record: ScanRecord, options: SliceOptions) -> PreparedVolume:
     prepared = prepare_volume(
         volume.voxels_s,
         volume.affine,
-        options.plane,
+        options.view,
         lower=options.lower,
         upper=options.upper,
         name=str(record.path),
@@ -176,22 +204,24 @@ def _prepare(record: ScanRecord, options: SliceOptions) -> PreparedVolume:
 
 
 def _write(
-    prepared: PreparedVolume, plane: Plane, options: SliceOptions, path: Path, about: dict[str, Any]
+    prepared: PreparedVolume, cut: SlicePixels, options: SliceOptions, path: Path, about: dict[str, Any]
 ) -> list[str]:
-    """Write a slice; what was cropped."""
+    """Write a slice or volume; what was cropped."""
     cropped = []
-    cut = cut_plane(prepared, plane, pixel_mm=options.pixel_mm)
     frame = place_frame(cut.box, options.size)
     if frame_loses(frame, cut.box) and trimmed(cut.pixels, frame, prepared.threshold):
+        size, place = " x ".join(map(str, options.size)), about.get("position_mm")
+        extent = " x ".join(str(round(last) - round(first) + 1) for first, last in cut.box)
+        where = f"pixels at {place:.1f} mm" if place is not None else f"voxels: it takes {extent}"
         message = (
-            f"{prepared.name}: the brain does not fit into {options.size[0]} x {options.size[1]} pixels "
-            f"at {plane.position_mm:.1f} mm; give a larger image_size or pixel_mm, or on_trim='warn' to crop it"
+            f"{prepared.name}: the brain does not fit into {size} {where}; give a larger image_size or pixel_mm, or "
+            "on_trim='warn' to crop it"
         )
         if options.on_trim == "error":
             raise ScanError(message)
         cropped.append(message)
     scaled = scale_to_window(apply_frame(cut.pixels, frame, fill=prepared.window.low), prepared.window)
-    write_slice_nifti(path, scaled, frame_affine(cut.affine, frame), about)
+    write_slice_nifti(path, scaled[None], frame_affine(cut.affine, frame), about)
     return cropped
 
 

@@ -23,8 +23,19 @@ def written(path: Path, **sections: object) -> Path:
 
 
 def test_the_sizes_that_come_with_the_package_are_those_of_the_documents():
-    assert size_names() == ["quick_128", "release_128", "small", "standard", "tiny"]
-    with pytest.raises(InputError, match=r"'huge' is unknown; choose one of quick_128, .*tiny, or give a YAML file"):
+    assert size_names() == [
+        "quick_128",
+        "release_128",
+        "small",
+        "standard",
+        "tiny",
+        "volumes",
+        "volumes_64",
+        "volumes_tiny",
+    ]
+    with pytest.raises(
+        InputError, match=r"'huge' is unknown; choose one of quick_128, .*volumes_tiny, or give a YAML file"
+    ):
         read_size("huge")
 
 

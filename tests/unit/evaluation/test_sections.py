@@ -11,16 +11,17 @@ from monai_vqgen.models import TrainedModel
 from monai_vqgen.networks import HierarchicalVQVAE
 
 
-def test_mirrored_codes_are_those_of_images_flipped_along_the_last_axis():
+@pytest.mark.parametrize(("size", "axis"), [((16, 24), 3), ((16, 24, 8), 2)], ids=["columns", "first of a volume"])
+def test_mirrored_codes_are_those_of_images_flipped_from_left_to_right(size, axis):
     torch.manual_seed(0)
-    network = HierarchicalVQVAE(channels=8, residual_channels=4)
-    images = torch.rand(5, 1, 16, 24)
+    network = HierarchicalVQVAE(len(size), channels=8, residual_channels=4, num_codes=16)
+    images = torch.rand(5, 1, *size)
     network.train_pass(images)
     slices = [{"image": image} for image in images]
     model = TrainedModel(network)
     model.batch_size = 2
     mirrored = encode_slices(model, slices, mirror=True)
-    expected = network.encode(images.flip(-1))
+    expected = network.encode(images.flip(axis))
     for found, grid in zip(mirrored, expected, strict=True):
         assert_same_codes(found, grid)  # computed in batches of 2 and of 5
     assert not torch.equal(mirrored[1], encode_slices(model, slices)[1])

@@ -232,3 +232,45 @@ def test_slices_of_a_volume_that_do_not_fit_into_memory_together_are_shown_in_ha
     else:
         with pytest.raises(InputError, match="memory ran out with a batch of 4, and with its halves"):
             infer(volume, scarce)
+
+
+def test_a_network_of_volumes_sees_the_same_volume_in_all_48_axis_orders():
+    volume, affine = smooth_volume(), np.diag([2.0, 2.5, 3.0, 1.0])
+    seen = []
+
+    def network(images_bcs):  # not symmetric in any direction
+        seen.append(images_bcs.shape)
+        ramps = [torch.linspace(0.3, 0.3 + 0.1 * n, size) for n, size in enumerate(images_bcs.shape[2:], start=1)]
+        return images_bcs * (ramps[0][:, None, None] + ramps[1][:, None] + ramps[2])
+
+    inferer = VolumeReconstructionInferer("volume", pixel_mm=2.2, image_size=(20, 24, 22), intensity="unit")
+    expected = inferer(as_input(volume, affine), network)[0, 0].numpy()
+    for order, flips in itertools.product(itertools.permutations(range(3)), itertools.product([1, -1], repeat=3)):
+        change = np.array([[axis, flip] for axis, flip in zip(order, flips, strict=True)], float)
+        stored = nib.orientations.apply_orientation(volume, change)
+        result = inferer(as_input(stored, affine @ nib.orientations.inv_ornt_aff(change, volume.shape)), network)
+        np.testing.assert_allclose(
+            result[0, 0].numpy(), nib.orientations.apply_orientation(expected, change), atol=1e-5
+        )
+    assert set(seen) == {(1, 1, 20, 24, 22)}
+
+
+def test_a_network_of_volumes_gives_back_the_input_in_its_units_and_what_is_normalized_as_it_is():
+    volume = smooth_volume()
+    result = VolumeReconstructionInferer("volume")(as_input(volume, np.eye(4)), torch.nn.Identity())[0, 0].numpy()
+    low, high = np.percentile(volume[volume > 0.02 * np.percentile(volume, 99.5)], [0.5, 99.5])
+    within = (volume > low + 0.03 * (high - low)) & (volume < high)
+    np.testing.assert_allclose(result[within], volume[within], rtol=1e-3)
+    scaled = volume / 1800
+    same = VolumeReconstructionInferer("volume")(as_input(scaled, np.eye(4)), torch.nn.Identity())[0, 0].numpy()
+    np.testing.assert_allclose(same, scaled, atol=1e-6)
+
+
+def test_a_network_of_volumes_is_shown_no_slices():
+    inferer = VolumeReconstructionInferer("volume")
+    with pytest.raises(ScanError, match="a single slice of shape"):
+        inferer(torch.rand(1, 1, 8, 8, 1), torch.nn.Identity())
+    with pytest.raises(InputError, match="for a network of volumes"):
+        inferer(torch.rand(1, 1, 8, 8), torch.nn.Identity())
+    with pytest.raises(InputError, match="give 3 numbers"):
+        VolumeReconstructionInferer("volume", image_size=(8, 8))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monai_vqgen.errors import InputError
-from monai_vqgen.models.samples import asked_for, code_masks, draw_conditions, encode_conditions
+from monai_vqgen.models.samples import asked_for, code_masks, draw_conditions, encode_conditions, sample_affines
 from monai_vqgen.networks import ConditionEncoder
 
 ENCODER = ConditionEncoder({"age": (20.0, 60.0)}, {"sex": ["f", "m"]})
@@ -55,3 +55,9 @@ def test_the_mark_of_a_sample_begins_with_its_position_and_loses_no_small_value(
     assert asked_for({"sex": "f", "position_mm": 65.04, "age": 30}) == "65 mm f 30"
     assert asked_for({"volume_ml": 0.0041, "sex": None}) == "0.0041"
     assert asked_for({}) == ""
+
+
+def test_volumes_lie_with_their_middle_at_the_origin_and_their_axes_to_right_front_and_top():
+    (affine,) = sample_affines("volume", (4, 6, 5), 2.5, [None]).numpy()
+    np.testing.assert_allclose(affine @ [1.5, 2.5, 2, 1], [0, 0, 0, 1])
+    np.testing.assert_allclose(affine @ [2.5, 3.5, 3, 1], [2.5, 2.5, 2.5, 1])

@@ -258,8 +258,10 @@ def test_bad_arguments_are_named(tmp_path):
         model.reconstruct(np.zeros((2, 4, 4, 4)))
     with pytest.raises(ScanError, match=r"nowhere\.nii\.gz does not exist"):
         model.reconstruct(tmp_path / "nowhere.nii.gz")
-    with pytest.raises(InputError, match="model is one of volumes"):
-        model_of(3, (8, 4)).reconstruct(np.zeros((16, 16, 16)))
+    with pytest.raises(InputError, match="model is one of volumes, and plane is 'axial'"):
+        model_of(3, (8, 4)).reconstruct(np.zeros((16, 16, 16)), plane="axial")
+    with pytest.raises(ScanError, match=r"a single slice of shape \(16, 16, 1\), and the model is one of volumes"):
+        model_of(3, (8, 4)).reconstruct(np.ones((16, 16, 1)))
 
 
 def test_a_model_made_of_networks_alone_is_saved_with_the_fingerprint_of_its_weights(tmp_path):

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms import ExtractSlice
-from monai_vqgen.transforms.geometry import view_plane
+from monai_vqgen.transforms.geometry import LEFT_RIGHT_AXIS, VOLUME, three_planes, view_plane
 
 ORIENTATIONS = [
     "".join(codes) for order in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*order)
@@ -84,3 +84,32 @@ def test_volumes_that_are_none_are_named():
         view_plane(np.zeros((4, 4, 5)), np.diag([1.0, 0, 1, 1]), "axial")
     with pytest.raises(InputError, match="choose one of axial, coronal, sagittal"):
         view_plane(np.zeros((4, 4, 5)), np.eye(4), "transversal")
+
+
+def test_a_volume_seen_as_a_whole_runs_right_front_and_up_whatever_the_storage_order():
+    volume, affine = head()
+    expected = nib.as_closest_canonical(nib.Nifti1Image(volume, affine))
+    for codes in ORIENTATIONS:
+        image = stored(volume, affine, "".join(codes))
+        view = view_plane(image[0].numpy(), image.affine.numpy(), VOLUME)
+        np.testing.assert_array_equal(view.volume_s, expected.get_fdata())
+        np.testing.assert_allclose(view.affine, expected.affine, atol=1e-9)
+
+
+def test_the_axis_between_left_and_right_is_that_of_slices_and_of_volumes():
+    for shape, affine in (((4, 5), np.array([[0, -1], [-1, 0], [0, 0]])), ((4, 5, 6), np.eye(3))):  # axial; RAS+
+        axis = LEFT_RIGHT_AXIS[len(shape)] + len(shape)
+        assert abs(affine[0, axis]) == 1
+
+
+def test_a_picture_of_a_volume_shows_its_three_middle_slices_as_radiologists_see_them():
+    """One bright voxel at the right, front and top of each middle slice, found at the left, front and top."""
+    volume = np.zeros((4, 8, 6))
+    volume[3, 7, 2], volume[3, 3, 5], volume[2, 7, 5] = 1, 2, 3  # axial, coronal, sagittal: in the middle of one axis
+    axial, coronal, sagittal = np.split(three_planes(volume), [4, 8], axis=1)
+    assert axial.shape == (8, 4)
+    assert coronal.shape == (8, 4)
+    assert sagittal.shape == (8, 8)
+    assert np.argwhere(axial == 1).tolist() == [[0, 0]]  # front at the top, the patient's right at the left
+    assert np.argwhere(coronal == 2).tolist() == [[1, 0]]  # a row of padding above
+    assert np.argwhere(sagittal == 3).tolist() == [[1, 0]]  # front at the left

@@ -301,3 +301,29 @@ def test_uncompressed_pictures_with_more_pixels_than_announced_are_refused(tmp_p
     for name in ("s.bmp", "s.tif"):
         with pytest.raises(ScanError, match=rf"{name}: .*the header announces 2048 bytes of pixels"):
             LoadSlice()(tmp_path / name)
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((4, 5, 6), 1), ((4, 5, 6, 1), 1), ((4, 5, 6, 2), 2)])
+def test_a_volume_comes_in_the_files_own_axes_with_its_affine(tmp_path, shape, channels):
+    voxels, affine = np.random.default_rng(0).random(shape, dtype=np.float32), np.diag([2.5, 2.5, 3.0, 1.0])
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "v.nii.gz")
+    image = LoadSlice(dimensions=3, channels=channels)(tmp_path / "v.nii.gz")
+    assert image.shape == (channels, 4, 5, 6)
+    np.testing.assert_array_equal(image.numpy(), voxels.reshape(4, 5, 6, channels).transpose(3, 0, 1, 2))
+    np.testing.assert_array_equal(image.affine, affine)
+
+
+def test_slices_and_volumes_are_told_apart_with_the_mend(tmp_path):
+    for name, shape in {"slice": (4, 5, 1), "volume": (4, 5, 6), "series": (4, 5, 6, 3)}.items():
+        nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    with pytest.raises(ScanError, match=r"is not a slice \[H, W, 1\]; volumes want .*spatial_dims 3"):
+        LoadSlice()(tmp_path / "volume.nii.gz")
+    with pytest.raises(ScanError, match=r"is not a volume \[X, Y, Z\]; .* --dimensions 3"):
+        LoadSlice(dimensions=3)(tmp_path / "slice.nii.gz")
+    with pytest.raises(ScanError, match=r"shape \(4, 5, 6, 3\) is not a volume \[X, Y, Z\]"):
+        LoadSlice(dimensions=3)(tmp_path / "series.nii.gz")
+    Image.new("L", (4, 4)).save(tmp_path / "p.png")
+    with pytest.raises(ScanError, match="a picture, where a volume"):
+        LoadSlice(dimensions=3)(tmp_path / "p.png")
+    with pytest.raises(InputError, match="give 2 for slices or 3 for volumes"):
+        LoadSlice(dimensions=4)

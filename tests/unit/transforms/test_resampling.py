@@ -92,3 +92,36 @@ def test_a_grid_that_would_fill_the_memory_is_refused(shape):
 def test_the_size_of_a_resampled_slice_is_told_without_resampling(pixel_mm):
     pixels, affine = np.zeros((40, 31)), np.diag([1.0, 1.3, 2.0, 1.0])
     assert resampled_size((40, 31), affine, pixel_mm) == resample_plane(pixels, affine, pixel_mm).pixels.shape
+
+
+def ramp(shape, affine) -> np.ndarray:
+    """A function of the place in mm that linear interpolation keeps."""
+    places = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    return (places @ [0.7, -1.1, 0.4] + 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("pixel_mm", [2.5, 0.7, (2.0, 1.0, 3.1)])
+def test_a_volume_is_resampled_along_all_three_axes_and_brought_back(pixel_mm):
+    affine = np.array([[0.9, 0.1, 0, -4], [-0.1, 1.2, 0, 7], [0, 0, 2.0, 1], [0, 0, 0, 1]])
+    volume = ramp((15, 14, 12), affine)
+    result = resample_plane(volume[None], affine, pixel_mm, axes=3)
+    np.testing.assert_allclose(np.linalg.norm(result.affine[:3, :3], axis=0), np.broadcast_to(pixel_mm, 3))
+    inner = (0, *(slice(n // 3, n - n // 3) for n in result.pixels.shape[1:]))  # the border repeats its last voxel
+    np.testing.assert_allclose(result.pixels[inner], ramp(result.pixels.shape[1:], result.affine)[inner[1:]], atol=1e-4)
+    if isinstance(pixel_mm, float):
+        assert result.pixels.shape[1:] == resampled_size(volume.shape, affine, pixel_mm)
+    back = restore_plane(result.pixels, volume.shape, affine, pixel_mm)[0]
+    middle = tuple(slice(n // 3, n - n // 3) for n in volume.shape)
+    np.testing.assert_allclose(back[middle], volume[middle], atol=0.05)
+
+
+def test_two_axes_of_a_volume_are_resampled_as_those_of_its_slices():
+    affine, volume = np.diag([1.0, 1.3, 2.0, 1.0]), np.random.default_rng(0).random((9, 11, 4), dtype=np.float32)
+    whole = resample_plane(volume, affine, (1.7, 0.8, 2.0), axes=3).pixels  # the third stays
+    slices = [resample_plane(volume[:, :, k], affine, (1.7, 0.8)).pixels for k in range(4)]
+    np.testing.assert_allclose(whole, np.stack(slices, axis=-1), atol=1e-6)
+
+
+def test_a_volume_wants_one_size_an_axis():
+    with pytest.raises(InputError, match="one or one an axis"):
+        resample_plane(np.zeros((4, 4, 4)), np.eye(4), (1.0, 2.0), axes=3)

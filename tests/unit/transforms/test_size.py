@@ -90,7 +90,7 @@ def test_an_empty_slice_is_centerd_and_a_plain_tensor_stays_plain():
     assert not isinstance(FitToSize(6)(torch.ones(1, 4, 4)), MetaTensor)
 
 
-@pytest.mark.parametrize("size", [0, (3, -1), (3, 4, 5), 2.5])
+@pytest.mark.parametrize("size", [0, (3, -1), (3, 4, 5, 6), 2.5])
 def test_sizes_that_are_none_are_refused(size):
     with pytest.raises(InputError, match="image size"):
         FitToSize(size if isinstance(size, (int, tuple)) else (size, size))
@@ -99,3 +99,20 @@ def test_sizes_that_are_none_are_refused(size):
 def test_what_is_no_slice_is_refused():
     with pytest.raises(InputError, match=r"\[C, H, W\]"):
         FitToSize(4)(torch.ones(4, 4))
+
+
+def test_a_volume_is_framed_around_its_brain_and_comes_back():
+    volume = torch.zeros(1, 9, 6, 7)
+    volume[0, 1:5, 2:4, 3:6] = torch.rand(4, 2, 3) + 0.5
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    fit = FitToSize((6, 8, 4))
+    framed = fit(MetaTensor(volume, affine=affine))
+    assert framed.shape == (1, 6, 8, 4)
+    assert framed.sum() == volume.sum()
+    bright = torch.nonzero(volume[0] == volume.max())[0].double()
+    found = torch.nonzero(framed[0] == volume.max())[0].double()
+    here = framed.affine @ torch.cat([found, torch.ones(1)]).double()
+    torch.testing.assert_close(here.as_tensor()[:3], bright * torch.tensor([2.0, 3.0, 4.0]).double())
+    assert torch.equal(fit.inverse(framed).as_tensor(), volume)
+    with pytest.raises(InputError, match=r"expected a volume \[C, X, Y, Z\]"):
+        fit(volume[0])

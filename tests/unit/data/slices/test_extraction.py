@@ -12,7 +12,15 @@ from nibabel.affines import apply_affine
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from monai_vqgen.data import ScanOptions, SliceOptions, SplitOptions, extract_slices, load_datalist, make_phantoms
+from monai_vqgen.data import (
+    ScanOptions,
+    SliceOptions,
+    SplitOptions,
+    extract_slices,
+    load_datalist,
+    make_phantoms,
+    read_slice_geometry,
+)
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError
 from monai_vqgen.transforms import LoadSlice
 from monai_vqgen.transforms.foreground import foreground_window
@@ -303,3 +311,54 @@ def test_one_bad_scan_is_one_skip_and_the_others_are_cut(scans, tmp_path, monkey
     same = {item["subject"]: LoadSlice()(tmp_path / "s" / item["image"]) for item in items}
     np.testing.assert_allclose(same["micron"].numpy(), same["sub-01"].numpy(), atol=1e-3)
     np.testing.assert_allclose(same["micron"].affine, same["sub-01"].affine, atol=1e-3)
+
+
+def test_every_voxel_of_a_volume_is_the_scans_value_at_that_place(scans, tmp_path):
+    size = (60, 72, 64)
+    report = extract(scans, tmp_path / "v", dimensions=3, pixel_mm=None, image_size=size)
+    assert report.num_slices == {"training": 2, "validation": 1, "test": 1}
+    for split in ("training", "test"):
+        (item, *_) = load_datalist(tmp_path / "v", split)
+        image = LoadSlice(dimensions=3)(item["image"])
+        assert image.shape == (1, *size)
+        assert nib.aff2axcodes(image.affine.numpy()) == ("R", "A", "S")
+        assert not {"plane", "position_mm"} & set(item)
+        scan = nib.load(scans / f"{item['subject']}_T1w.nii.gz")
+        values = scan.get_fdata()
+        low, high = foreground_window(values)
+        grid = np.moveaxis(np.indices(size), 0, -1)
+        voxels = apply_affine(np.linalg.inv(scan.affine) @ image.affine.numpy(), grid)
+        expected = map_coordinates(values, voxels.transpose(3, 0, 1, 2), order=1, mode="constant", cval=low)
+        np.testing.assert_allclose(image[0].numpy(), np.clip((expected - low) / (high - low), 0, 1), atol=2e-3)
+
+
+def test_volumes_get_one_voxel_size_and_a_list_of_the_same_form_with_columns_and_a_picture(scans, tmp_path):
+    report = extract(scans, tmp_path / "v", dimensions=3, pixel_mm=6.0, image_size=[28, 32, 32])
+    content = json.loads(report.datalist.read_text())
+    assert (content["plane"], content["image_size"], content["pixel_mm"]) == (None, [28, 32, 32], 6.0)
+    assert read_slice_geometry(tmp_path / "v") == (None, 6.0, 3)
+    item = content["training"][0]
+    assert {"image", "subject", "age", "sex"} <= set(item)
+    image = nib.load(tmp_path / "v" / item["image"])
+    np.testing.assert_allclose(image.header.get_zooms(), 6.0, rtol=1e-6)
+    with Image.open(tmp_path / "v" / "contact_sheet.png") as sheet:
+        assert np.asarray(sheet).max() > 200
+    extract(scans, tmp_path / "v", overwrite=True, **QUICK)  # slices in place of the volumes, which go
+    assert not list((tmp_path / "v" / "images").glob("*_volume.nii.gz"))
+
+
+def test_volumes_that_cannot_be_are_refused_or_skipped_with_the_mend(scans, tmp_path):
+    with pytest.raises(InputError, match="dimensions is 4"):
+        extract(scans, tmp_path / "v", dimensions=4)
+    with pytest.raises(InputError, match="one or three whole numbers"):
+        extract(scans, tmp_path / "v", dimensions=3, image_size=[32, 32])
+    with pytest.raises(DatalistError, match=r"does not fit into 20 x 20 x 20 voxels: it takes \d+ x \d+ x \d+; give"):
+        extract(scans, tmp_path / "v", dimensions=3, pixel_mm=6.0, image_size=20)
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for name, shape in {"sub-1_thin": (20, 20, 1), "sub-2_series": (20, 20, 20, 2)}.items():
+        nib.save(nib.Nifti1Image(np.random.default_rng(0).random(shape), np.eye(4)), odd / f"{name}.nii.gz")
+    report = extract(odd, tmp_path / "o", dimensions=3, pixel_mm=None, image_size=24, fractions=(1, 0, 0))
+    assert report.num_slices["training"] == 1  # the first of a series of volumes
+    (skip,) = report.skipped
+    assert "every axis needs at least two voxels" in skip["reason"]
