@@ -94,7 +94,7 @@ def refused(model: TrainedModel) -> None:
     )
     run_bundle(shlex.split(f"run {slices} --pixel_mm 6.5 --position_step_mm 30 --num_workers 0")[1:])
     evaluate = "--config_file bundle/configs/evaluate.json --dataset_dir out/slices --model out/volume_model/model.pt"
-    with pytest.raises(Exception) as raised:  # noqa: PT011 (MONAI wraps it)
+    with pytest.raises(Exception) as raised:
         run_bundle(shlex.split(f"run {evaluate} --output_dir out/none")[1:])
     assert re.search(r"is not a volume \[X, Y, Z\]; .* --dimensions 3", str(root_cause(raised.value)))
 
