@@ -240,7 +240,7 @@ def test_rows_of_images_stand_where_they_belong():
     assert picture[0, 0] == 0
     assert picture[6, 0] == 128
     assert picture[6, 7] == 255  # clamped
-    assert image_rows([torch.zeros(1, 1, 4, 5, 6)]).shape == (6, 7)
+    assert image_rows([torch.zeros(1, 1, 4, 5, 6)]).shape == (6 + 2, 4 + 4 + 5 + 2)  # three planes
 
 
 def test_pictures_are_drawn_at_their_interval_and_leave_the_network_training(tmp_path):

@@ -138,7 +138,10 @@ def test_affines_place_samples_at_their_positions():
     for affine, position in zip(samples.affine.numpy(), (50.0, 60.0), strict=True):
         np.testing.assert_allclose(affine @ [9.5, 14.5, 0, 1], [0, -position, 0, 1], atol=1e-9)
         np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), 2.0)
-    assert model_of(3, (8, 4)).sample(1).affine is None
+    (affine,) = model_of(3, (8, 4), record={"plane": None, "pixel_mm": 2.5}).sample(1).affine.numpy()
+    np.testing.assert_allclose(affine @ [7.5, 7.5, 7.5, 1], [0, 0, 0, 1])  # the middle of a volume
+    np.testing.assert_allclose(affine[:3, :3], 2.5 * np.eye(3))
+    assert model_of(3, (8, 4), record={"pixel_mm": None}).sample(1).affine is None
 
 
 @pytest.fixture(scope="module")

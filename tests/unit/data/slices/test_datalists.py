@@ -131,7 +131,7 @@ def test_what_is_no_list_is_one_error(tmp_path, text):
     (tmp_path / "datalist.json").write_text(text)
     with pytest.raises(DatalistError, match="not a datalist"):
         load_datalist(tmp_path, "training")
-    assert read_slice_geometry(tmp_path) == (None, None)
+    assert read_slice_geometry(tmp_path) == (None, None, 2)
 
 
 def test_pictures_of_all_kinds_are_slices_and_other_files_are_said(tmp_path, caplog):
