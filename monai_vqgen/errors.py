@@ -83,6 +83,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_IN_TEXT = re.compile(r"(\[Errno |\(os error )(28|122)\b")  # what MONAI and safetensors make of such an error
+_LONELY = re.compile(r"gloo/transport|NCCL.* remote process exited|Connection closed by peer")  # torch, of its peers
 _WRAPPERS = re.compile(
     r"Failed to (evaluate|instantiate)|applying transform|Caught \w+ in DataLoader worker|SaveImage cannot find"
 )
@@ -115,6 +116,8 @@ def in_one_line(error: BaseException, folder: str | Path = ".") -> str:
         left_mb = shutil.disk_usage(place).free / 1e6
         return f"OSError: the disk of {place} is full ({left_mb:.1f} MB left): make room"
     own = root_cause(error)
+    if isinstance(own, RuntimeError) and not isinstance(own, VQGenError) and _LONELY.search(str(own)):
+        return "StageError: this process stops because another one has ended; look at that one's error"
     if not isinstance(own, VQGenError):
         own = next((each for each in chain if not _WRAPPERS.match(str(each))), own)
     lines = [line.strip() for line in str(own).splitlines() if line.strip()]

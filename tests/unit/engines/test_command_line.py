@@ -272,8 +272,15 @@ def test_a_full_disk_is_named_whatever_others_make_of_it(error, tmp_path):
     assert in_one_line(error, tmp_path).startswith(f"OSError: the disk of {tmp_path} is full (")
 
 
+@pytest.mark.parametrize(
+    "heard", ["[/a/gloo/transport/tcp/pair.cc:537] Read error [::1]:5", "Connection closed by peer"]
+)
+def test_of_several_processes_the_others_say_that_one_has_ended(heard):
+    assert in_one_line(RuntimeError(heard)).startswith("StageError: this process stops because another one has ended")
+
+
 def test_of_a_picture_that_could_not_be_written_the_reason_is_told():
-    text = "SaveImage cannot find a suitable writer for a.nii. Please install\n File 1\nOSError: [Errno 5] Input/output error"
+    text = "SaveImage cannot find a suitable writer for a. Please install\n F\nOSError: [Errno 5] Input/output error"
     assert in_one_line(RuntimeError(text)) == "OSError: [Errno 5] Input/output error"
 
 
