@@ -41,7 +41,7 @@ examples:
   monai-vqgen gallery                                 a page whose sliders show what the weights draw
   monai-vqgen demo --help                             every option of a verb
 
-sample, reconstruct, slices and evaluate print the command of MONAI's that does the same, and take all of its options.
+sample, reconstruct, anomaly, slices and evaluate print the command of MONAI's that does the same, and take all of its options.
 """
 
 
@@ -57,6 +57,7 @@ class Stage(NamedTuple):
 STAGES = {
     "sample": Stage("sample", None, "out/samples", "draw new slices with trained weights"),
     "reconstruct": Stage("inference", "SCANS", "out/reconstructions", "write scans into codes and read them back"),
+    "anomaly": Stage("anomaly", "SCANS", "out/anomaly", "show where scans are unlikely"),
     "slices": Stage("extract_slices", "SCANS", "out/slices", "cut scans into slices, split by subject"),
     "evaluate": Stage("evaluate", "SLICES", "out/evaluation", "score a model on the test subjects' slices"),
 }

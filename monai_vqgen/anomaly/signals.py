@@ -15,11 +15,11 @@ from torch import Tensor
 
 from monai_vqgen.anomaly.maps import check_images, nll_maps, restore, unlikely_codes
 from monai_vqgen.errors import InputError
+from monai_vqgen.transforms.intensity import BRAIN_LEVEL
 
 __all__ = ["Signals", "anomaly_signals"]
 
 SMOOTHING = 2.5  # pixels, sigma; of 1.5 and 2.5 the better on validation subjects
-BRAIN_LEVEL = 0.02  # of the range, as in the metrics
 DETAIL_SIGMA = 1.5  # pixels; what a Gaussian of this size takes away is detail
 LEAST_DIFFERENCE = 0.01  # of the range, below which differences are noise; keeps logarithms finite
 

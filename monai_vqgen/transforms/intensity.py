@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
+from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.transform import Transform
 from monai.utils.enums import TransformBackends
 from numpy.typing import NDArray
@@ -18,9 +20,11 @@ from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.foreground import Background, Window, find_foreground, foreground_window
 from monai_vqgen.transforms.tensors import name_of, to_numpy, with_values
 
-__all__ = ["ScaleForeground", "check_window", "scale_to_window"]
+__all__ = ["MatchQuantiles", "ScaleForeground", "brain_quantiles", "check_window", "scale_to_window"]
 
 logger = logging.getLogger(__name__)
+
+BRAIN_LEVEL = 0.02  # of the range, below which a pixel is background, as in the metrics
 
 META_WINDOW = "foreground_window"
 META_THRESHOLD = "foreground_threshold"
@@ -120,3 +124,66 @@ class ScaleForeground(Transform):
         finite = np.nan_to_num(pixels[0], nan=0.0, posinf=0.0, neginf=0.0) if pixels.dtype.kind == "f" else pixels[0]
         found = find_foreground(finite)
         return found.background, foreground_window(finite, foreground=found, lower=self.lower, upper=self.upper)
+
+
+def brain_quantiles(pixels: NDArray, count: int = 65) -> NDArray:
+    """Intensities that equal shares of the brain (above 2 % of the range) lie below, from the lowest to the highest.
+
+    Raises:
+        ScanError: there is no brain.
+    """
+    brain = np.asarray(pixels)[np.asarray(pixels) > BRAIN_LEVEL]
+    if not brain.size:
+        raise ScanError("no pixel lies above the background: there are no intensities to match")
+    return np.quantile(brain, np.linspace(0, 1, count))
+
+
+class MatchQuantiles(InvertibleTransform):
+    """Map the intensities of a scan in [0, 1] so that its brain has the quantiles of the training data.
+
+    Landmark matching (Nyul et al., IEEE TMI 2000) with all quantiles as landmarks, linear in between: monotonic, and
+    undone by `inverse` (but where the scan has one intensity for several of the reference's). Give whole volumes: the
+    quantiles of a slice are those of its anatomy.
+
+    Args:
+        quantiles: of the training data, ascending, as `brain_quantiles` gives them, at least two.
+
+    Shapes: any; float32 in [0, 1] to the same. Background (below 2 % of the range) stays as it is.
+
+    Raises:
+        InputError: quantiles that do not ascend.
+        ScanError: an image without brain.
+
+    Examples:
+        >>> image = torch.linspace(0.1, 0.5, 101).reshape(1, 101, 1)
+        >>> matched = MatchQuantiles([0.2, 0.6, 1.0])(image)
+        >>> round(float(matched.min()), 3), round(float(matched.median()), 3), round(float(matched.max()), 3)
+        (0.2, 0.6, 1.0)
+    """
+
+    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]  # noqa: RUF012 (MONAI's own convention)
+
+    def __init__(self, quantiles: Sequence[float]) -> None:
+        self.quantiles = np.asarray(quantiles, dtype=np.float64)
+        if self.quantiles.ndim != 1 or len(self.quantiles) < 2 or not (np.diff(self.quantiles) >= 0).all():
+            raise InputError(f"quantiles are {quantiles!r}; give at least two ascending intensities in [0, 1]")
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """Match one image."""
+        pixels = to_numpy(img).astype(np.float64)
+        own = brain_quantiles(pixels, len(self.quantiles))
+        result = with_values(_mapped(pixels, own, self.quantiles), img)
+        if isinstance(result, MetaTensor):
+            self.push_transform(result, extra_info={"own": own.tolist()})
+        return result
+
+    def inverse(self, data: MetaTensor) -> torch.Tensor:
+        """The image in its own intensities."""
+        own = np.asarray(self.pop_transform(data)["extra_info"]["own"])
+        return with_values(_mapped(to_numpy(data).astype(np.float64), self.quantiles, own), data)
+
+
+def _mapped(pixels: NDArray, old: NDArray, new: NDArray) -> NDArray:
+    """Piecewise linear from old to new landmarks; the background stays."""
+    old = np.maximum.accumulate(old + np.arange(len(old)) * 1e-9)  # np.interp wants them to ascend
+    return np.where(pixels > BRAIN_LEVEL, np.interp(pixels, old, new), pixels).astype(np.float32)

@@ -18,13 +18,13 @@ from scipy import ndimage
 
 
 from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms.intensity import BRAIN_LEVEL
 from monai_vqgen.transforms.tensors import name_of, to_numpy, with_values
 
 __all__ = [
     "Lesion",
     "SyntheticLesion",
     "draw_lesion",
-    "lesion_weight",
     "place_lesion",
 ]
 
@@ -39,7 +39,6 @@ STRENGTHS = {
 }
 RADII = (4.0, 9.0)  # pixels; 7 to 16 mm at the pixels of the shipped weights
 RAMP = 0.25  # of the radius over which a lesion rises to its full strength
-BRAIN_LEVEL = 0.02  # of the range, below which a pixel is background, as in the metrics
 MOST_OUTSIDE = 0.1  # of a lesion's area that may lie outside the brain
 ATTEMPTS = 200  # places that are tried
 LESION_STREAM = 0x1E510  # keeps these draws apart from other draws of the same seed
@@ -66,7 +65,7 @@ class Lesion(NamedTuple):
     seed: int = 0
 
 
-def lesion_weight(lesion: Lesion, size: Sequence[int]) -> NDArray:
+def _weight(lesion: Lesion, size: Sequence[int]) -> NDArray:
     """How much of the lesion each pixel has, `(h, w)` from 0 outside to 1 inside."""
     return np.clip((1 - _distance(lesion, size)) / RAMP, 0, 1)
 
@@ -112,7 +111,7 @@ def draw_lesion(
         row, column = inside[int(rng.integers(len(inside)))].tolist()
         axes = (float(rng.uniform(*radii)), float(rng.uniform(*radii)))
         lesion = Lesion(drawn, (row, column), axes, float(rng.uniform(0, np.pi)), strength, seed)
-        mask_hw = lesion_weight(lesion, brain_hw.shape) > 0
+        mask_hw = _weight(lesion, brain_hw.shape) > 0
         if (mask_hw & ~brain_hw).sum() <= MOST_OUTSIDE * mask_hw.sum():
             return lesion
     raise ScanError(f"a slice of shape {brain_hw.shape} has no room for a lesion of radius {radii[0]:g} pixels in it")
@@ -124,7 +123,7 @@ def place_lesion(image_hw: NDArray, lesion: Lesion) -> tuple[NDArray, NDArray]:
     Pixels outside the mask stay exactly as they were; each inside is changed, by however little at the rim.
     """
     image_hw = np.asarray(image_hw, dtype=np.float64)
-    weight_hw = lesion_weight(lesion, image_hw.shape) * (image_hw > BRAIN_LEVEL)
+    weight_hw = _weight(lesion, image_hw.shape) * (image_hw > BRAIN_LEVEL)
     changed_hw = image_hw + weight_hw * (_changed(image_hw, lesion) - image_hw)
     mask_hw = weight_hw > 0
     return np.where(mask_hw, changed_hw, image_hw).clip(0, 1).astype(np.float32), mask_hw

@@ -7,8 +7,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_vqgen.errors import InputError
-from monai_vqgen.transforms import ScaleForeground
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms import MatchQuantiles, MatchQuantilesd, ScaleForeground
+from monai_vqgen.transforms.intensity import brain_quantiles
 
 
 def test_percentiles_of_the_foreground_become_zero_and_one():
@@ -57,3 +58,25 @@ def test_bad_percentiles_are_refused():
         ScaleForeground(99, 1)
     with pytest.raises(InputError, match="window"):
         ScaleForeground(window=(1, 1))
+
+
+def test_matched_quantiles_are_those_of_the_reference_and_the_inverse_brings_back():
+    rng = np.random.default_rng(0)
+    image = np.where(rng.random((1, 40, 40)) < 0.3, 0.0, rng.beta(2, 5, (1, 40, 40)) * 0.8 + 0.05)
+    reference = np.sort(rng.random(65)) * 0.9 + 0.05
+    matched = MatchQuantiles(reference)(MetaTensor(torch.from_numpy(image)))
+    brain = image > 0.02
+    np.testing.assert_allclose(brain_quantiles(np.asarray(matched)), reference, atol=0.01)
+    assert (np.asarray(matched)[~brain] == 0).all()
+    order = np.argsort(image[brain])
+    assert (np.diff(np.asarray(matched)[brain][order]) >= 0).all(), "monotonic"
+    np.testing.assert_allclose(np.asarray(MatchQuantiles(reference).inverse(matched)), image, atol=1e-3)
+    item = MatchQuantilesd("image", reference)({"image": MetaTensor(torch.from_numpy(image))})
+    np.testing.assert_allclose(np.asarray(item["image"]), np.asarray(matched))
+
+
+def test_quantiles_that_do_not_ascend_and_images_without_brain_are_refused():
+    with pytest.raises(InputError, match="ascending"):
+        MatchQuantiles([0.5, 0.2])
+    with pytest.raises(ScanError, match="no intensities"):
+        MatchQuantiles([0.2, 0.5])(np.zeros((1, 8, 8)))
