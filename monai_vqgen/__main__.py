@@ -41,7 +41,7 @@ examples:
   monai-vqgen gallery                                 a page whose sliders show what the weights draw
   monai-vqgen demo --help                             every option of a verb
 
-sample, reconstruct, anomaly, slices and evaluate print the command of MONAI's that does the same, and take all of its options.
+sample, reconstruct, anomaly, slices and evaluate print the command of MONAI's that does the same, and take its options.
 """
 
 

@@ -20,7 +20,7 @@ from monai.data import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from monai_vqgen.anomaly.healthy import HealthySlices, model_fingerprint
+from monai_vqgen.anomaly.healthy import STEP_MM, HealthySlices, model_fingerprint
 from monai_vqgen.anomaly.signals import Signals, anomaly_signals, smooth_within
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import DatalistError, InputError, ScanError
@@ -213,7 +213,7 @@ class AnomalyEvaluation:
         for scan, mask in self.pairs:
             image, label = as_volume(scan), as_volume(mask)
             affine = np.asarray(image.affine.cpu(), dtype=np.float64)
-            cut = cut_scan(self.model, image[0].as_tensor().numpy(), affine)
+            cut = cut_scan(self.model, image[0].as_tensor().numpy(), affine, step_mm=STEP_MM)
             images_nhw = cut.images_nhw
             if healthy is not None:
                 images_nhw = np.asarray(MatchQuantiles(healthy.quantiles)(images_nhw))

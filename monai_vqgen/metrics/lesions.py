@@ -6,6 +6,7 @@ Shape legend: u subjects, k bins, b slices, h w rows and columns.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -146,9 +147,9 @@ def lesions_found(called_bhw: NDArray, masks_bhw: NDArray, sizes: Sequence[int] 
         >>> lesions_found(mask & (np.arange(9) > 6), mask, sizes=(0, 10, 100))
         {'1 to 10': (0, 1), '11 to 100': (1, 1)}
     """
-    ends = list(zip(sizes, sizes[1:], strict=False))
+    ends = list(itertools.pairwise(sizes))
     named = {(low, high): f"{low + 1} to {high}" if high < SIZES[-1] else f"over {low}" for low, high in ends}
-    counted = {name: (0, 0) for name in named.values()}
+    counted = dict.fromkeys(named.values(), (0, 0))
     for called_hw, mask_hw in zip(called_bhw, masks_bhw, strict=True):
         labels_hw, _ = ndimage.label(mask_hw)
         areas, hits = np.bincount(labels_hw.ravel())[1:], np.unique(labels_hw[called_hw.astype(bool)])

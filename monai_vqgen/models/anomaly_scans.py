@@ -92,7 +92,13 @@ class AnomalyScan(NamedTuple):
 
 
 def cut_scan(
-    model: Any, values_s: NDArray, affine: NDArray, *, plane: str | None = None, mask_s: NDArray | None = None
+    model: Any,
+    values_s: NDArray,
+    affine: NDArray,
+    *,
+    plane: str | None = None,
+    mask_s: NDArray | None = None,
+    step_mm: float | None = None,
 ) -> ScanSlices:
     """Every plane of a scan at a position that the priors know, extracted as `extract_slices.json` does.
 
@@ -102,6 +108,7 @@ def cut_scan(
         affine: 4x4, voxel centers to RAS+ millimeters.
         plane: of the slices; by default the model's.
         mask_s: of the brain, where the foreground is more than that.
+        step_mm: between slices; by default every plane of the scan.
 
     Raises:
         ScanError: nothing to see, or no plane at a trained position.
@@ -120,7 +127,8 @@ def cut_scan(
         raise ScanError("the scan has no contrast; export it again")
     spacing, pixel_mm = prepared.view.spacing[2], model.record.pixel_mm or BUNDLE_PIXEL_MM
     count = prepared.box.stop[2] - prepared.box.start[2]
-    found = locate_planes(prepared, [i * spacing for i in range(count)])
+    step_mm = max(step_mm or spacing, spacing)
+    found = locate_planes(prepared, np.arange(0, count * spacing, step_mm).tolist())
     low, high = (model.condition.continuous if model.condition else {}).get("position_mm", (-np.inf, np.inf))
     planes = [plane for plane in found if plane is not None and low <= plane.position_mm <= high]
     if not planes:
@@ -132,7 +140,7 @@ def cut_scan(
     images = [scale_to_window(apply_frame(c.pixels, frame, fill=prepared.window.low), prepared.window) for c in cuts]
     positions = [plane.position_mm for plane in planes]
     return ScanSlices(
-        np.stack(images), positions, count - len(planes), prepared, planes, frame, cuts[0].pixels.shape, pixel_mm
+        np.stack(images), positions, len(found) - len(planes), prepared, planes, frame, cuts[0].pixels.shape, pixel_mm
     )
 
 

@@ -16,7 +16,6 @@ from monai.utils.enums import TransformBackends
 from numpy.typing import NDArray
 from scipy import ndimage
 
-
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.transforms.intensity import BRAIN_LEVEL
 from monai_vqgen.transforms.tensors import name_of, to_numpy, with_values

@@ -90,7 +90,9 @@ def test_whatever_says_how_a_stage_begins_has_its_options_checked(path):
         assert content["initialize"][0] == "$monai_vqgen.engines.check_command_line()"
 
 
-@pytest.mark.parametrize("name", ["anomaly", "evaluate", "evaluate_anomaly", "export", "extract_codes", "inference", "sample"])
+@pytest.mark.parametrize(
+    "name", ["anomaly", "evaluate", "evaluate_anomaly", "export", "extract_codes", "inference", "sample"]
+)
 def test_a_stage_replaces_earlier_results_at_its_end(name):
     """`extract_slices` claims and publishes in the function that it calls."""
     content = json.loads((CONFIGS / f"{name}.json").read_text())

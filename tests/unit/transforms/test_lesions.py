@@ -28,7 +28,8 @@ def test_the_mask_holds_every_pixel_that_changed_and_only_brain(kind):
         assert (image[mask] > 0.02).all()
         assert (changed[mask] != image[mask]).mean() > 0.9
         assert np.pi * RADII[0] ** 2 * 0.8 < mask.sum() < np.pi * RADII[1] ** 2 * 1.1
-        assert changed.min() >= 0 and changed.max() <= 1
+        assert changed.min() >= 0
+        assert changed.max() <= 1
 
 
 def test_kinds_do_what_they_say():
@@ -37,7 +38,8 @@ def test_kinds_do_what_they_say():
     for kind, (changed, mask) in made.items():
         rise, rough = (changed - image)[mask].mean(), np.diff(changed, axis=0)[mask[1:]].std()
         before = np.diff(image, axis=0)[mask[1:]].std()
-        assert (rise < -0.1) == (kind == "dark") and (rise > 0.1) == (kind == "bright")
+        assert (rise < -0.1) == (kind == "dark")
+        assert (rise > 0.1) == (kind == "bright")
         assert kind != "blurred" or rough < before
         assert kind != "noisy" or rough > 3 * before
 
@@ -64,7 +66,8 @@ def test_the_dictionary_transform_gives_the_mask_and_keeps_the_affine():
     changed, mask = place_lesion(head(), draw_lesion(head(), seed=2, kind="bright"))
     np.testing.assert_array_equal(item["image"][0], changed)
     np.testing.assert_array_equal(item["label"][0], mask)
-    assert torch.equal(item["label"].affine, affine) and item["age"] == 30
+    assert torch.equal(item["label"].affine, affine)
+    assert item["age"] == 30
 
 
 def test_what_cannot_have_a_lesion_is_refused():
