@@ -167,8 +167,8 @@ class _OfEachKey(MapTransform):
         return item
 
 
-class ScaleForegroundd(_OfEachKey):
-    """Dictionary version of `ScaleForeground`, with its arguments after `keys`."""
+class ScaleForegroundd(MapTransform):
+    """Dictionary version of `ScaleForeground`, with its arguments after `keys`; `mask_key` names a brain mask."""
 
     backend = ScaleForeground.backend
 
@@ -179,10 +179,19 @@ class ScaleForegroundd(_OfEachKey):
         upper: float = 99.5,
         *,
         window: tuple[float, float] | None = None,
+        mask_key: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.each = ScaleForeground(lower, upper, window=window)
+        self.each, self.mask_key = ScaleForeground(lower, upper, window=window), mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale every key."""
+        item = dict(data)
+        mask = None if self.mask_key is None else item[self.mask_key]
+        for key in self.key_iterator(item):
+            item[key] = self.each(item[key], mask)
+        return item
 
 
 class FitToSized(_OfEachKey, InvertibleTransform):

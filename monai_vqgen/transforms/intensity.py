@@ -65,6 +65,7 @@ class ScaleForeground(Transform):
     | constant or empty foreground | zeros, with a logged warning |
     | NaN | 0 |
     | below, above the window | 0, 1 |
+    | outside a brain mask, where one is given | 0 |
 
     Args:
         lower: percentile of the volume's foreground that becomes 0.
@@ -75,7 +76,7 @@ class ScaleForeground(Transform):
     from the first channel.
 
     Raises:
-        InputError: percentiles out of order; a slice without a window.
+        InputError: percentiles out of order; a slice without a window; a mask of another shape, or of no voxel.
 
     Examples:
         >>> scaled = ScaleForeground()(torch.arange(1000.0).reshape(1, 10, 10, 10))
@@ -92,16 +93,17 @@ class ScaleForeground(Transform):
         self.lower, self.upper = lower, upper
         self.window = Window(float(window[0]), float(window[1])) if window is not None else None
 
-    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
-        """Scale one image."""
-        pixels = to_numpy(img)
+    def __call__(self, img: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> torch.Tensor:
+        """Scale one image; of a volume with a brain mask `[1, X, Y, Z]` the mask's voxels are the foreground."""
+        pixels, mask_s = to_numpy(img), None if mask is None else self._checked_mask(mask, img)
         background, window = Background(), self.window or self._stored(img)
         if window is None:
-            background, window = self._measured(pixels, img)
+            background, window = self._measured(pixels, img, mask_s)
         if not window.high > window.low:
             logger.warning("%s: the foreground is empty or constant; the scaled image is all zero", name_of(img))
         channels = np.stack([background.hide(channel) for channel in pixels]) if background.inner else pixels
-        result = with_values(scale_to_window(channels, window), img)
+        scaled = scale_to_window(channels, window)
+        result = with_values(scaled if mask_s is None else scaled * mask_s, img)
         if isinstance(result, MetaTensor):
             result.meta[META_WINDOW] = (0.0, 1.0)  # scaling twice changes nothing
             if META_THRESHOLD in result.meta and window.high > window.low:
@@ -113,7 +115,16 @@ class ScaleForeground(Transform):
         stored: Any = img.meta.get(META_WINDOW) if isinstance(img, MetaTensor) else None
         return Window(float(stored[0]), float(stored[1])) if stored is not None else None
 
-    def _measured(self, pixels: NDArray, img: NdarrayOrTensor) -> tuple[Background, Window]:
+    def _checked_mask(self, mask: NdarrayOrTensor, img: NdarrayOrTensor) -> NDArray:
+        shape, wanted = tuple(mask.shape), (1, *img.shape[1:])
+        if shape != wanted:
+            raise InputError(f"{name_of(img)}: the mask has shape {shape}, and {wanted} is expected; resample it")
+        mask_s = to_numpy(mask)[0] > 0
+        if not mask_s.any():
+            raise InputError(f"{name_of(img)}: the mask marks no voxel; leave it out, or fix it")
+        return mask_s
+
+    def _measured(self, pixels: NDArray, img: NdarrayOrTensor, mask_s: NDArray | None) -> tuple[Background, Window]:
         if pixels.ndim != 4:
             raise InputError(
                 f"{name_of(img)}: shape {tuple(pixels.shape)} is not a volume and carries no window of one; scale the "
@@ -122,8 +133,9 @@ class ScaleForeground(Transform):
         if 0 in pixels.shape:
             raise ScanError(f"{name_of(img)}: an axis has no voxels (shape {tuple(pixels.shape)})")
         finite = np.nan_to_num(pixels[0], nan=0.0, posinf=0.0, neginf=0.0) if pixels.dtype.kind == "f" else pixels[0]
-        found = find_foreground(finite)
-        return found.background, foreground_window(finite, foreground=found, lower=self.lower, upper=self.upper)
+        found = find_foreground(finite, mask_s=mask_s)
+        window = foreground_window(finite, foreground=found, mask_s=mask_s, lower=self.lower, upper=self.upper)
+        return found.background, window
 
 
 def brain_quantiles(pixels: NDArray, count: int = 65) -> NDArray:

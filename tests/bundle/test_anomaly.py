@@ -1,4 +1,4 @@
-"""`evaluate_anomaly.json` measures and writes statistics, `anomaly.json` takes them and maps scans in their geometry."""
+"""`evaluate_anomaly.json` measures and writes statistics; `anomaly.json` takes them and maps scans where they lie."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_vqgen.errors import InputError, ScanError
-from monai_vqgen.transforms import MatchQuantiles, MatchQuantilesd, ScaleForeground
+from monai_vqgen.transforms import MatchQuantiles, MatchQuantilesd, ScaleForeground, ScaleForegroundd
 from monai_vqgen.transforms.intensity import brain_quantiles
 
 
@@ -80,3 +80,19 @@ def test_quantiles_that_do_not_ascend_and_images_without_brain_are_refused():
         MatchQuantiles([0.5, 0.2])
     with pytest.raises(ScanError, match="no intensities"):
         MatchQuantiles([0.2, 0.5])(np.zeros((1, 8, 8)))
+
+
+def test_with_a_brain_mask_its_voxels_alone_decide_the_window_and_the_rest_is_black():
+    rng = torch.Generator().manual_seed(0)
+    volume = torch.rand(1, 20, 21, 22, generator=rng) * 100 + 50
+    mask = torch.zeros(1, 20, 21, 22)
+    mask[0, 5:15, 5:15, 5:15] = 1
+    volume[mask == 0] += 1000  # a bright skull
+    low, high = np.percentile(volume[mask > 0].numpy(), [5, 95])
+    expected = np.clip((volume.numpy() - low) / (high - low), 0, 1) * mask.numpy()
+    np.testing.assert_allclose(ScaleForeground(5, 95)(volume, mask).numpy(), expected, atol=1e-4)
+    item = ScaleForegroundd("image", 5, 95, mask_key="brain")({"image": volume, "brain": mask})
+    np.testing.assert_allclose(item["image"].numpy(), expected, atol=1e-4)
+    for wrong, message in ((mask[:, :10], "the mask has shape"), (mask * 0, "marks no voxel")):
+        with pytest.raises(InputError, match=message):
+            ScaleForeground()(volume, wrong)
