@@ -3,7 +3,7 @@
     score = sqrt( sum over bits of max(z, 0)^2 + sum over the others of z^2 ),   z = (signal - mean) / deviation
 
 Mean and deviation are those of healthy slices around the same position (the distance of Mahalanobis with a diagonal
-covariance, as restorations are judged in Bercea et al., arXiv 2407.12474). Few bits are no lesion; a dark or a smooth
+covariance; arXiv 2407.12474 judges restorations by it). Few bits are no lesion; a dark or a smooth
 place may be one.
 
 Shape legend: b batch, h w rows and columns, n signals, p positions.

@@ -60,7 +60,7 @@ def test_the_stages_run_one_after_the_other(model, tmp_path):
     voxels = blob()
     lesion = np.zeros(voxels.shape, dtype=np.uint8)
     lesion[18:23, 18:22, 14:20] = 1
-    write_scan(tmp_path / "patients/a_T1.nii.gz", voxels + 300 * lesion)
+    write_scan(tmp_path / "patients/a_T1.nii.gz", voxels + np.float32(300) * lesion)
     write_scan(tmp_path / "patients/a_lesion.nii.gz", lesion)
     run_stage("evaluate_anomaly", options={**options, **where, "scans": str(tmp_path / "patients")})
     metrics = json.loads((tmp_path / "measured/metrics.json").read_text())
