@@ -189,7 +189,7 @@ def score_slices(
     for start in range(0, len(images), model.batch_size):
         rows = slice(start, start + model.batch_size)
         features = None if model.condition is None else encode_records(model.condition, records[rows])
-        signals = anomaly_signals(model, images[rows], condition=features, draws=draws, seed=seed + start)
+        signals = anomaly_signals(model, images[rows], condition=features, draws=draws, seed=seed, first_slice=start)
         found.append(healthy.score(signals, positions_mm[rows]))
     told = list(dict.fromkeys(text for maps in found for text in maps.outside))
     for name, (low, high) in model.condition.continuous.items() if model.condition is not None else ():

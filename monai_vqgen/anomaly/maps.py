@@ -98,6 +98,7 @@ def restore(
     image_size: Sequence[int],
     draws: int = 3,
     seed: int = 0,
+    first_slice: int = 0,
     condition: Tensor | None = None,
 ) -> Tensor:
     """Slices whose masked codes are drawn anew, several times; the rest of their codes stays.
@@ -111,6 +112,7 @@ def restore(
         image_size: of the slices.
         draws: how many, at least 1.
         seed: of the draws.
+        first_slice: number of the first; slices 4 to 7 are restored alike alone or after 0 to 3.
         condition: features `(b, f)` or None.
 
     Returns:
@@ -125,6 +127,8 @@ def restore(
     hidden = [mask.expand(grid.shape).repeat_interleave(draws, 0) for mask, grid in zip(masks, codes, strict=True)]
     given = condition.repeat_interleave(draws, 0) if condition is not None and len(condition) > 1 else condition
     with one_thread():
-        filled = model.sampler().complete(repeated, hidden, seed=seed, condition=given)
+        filled = model.sampler().complete(
+            repeated, hidden, seed=seed, first_sample=first_slice * draws, condition=given
+        )
     images = model.decode(filled, tuple(image_size)).cpu()
     return images.reshape(len(codes[0]), draws, *images.shape[1:])

@@ -61,6 +61,7 @@ def anomaly_signals(
     condition: Tensor | None = None,
     draws: int = 0,
     seed: int = 0,
+    first_slice: int = 0,
 ) -> Signals:
     """All signals of slices, smoothed.
 
@@ -77,6 +78,7 @@ def anomaly_signals(
         condition: features `(b, f)` or None.
         draws: restorations a slice; 0 leaves the signal out, and saves most of the time.
         seed: of the restorations.
+        first_slice: number of the first slice, which decides the draws with the seed.
 
     Raises:
         InputError: images of another size or of several channels.
@@ -94,7 +96,8 @@ def anomaly_signals(
     maps |= image_signals(plain_bhw)
     if draws:
         masks = unlikely_codes(model, codes, condition=condition)
-        drawn_bdchw = restore(model, codes, masks, image_size=size, draws=draws, seed=seed, condition=condition)
+        random: dict[str, int] = {"draws": draws, "seed": seed, "first_slice": first_slice}
+        drawn_bdchw = restore(model, codes, masks, image_size=size, condition=condition, **random)
         maps["restoration"] = torch.abs(drawn_bdchw[:, :, 0] - read_bhw[:, None]).mean(1).numpy()
     return smoothed(maps, plain_bhw)
 

@@ -151,7 +151,7 @@ class AnomalyEvaluation:
             encoder = self.model.condition
             known = None if encoder is None else encode_records(encoder, slices.records[rows])
             images = torch.from_numpy(slices.images_bhw[rows])[:, None]
-            yield anomaly_signals(self.model, images, condition=known, draws=self.draws, seed=start)
+            yield anomaly_signals(self.model, images, condition=known, draws=self.draws, first_slice=start)
 
     def _signals(self, slices: _Slices, told: str) -> Signals:
         parts = list(self._batches(slices, told))

@@ -67,12 +67,13 @@ def test_a_files_statistics_are_those_that_were_saved_and_other_weights_are_refu
             HealthySlices.load(tmp_path / "damaged")
 
 
-def test_a_model_scores_slices_in_batches_of_any_size_and_moves_positions_into_its_range():
+@pytest.mark.parametrize("draws", [0, 3], ids=["without restorations", "with them"])
+def test_a_model_scores_slices_in_batches_of_any_size_and_moves_positions_into_its_range(draws):
     model = tiny_model(condition=POSITIONS)
     images = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     places = [42.0, 50.0, 60.0, 70.0, 110.0]
     features = POSITIONS.encode([{"position_mm": min(place, 97.0)} for place in places])
-    known = anomaly_signals(model, images, condition=features)
+    known = anomaly_signals(model, images, condition=features, draws=draws)
     healthy = HealthySlices.fit([(known, places)])
     whole = model.anomaly_map(images, healthy, position_mm=places)
     np.testing.assert_allclose(whole.scores_bhw, healthy.score(known, places).scores_bhw, rtol=1e-4)
