@@ -42,8 +42,8 @@ examples:
   monai-vqgen gallery                                 a page whose sliders show what the weights draw
   monai-vqgen demo --help                             every option of a verb
 
-sample, reconstruct, denoise, slices and evaluate print the command of MONAI's that does the same, and take all of its
-options.
+sample, reconstruct, denoise, anomaly, slices and evaluate print the command of MONAI's that does the same, and take all
+of its options.
 """
 
 
@@ -67,6 +67,7 @@ STAGES = {
         "take noise out of scans; helps where there is much of it",
         {"model": "denoising", "shifts": 4, "output_postfix": "denoised"},
     ),
+    "anomaly": Stage("anomaly", "SCANS", "out/anomaly", "show where scans are unlikely"),
     "slices": Stage("extract_slices", "SCANS", "out/slices", "cut scans into slices, split by subject"),
     "evaluate": Stage("evaluate", "SLICES", "out/evaluation", "score a model on the test subjects' slices"),
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         pick_split as pick_split,
         split_records as split_records,
     )
+    from monai_vqgen.evaluation.lesions import AnomalyEvaluation as AnomalyEvaluation, every_slice as every_slice
     from monai_vqgen.evaluation.sections import EvaluationData as EvaluationData
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -44,6 +44,14 @@ if TYPE_CHECKING:
         precision_recall as precision_recall,
     )
     from monai_vqgen.metrics.filter_bank import FilterBankFeatures as FilterBankFeatures
+    from monai_vqgen.metrics.lesions import (
+        LesionScores as LesionScores,
+        PixelCounts as PixelCounts,
+        average_precision as average_precision,
+        count_pixels as count_pixels,
+        lesion_scores as lesion_scores,
+        lesions_found as lesions_found,
+    )
     from monai_vqgen.metrics.memorization import (
         AlignedNeighbors as AlignedNeighbors,
         Authenticity as Authenticity,

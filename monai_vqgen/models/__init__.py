@@ -5,6 +5,12 @@ from typing import TYPE_CHECKING
 from monai_vqgen.lazy import attach
 
 if TYPE_CHECKING:
+    from monai_vqgen.models.anomaly_scans import (
+        AnomalyScan as AnomalyScan,
+        anomaly_names as anomaly_names,
+        anomaly_scan as anomaly_scan,
+        write_anomalies as write_anomalies,
+    )
     from monai_vqgen.models.denoising import CycleSpinning as CycleSpinning
     from monai_vqgen.models.export import export_model as export_model, export_names as export_names
     from monai_vqgen.models.loading import recorded_autoencoder as recorded_autoencoder, start_from as start_from

@@ -233,7 +233,8 @@ def start_from(network: Any, path: str | Path | None, *, level: int | None = Non
     Args:
         network: of the architecture of the weights, dropout and the like apart; changed in place.
         path: of the weights, as in `TrainedModel.from_bundle`: a bundle's folder or zip, a run's output folder, a
-            `model.pt`, "faithful", "generative" or "denoising", OWNER/NAME of the hub; None leaves the network as it is.
+            `model.pt`, "faithful", "generative" or "denoising", OWNER/NAME of the hub; None leaves the network as it
+            is.
         level: of a prior, 0 = coarsest, whose file lies beside the autoencoder's; None for an autoencoder.
 
     Returns:

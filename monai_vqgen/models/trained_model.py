@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from monai_vqgen.models.samples import (
 from monai_vqgen.transforms.tensors import as_numbers
 from monai_vqgen.weights import fingerprint
 
+if TYPE_CHECKING:
+    from monai_vqgen.anomaly import AnomalyMaps, HealthySlices
+
 __all__ = ["TrainedModel"]
 
 Self = TypeVar("Self", bound="TrainedModel")
@@ -43,6 +46,7 @@ class TrainedModel:
         images --encode--> codes --decode--> images         scan --reconstruct--> scan
         images --denoise--> images
         conditions --sample--> images                       images, mask --complete--> images
+        images --nll_maps, anomaly_map--> maps              images --restore--> images
         codes --log_prob--> nats                            images --compress--> bytes --decompress--> images
 
     Nothing that a model does changes it: encoding, sampling and scoring are pure, and random draws depend on the seed
@@ -425,6 +429,85 @@ class TrainedModel:
         features = encode_conditions(self.condition, len(codes[0]), condition)
         result: tuple[Tensor, ...] = self.sampler().log_prob_maps(codes, condition=features)
         return result
+
+    def nll_maps(self, images: Tensor, *, mirrored: bool = True, **condition: Any) -> tuple[Tensor, ...]:
+        """Bits of each position, `(b, *s)` a level, over the pixels that it covers (`monai_vqgen.anomaly.nll_maps`).
+
+        Args:
+            images: `(b, c, *s)` in [0, 1].
+            mirrored: whether to take the mean with the mirror image.
+            condition: values by name, one for all images or one each; a name that is left out counts as unknown.
+
+        Raises:
+            InputError: images or conditions that do not fit.
+            CheckpointError: the model has no priors.
+        """
+        from monai_vqgen.anomaly import nll_maps
+
+        features = encode_conditions(self.condition, len(images), condition)
+        return nll_maps(self, images, condition=features, mirrored=mirrored)
+
+    def restore(
+        self,
+        images: Tensor,
+        *,
+        mask: Tensor | None = None,
+        quantile: float = 0.95,
+        draws: int = 3,
+        seed: int = 0,
+        **condition: Any,
+    ) -> Tensor:
+        """Draw the unlikely codes anew, or those under a mask (`monai_vqgen.anomaly.restore`).
+
+        Args:
+            images: `(b, c, *s)` in [0, 1].
+            mask: booleans as of `complete`, but here what it hides is still looked at; by default the codes of more
+                bits than `quantile` of the slice's.
+            quantile: in [0, 1).
+            draws: restorations of each image.
+            seed: of the draws.
+            condition: values by name, one for all images or one each; a name that is left out counts as unknown.
+
+        Returns:
+            Reconstructions `(b, draws, c, *s)` in [0, 1], on the CPU.
+
+        Raises:
+            InputError: a mask of another size or of no pixel, or another argument that does not fit.
+            CheckpointError: the model has no priors.
+        """
+        from monai_vqgen.anomaly import restore, unlikely_codes
+        from monai_vqgen.anomaly.maps import check_images
+
+        self.sampler()
+        images = check_images(self, images)
+        features = encode_conditions(self.condition, len(images), condition)
+        codes = self.encode(images)
+        if mask is None:
+            masks = unlikely_codes(self, codes, quantile=quantile, condition=features)
+        else:
+            masks = code_masks(self._checked_mask(images, mask), self.grids, image_size=self.covered_size)
+        size = tuple(images.shape[2:])
+        return restore(self, codes, masks, image_size=size, draws=draws, seed=seed, condition=features)
+
+    def anomaly_map(
+        self, images: Tensor, healthy: HealthySlices, *, position_mm: Sequence[float], seed: int = 0, **condition: Any
+    ) -> AnomalyMaps:
+        """How far slices are from healthy ones at their positions (`monai_vqgen.anomaly.HealthySlices`).
+
+        Args:
+            images: `(b, 1, h, w)` in [0, 1].
+            healthy: statistics that were made with this model.
+            position_mm: of each slice, as extracted.
+            seed: of restorations, where the statistics have them.
+            condition: further values by name. Values outside the trained range are moved into it; the result says so.
+
+        Raises:
+            InputError: images, positions or statistics that do not fit.
+            CheckpointError: the model has no priors.
+        """
+        from monai_vqgen.anomaly.healthy import score_slices
+
+        return score_slices(self, images, healthy, positions_mm=position_mm, seed=seed, condition=condition)
 
     def compress(
         self, images: Tensor, *, mode: str | None = None, chunk_size: int | None = None, **condition: Any

@@ -12,7 +12,8 @@ from monai.utils.misc import ensure_tuple_rep
 
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.extract_slice import ExtractSlice, ExtractSlices
-from monai_vqgen.transforms.intensity import ScaleForeground
+from monai_vqgen.transforms.intensity import MatchQuantiles, ScaleForeground
+from monai_vqgen.transforms.lesions import SyntheticLesion
 from monai_vqgen.transforms.loading import LoadSlice
 from monai_vqgen.transforms.size import FitToSize
 
@@ -29,9 +30,15 @@ __all__ = [
     "LoadSliceD",
     "LoadSliceDict",
     "LoadSliced",
+    "MatchQuantilesD",
+    "MatchQuantilesDict",
+    "MatchQuantilesd",
     "ScaleForegroundD",
     "ScaleForegroundDict",
     "ScaleForegroundd",
+    "SyntheticLesionD",
+    "SyntheticLesionDict",
+    "SyntheticLesiond",
 ]
 
 
@@ -160,8 +167,8 @@ class _OfEachKey(MapTransform):
         return item
 
 
-class ScaleForegroundd(_OfEachKey):
-    """Dictionary version of `ScaleForeground`, with its arguments after `keys`."""
+class ScaleForegroundd(MapTransform):
+    """Dictionary version of `ScaleForeground`, with its arguments after `keys`; `mask_key` names a brain mask."""
 
     backend = ScaleForeground.backend
 
@@ -172,10 +179,19 @@ class ScaleForegroundd(_OfEachKey):
         upper: float = 99.5,
         *,
         window: tuple[float, float] | None = None,
+        mask_key: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.each = ScaleForeground(lower, upper, window=window)
+        self.each, self.mask_key = ScaleForeground(lower, upper, window=window), mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale every key."""
+        item = dict(data)
+        mask = None if self.mask_key is None else item[self.mask_key]
+        for key in self.key_iterator(item):
+            item[key] = self.each(item[key], mask)
+        return item
 
 
 class FitToSized(_OfEachKey, InvertibleTransform):
@@ -229,8 +245,56 @@ class LoadSliced(_OfEachKey):
         return item
 
 
+class MatchQuantilesd(_OfEachKey, InvertibleTransform):
+    """Dictionary version of `MatchQuantiles`, with its arguments after `keys`, and its inverse."""
+
+    backend = MatchQuantiles.backend
+
+    def __init__(self, keys: KeysCollection, quantiles: Sequence[float], *, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.each: MatchQuantiles = MatchQuantiles(quantiles)
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Bring every key back to its own intensities."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.each.inverse(item[key])
+        return item
+
+
+class SyntheticLesiond(MapTransform):
+    """Dictionary version of `SyntheticLesion`; `mask_key` gets the exact mask `[1, H, W]`, uint8.
+
+    Other arguments are those of `SyntheticLesion`. With several keys each gets the lesion of its own outline, and the
+    mask is that of the last.
+    """
+
+    backend = SyntheticLesion.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        kind: Any = None,
+        *,
+        seed: int = 0,
+        mask_key: str = "label",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.lesion, self.mask_key = SyntheticLesion(kind, seed=seed), mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change every key, and add the mask."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key], item[self.mask_key] = self.lesion.with_mask(item[key])
+        return item
+
+
 ExtractSliceD = ExtractSliceDict = ExtractSliced
 ExtractSlicesD = ExtractSlicesDict = ExtractSlicesd
 FitToSizeD = FitToSizeDict = FitToSized
 LoadSliceD = LoadSliceDict = LoadSliced
 ScaleForegroundD = ScaleForegroundDict = ScaleForegroundd
+MatchQuantilesD = MatchQuantilesDict = MatchQuantilesd
+SyntheticLesionD = SyntheticLesionDict = SyntheticLesiond

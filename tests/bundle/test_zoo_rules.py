@@ -90,7 +90,9 @@ def test_whatever_says_how_a_stage_begins_has_its_options_checked(path):
         assert content["initialize"][0] == "$monai_vqgen.engines.check_command_line()"
 
 
-@pytest.mark.parametrize("name", ["evaluate", "export", "extract_codes", "inference", "sample"])
+@pytest.mark.parametrize(
+    "name", ["anomaly", "evaluate", "evaluate_anomaly", "export", "extract_codes", "inference", "sample"]
+)
 def test_a_stage_replaces_earlier_results_at_its_end(name):
     """`extract_slices` claims and publishes in the function that it calls."""
     content = json.loads((CONFIGS / f"{name}.json").read_text())
@@ -162,7 +164,7 @@ def test_a_training_is_read_in_one_sitting(name):
 
 
 def test_all_stages_together_are_read_in_one_sitting():
-    assert len(STAGES) == 15
+    assert len(STAGES) == 17
     assert sum(len(path.read_text().splitlines()) for path in STAGES) <= MOST_LINES_OF_ALL_STAGES
 
 

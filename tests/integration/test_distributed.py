@@ -239,7 +239,7 @@ def test_a_process_that_is_killed_ends_the_run_in_time_and_the_run_goes_on_from_
         **TINY_AUTOENCODER,
         "max_epochs": 300,
         "val_interval": 1,
-        "imports": [*json.loads((CONFIGS / "train.json").read_text())["imports"], "$import os"],
+        "imports": ["$import monai_vqgen", "$import os"],
         "initialize": [*json.loads((CONFIGS / "multi_gpu_train.json").read_text())["initialize"], WRITE_PID],
     }
     output = tmp_path / "run"

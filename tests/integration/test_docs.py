@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pytest
 
 from monai_vqgen.data import make_phantoms
@@ -25,6 +26,7 @@ HELD_BY = {
     "docs/MONAI_LABEL.md": "tests/label/test_docs.py",
     "docs/RESULTS.md": "tests/integration/test_docs.py",
     "docs/SCALING.md": "tests/integration/test_scaling_docs.py",
+    "docs/anomaly.md": "tests/integration/test_docs.py",
     "docs/compression.md": "tests/integration/test_docs.py",
     "docs/data.md": "tests/integration/test_readme.py",
     "docs/denoising.md": "tests/integration/test_docs.py",
@@ -287,3 +289,25 @@ def test_the_commands_of_denoising_run_one_after_another(clone, documented):
     for folder, model in {"DENOISING": "denoising", "DENOISING_MINE": "RUN"}.items():
         rows = json.loads((clone.folder / folder / "denoising.json").read_text())["sigmas"]["0.1"]
         assert {"noisy", "non-local means", f"{model} weights, shifts 4"} <= rows.keys()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_anomaly_page_run_one_after_another(clone, documented):
+    make_phantoms(clone.folder / "SCANS", 8, seed=1, voxel_mm=4.0, progress=False)
+    source = min((clone.folder / "SCANS").rglob("*.nii.gz"))
+    shutil.copy(source, clone.folder / "SCAN.nii.gz")
+    scan = nib.load(source)
+    mask = (scan.get_fdata() > np.percentile(scan.get_fdata(), 99)).astype(np.uint8)
+    (clone.folder / "PATIENTS").mkdir()
+    shutil.copy(source, clone.folder / "PATIENTS/a_T1.nii.gz")
+    nib.save(nib.Nifti1Image(mask, scan.affine), clone.folder / "PATIENTS/a_lesion.nii.gz")
+    commands = documented("docs/anomaly.md")
+    assert len(commands) == 4
+    for command in commands:
+        coarser = command.replace("--split_file configs/splits/ds002748.json", "--position_step_mm 20.0")
+        clone.run(coarser)
+    for folder in ("BITS", "MAPS"):
+        assert nib.load(clone.folder / folder / "SCAN_anomaly.nii.gz").shape == scan.shape
+    assert nib.load(clone.folder / "MAPS/SCAN_lesions.nii.gz").shape == scan.shape
+    metrics = json.loads((clone.folder / "MEASURED/metrics.json").read_text())
+    assert {"synthetic", "scans"} <= metrics.keys()

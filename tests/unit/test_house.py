@@ -32,6 +32,7 @@ FLOORS = {
     "coding": 6,
     "engines": 6,
     "handlers": 7,
+    "anomaly": 7,
     "models": 8,
     "evaluation": 9,
     "demo": 10,
@@ -101,7 +102,17 @@ def test_no_public_name_is_one_of_monais() -> None:
 
 
 def test_every_public_name_is_exported_and_documented() -> None:
-    for package in ("coding", "data", "engines", "handlers", "inferers", "metrics", "networks", "transforms"):
+    for package in (
+        "anomaly",
+        "coding",
+        "data",
+        "engines",
+        "handlers",
+        "inferers",
+        "metrics",
+        "networks",
+        "transforms",
+    ):
         module = importlib.import_module(f"monai_vqgen.{package}")
         assert module.__all__, package
         for name in module.__all__:

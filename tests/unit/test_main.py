@@ -31,7 +31,7 @@ VERBS = {
     "verify": "monai_vqgen.data.verify.verify_folder",
     "run": "monai_vqgen.engines.command_line.run_bundle",
 }
-STAGES = ("sample", "reconstruct", "denoise", "slices", "evaluate")
+STAGES = ("sample", "reconstruct", "denoise", "anomaly", "slices", "evaluate")
 WORDS = {
     "compress": ["compress", "a"],
     "decompress": ["decompress", "a"],

@@ -7,8 +7,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_vqgen.errors import InputError
-from monai_vqgen.transforms import ScaleForeground
+from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.transforms import MatchQuantiles, MatchQuantilesd, ScaleForeground, ScaleForegroundd
+from monai_vqgen.transforms.intensity import brain_quantiles
 
 
 def test_percentiles_of_the_foreground_become_zero_and_one():
@@ -57,3 +58,42 @@ def test_bad_percentiles_are_refused():
         ScaleForeground(99, 1)
     with pytest.raises(InputError, match="window"):
         ScaleForeground(window=(1, 1))
+
+
+def test_matched_quantiles_are_those_of_the_reference_and_the_inverse_brings_back():
+    rng = np.random.default_rng(0)
+    image = np.where(rng.random((1, 40, 40)) < 0.3, 0.0, rng.beta(2, 5, (1, 40, 40)) * 0.8 + 0.05)
+    reference = np.sort(rng.random(65)) * 0.9 + 0.05
+    match = MatchQuantiles(reference)
+    matched = match(MetaTensor(torch.from_numpy(image)))
+    brain = image > 0.02
+    np.testing.assert_allclose(brain_quantiles(np.asarray(matched)), reference, atol=0.01)
+    assert (np.asarray(matched)[~brain] == 0).all()
+    order = np.argsort(image[brain])
+    assert (np.diff(np.asarray(matched)[brain][order]) >= 0).all(), "monotonic"
+    item = MatchQuantilesd("image", reference)({"image": MetaTensor(torch.from_numpy(image))})
+    np.testing.assert_allclose(np.asarray(item["image"]), np.asarray(matched))
+    np.testing.assert_allclose(np.asarray(match.inverse(matched)), image, atol=1e-3)
+
+
+def test_quantiles_that_do_not_ascend_and_images_without_brain_are_refused():
+    with pytest.raises(InputError, match="ascending"):
+        MatchQuantiles([0.5, 0.2])
+    with pytest.raises(ScanError, match="no intensities"):
+        MatchQuantiles([0.2, 0.5])(np.zeros((1, 8, 8)))
+
+
+def test_with_a_brain_mask_its_voxels_alone_decide_the_window_and_the_rest_is_black():
+    rng = torch.Generator().manual_seed(0)
+    volume = torch.rand(1, 20, 21, 22, generator=rng) * 100 + 50
+    mask = torch.zeros(1, 20, 21, 22)
+    mask[0, 5:15, 5:15, 5:15] = 1
+    volume[mask == 0] += 1000  # a bright skull
+    low, high = np.percentile(volume[mask > 0].numpy(), [5, 95])
+    expected = np.clip((volume.numpy() - low) / (high - low), 0, 1) * mask.numpy()
+    np.testing.assert_allclose(ScaleForeground(5, 95)(volume, mask).numpy(), expected, atol=1e-4)
+    item = ScaleForegroundd("image", 5, 95, mask_key="brain")({"image": volume, "brain": mask})
+    np.testing.assert_allclose(item["image"].numpy(), expected, atol=1e-4)
+    for wrong, message in ((mask[:, :10], "the mask has shape"), (mask * 0, "marks no voxel")):
+        with pytest.raises(InputError, match=message):
+            ScaleForeground()(volume, wrong)

@@ -1,0 +1,263 @@
+"""Anomaly maps of whole scans, slice by slice, in their own geometry; `anomaly.json` writes them as NIfTI.
+
+Shape legend: n slices, h w rows and columns, s the scan's three axes as stored.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from monai_vqgen.anomaly.healthy import HealthySlices, score_slices
+from monai_vqgen.anomaly.signals import smooth_within
+from monai_vqgen.data.io.nifti import nifti_bytes
+from monai_vqgen.engines import encode_records
+from monai_vqgen.errors import DatalistError, InputError, ScanError
+from monai_vqgen.files import write_bytes, write_json
+from monai_vqgen.models.reconstruction_files import plain_stem
+from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
+from monai_vqgen.models.trained_model import TrainedModel
+from monai_vqgen.transforms.geometry import view_plane
+from monai_vqgen.transforms.intensity import BRAIN_LEVEL, MatchQuantiles, scale_to_window
+from monai_vqgen.transforms.resampling import restore_plane
+from monai_vqgen.transforms.size import Frame, apply_frame, place_frame
+from monai_vqgen.transforms.volume_slicing import Plane, PreparedVolume, cut_plane, locate_planes, prepare_volume
+
+__all__ = ["AnomalyScan", "ScanSlices", "anomaly_names", "anomaly_scan", "cut_scan", "write_anomalies"]
+
+logger = logging.getLogger(__name__)
+
+REPORT = "anomalies.json"
+
+
+class ScanSlices(NamedTuple):
+    """Slices of a scan as the model was trained on them, and how they lie.
+
+    Attributes:
+        images_nhw: float32 in [0, 1].
+        positions_mm: of each.
+        left_out: slices of the brain outside the trained positions.
+        prepared: the volume they were cut from.
+        planes: of each slice.
+        frame: of the model's image size in the resampled planes, whose size is `shown`.
+        shown: rows and columns of a resampled plane.
+        pixel_mm: of the slices.
+    """
+
+    images_nhw: NDArray
+    positions_mm: list[float]
+    left_out: int
+    prepared: PreparedVolume
+    planes: list[Plane]
+    frame: Frame
+    shown: tuple[int, ...]
+    pixel_mm: float
+
+    def back(self, maps_nhw: NDArray, shape: Sequence[int], affine: NDArray) -> NDArray:
+        """Maps in the scan's geometry, `(X, Y, Z)` float32; 0 where there was no slice."""
+        volume_s = np.zeros(tuple(shape), dtype=np.float32)
+        view = view_plane(volume_s, affine, self.prepared.plane)
+        outside = Frame(tuple(-start for start in self.frame.start), tuple(self.shown))
+        inner_nhw = apply_frame(maps_nhw.astype(np.float32), outside)
+        own_nhw = restore_plane(inner_nhw, view.volume_s.shape[:2], view.affine, self.pixel_mm).clip(0)
+        for plane, own_hw in zip(self.planes, own_nhw, strict=True):
+            view.volume_s[:, :, plane.number] = own_hw
+        return volume_s
+
+
+class AnomalyScan(NamedTuple):
+    """What was found in a scan.
+
+    Attributes:
+        scores_s: float32 in the scan's geometry; without statistics, bits of all levels.
+        lesions_s: scores above the threshold; None while there is no threshold.
+        affine: of the scan.
+        threshold: that was used.
+        notes: slices left out, values moved into the trained range; empty where there was nothing to say.
+    """
+
+    scores_s: NDArray
+    lesions_s: NDArray | None
+    affine: NDArray
+    threshold: float | None
+    notes: tuple[str, ...]
+
+
+def cut_scan(
+    model: Any,
+    values_s: NDArray,
+    affine: NDArray,
+    *,
+    plane: str | None = None,
+    mask_s: NDArray | None = None,
+    step_mm: float | None = None,
+) -> ScanSlices:
+    """Every plane of a scan at a position that the priors know, extracted as `extract_slices.json` does.
+
+    Args:
+        model: a `TrainedModel` of slices.
+        values_s: the scan.
+        affine: 4x4, voxel centers to RAS+ millimeters.
+        plane: of the slices; by default the model's.
+        mask_s: of the brain, where the foreground is more than that.
+        step_mm: between slices; by default every plane of the scan.
+
+    Raises:
+        ScanError: nothing to see, or no plane at a trained position.
+        InputError: a model whose image size is not known.
+    """
+    if not model.record.image_size:
+        raise InputError("the record of these weights does not tell their image size: use anomaly_map on slices")
+    lower, upper = model.record.percentiles
+    values_s = np.nan_to_num(values_s, nan=0.0, posinf=0.0, neginf=0.0)
+    if mask_s is not None:
+        values_s = np.where(mask_s, values_s, values_s.min())
+    prepared = prepare_volume(
+        values_s, affine, plane or model.record.plane or "axial", mask_s=mask_s, lower=lower, upper=upper
+    )
+    if not prepared.window.high > prepared.window.low:
+        raise ScanError("the scan has no contrast; export it again")
+    spacing, pixel_mm = prepared.view.spacing[2], model.record.pixel_mm or BUNDLE_PIXEL_MM
+    count = prepared.box.stop[2] - prepared.box.start[2]
+    step_mm = max(step_mm or spacing, spacing)
+    found = locate_planes(prepared, np.arange(0, count * spacing, step_mm).tolist())
+    low, high = (model.condition.continuous if model.condition else {}).get("position_mm", (-np.inf, np.inf))
+    planes = [plane for plane in found if plane is not None and low <= plane.position_mm <= high]
+    if not planes:
+        raise ScanError(
+            f"no slice of the scan lies {low:g} to {high:g} mm from the brain's edge, as the trained ones do"
+        )
+    cuts = [cut_plane(prepared, plane, pixel_mm=pixel_mm) for plane in planes]
+    frame = place_frame(cuts[0].box, model.record.image_size)
+    images = [scale_to_window(apply_frame(c.pixels, frame, fill=prepared.window.low), prepared.window) for c in cuts]
+    positions = [plane.position_mm for plane in planes]
+    return ScanSlices(
+        np.stack(images), positions, len(found) - len(planes), prepared, planes, frame, cuts[0].pixels.shape, pixel_mm
+    )
+
+
+def anomaly_scan(
+    model: Any,
+    scan: Any,
+    healthy: HealthySlices | None = None,
+    *,
+    threshold: float | None = None,
+    match: bool = True,
+    plane: str | None = None,
+    condition: Mapping[str, Any] | None = None,
+) -> AnomalyScan:
+    """Where a scan is unlikely.
+
+    Args:
+        model: a `TrainedModel` of slices with priors.
+        scan: as in `TrainedModel.reconstruct`: a NIfTI file, a folder with a DICOM series, a MetaTensor or an array.
+        healthy: statistics of healthy slices; without them the scores are bits.
+        threshold: of the segmentation; by default the statistics' own.
+        match: bring the scan's intensities to the quantiles of the training data, where there are statistics.
+        plane: of the slices; by default the model's.
+        condition: values by name, for all slices; the position is known.
+
+    Raises:
+        InputError, ScanError: a scan or an argument that cannot be used.
+
+    Examples:
+        >>> from monai_vqgen import TrainedModel
+        >>> anomaly_scan(TrainedModel.from_bundle("faithful"), "scan.nii.gz").scores_s.shape  # doctest: +SKIP
+        (160, 200, 145)
+    """
+    image = as_volume(scan)
+    values_s = np.asarray((image if image.ndim == 3 else image[0]).as_tensor().cpu(), dtype=np.float32)
+    affine = np.asarray(image.affine.cpu(), dtype=np.float64)
+    cut = cut_scan(model, values_s, affine, plane=plane)
+    images_nhw = cut.images_nhw
+    if healthy is not None and match:
+        images_nhw = np.asarray(MatchQuantiles(healthy.quantiles)(images_nhw))
+    images = torch.from_numpy(images_nhw)[:, None]
+    notes = [f"{cut.left_out} slices of the brain outside the trained positions are left out"] if cut.left_out else []
+    if healthy is None:
+        scores_nhw = _bits(model, images, cut.positions_mm, condition)
+    else:
+        found = score_slices(model, images, healthy, positions_mm=cut.positions_mm, condition=condition)
+        scores_nhw, notes = found.scores_bhw, [*notes, *found.outside]
+        threshold = healthy.threshold if threshold is None else threshold
+    scores_s = cut.back(scores_nhw, values_s.shape, affine)
+    usable = threshold is not None and np.isfinite(threshold)
+    return AnomalyScan(scores_s, scores_s > threshold if usable else None, affine, threshold, tuple(notes))
+
+
+def _bits(model: Any, images: torch.Tensor, positions_mm: list[float], condition: Mapping[str, Any] | None) -> NDArray:
+    """Bits of all levels, smoothed within the brain."""
+    from monai_vqgen.anomaly.maps import nll_maps
+
+    records, parts = [{**(condition or {}), "position_mm": position} for position in positions_mm], []
+    for start in range(0, len(images), model.batch_size):
+        rows = slice(start, start + model.batch_size)
+        features = None if model.condition is None else encode_records(model.condition, records[rows])
+        brain_bhw = images[rows, 0].numpy() > BRAIN_LEVEL
+        bits_bhw = torch.stack(nll_maps(model, images[rows], condition=features)).sum(0).numpy()
+        parts.append(smooth_within(bits_bhw, brain_bhw) * brain_bhw)
+    return np.concatenate(parts)
+
+
+def anomaly_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Files that `write_anomalies` may write.
+
+    Raises:
+        DatalistError: two scans would be written under one name.
+    """
+    stems = [plain_stem(Path(record["image"])) for record in records]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise DatalistError(f"several scans are named {twice[0]}: rename them, or give their folders one by one")
+    return [REPORT, *(f"{stem}_{kind}.nii.gz" for stem in stems for kind in ("anomaly", "lesions"))]
+
+
+def write_anomalies(
+    model: TrainedModel,
+    records: Sequence[Mapping[str, Any]],
+    output_dir: str | os.PathLike[str],
+    *,
+    healthy: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> None:
+    """Write each scan's map `NAME_anomaly.nii.gz` and segmentation `NAME_lesions.nii.gz`, and notes on all.
+
+    Args:
+        model: a `TrainedModel` with priors.
+        records: with the path of each scan.
+        output_dir: where they go.
+        healthy: file of the statistics that `evaluate_anomaly.json` writes.
+        options: of `anomaly_scan`.
+
+    Raises:
+        ScanError: none of the scans could be used; any other that cannot is a logged skip.
+    """
+    folder, report = Path(output_dir), []
+    statistics = None if healthy is None else HealthySlices.load(healthy, model=model)
+    for record in tqdm(records, desc="scans", unit="scan"):
+        path = Path(record["image"])
+        try:
+            found = anomaly_scan(model, path, statistics, **options)
+        except ScanError as error:
+            logger.warning("skipped: %s: %s", path, error)
+            report.append({"scan": path.name, "skipped": str(error)})
+            continue
+        named = {"anomaly": found.scores_s}
+        if found.lesions_s is not None:
+            named["lesions"] = found.lesions_s.astype(np.uint8)
+        for kind, volume_s in named.items():
+            write_bytes(folder / f"{plain_stem(path)}_{kind}.nii.gz", nifti_bytes(volume_s, found.affine))
+        for note in found.notes:
+            logger.warning("%s: %s", path.name, note)
+        known = None if found.lesions_s is None else found.threshold
+        report.append({"scan": path.name, "threshold": known, "notes": list(found.notes)})
+    if all("skipped" in entry for entry in report):
+        raise ScanError(f"none of the {len(report)} scans could be used: {report[0]['skipped'] if report else ''}")
+    write_json(folder / REPORT, {"scans": report})

@@ -1,0 +1,112 @@
+"""`evaluate_anomaly.json` measures and writes statistics; `anomaly.json` takes them and maps scans where they lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from factories import POSITIONS, tiny_model, write_slices
+
+from monai_vqgen.anomaly import HealthySlices
+from monai_vqgen.bundles import run_stage
+from monai_vqgen.errors import CheckpointError, DatalistError, ScanError
+from monai_vqgen.models import TrainedModel, anomaly_names, anomaly_scan
+from monai_vqgen.models.anomaly_scans import cut_scan
+
+OBLIQUE = np.array([[0, -3.0, 0, 5], [-3.0, 0, 0, 7], [0, 0, 3.0, -9], [0, 0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """Untrained weights of slices of 48 pixels of 3 mm."""
+    folder = tmp_path_factory.mktemp("run")
+    tiny_model((48, 48), condition=POSITIONS, num_layers=1).save(folder)
+    return folder / "model.pt"
+
+
+def blob(size: int = 40) -> np.ndarray:
+    """A ball of 100 mm with waves in it, of 3 mm voxels."""
+    axes = np.meshgrid(*(np.linspace(-1.2, 1.2, size),) * 3, indexing="ij")
+    waves = 400 + 100 * np.sin(4 * axes[0]) * np.cos(3 * axes[1]) + 50 * axes[2]
+    return np.where(sum(x**2 for x in axes) < 1, waves, 0).astype(np.float32)
+
+
+def write_scan(path: Path, voxels: np.ndarray, affine: np.ndarray = OBLIQUE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+def test_what_was_cut_from_a_scan_comes_back_to_its_place(model):
+    trained, voxels = TrainedModel.from_bundle(model), blob()
+    cut = cut_scan(trained, voxels, OBLIQUE)
+    assert cut.images_nhw.shape == (len(cut.positions_mm), 48, 48)
+    assert cut.positions_mm == pytest.approx([42.0 + 3 * i for i in range(len(cut.positions_mm))])
+    back = cut.back(cut.images_nhw, voxels.shape, OBLIQUE)
+    seen = back.any(axis=(0, 1))
+    assert 0 < seen.sum() == len(cut.planes) < len(seen)
+    low, high = cut.prepared.window
+    np.testing.assert_allclose(back[:, :, seen], np.clip((voxels[:, :, seen] - low) / (high - low), 0, 1), atol=0.02)
+    assert cut.left_out == (voxels.any(axis=(0, 1)).sum()) - len(cut.planes)
+
+
+def test_the_stages_run_one_after_the_other(model, tmp_path):
+    write_slices(tmp_path / "slices", (48, 48), counts={"training": 6, "validation": 3, "test": 5})
+    options = {"model": str(model), "device": "cpu"}
+    where = {"dataset_dir": str(tmp_path / "slices"), "output_dir": str(tmp_path / "measured")}
+    voxels = blob()
+    lesion = np.zeros(voxels.shape, dtype=np.uint8)
+    lesion[18:23, 18:22, 14:20] = 1
+    write_scan(tmp_path / "patients/a_T1.nii.gz", voxels + np.float32(300) * lesion)
+    write_scan(tmp_path / "patients/a_lesion.nii.gz", lesion)
+    run_stage("evaluate_anomaly", options={**options, **where, "scans": str(tmp_path / "patients")})
+    metrics = json.loads((tmp_path / "measured/metrics.json").read_text())
+    for part, slices in (("synthetic", 5), ("scans", None), ("scans_as_they_are", None)):
+        methods = metrics[part]["methods"]
+        assert {"anomaly_map", "bits", "position_z", "pca", "mean_image", "reconstruction_error"} <= methods.keys()
+        assert slices in (None, metrics[part]["slices"])
+        for scores in methods.values():
+            assert 0 <= scores["ap_interval"][0] <= scores["ap"] <= 1
+            assert scores["dice"] <= scores["best_dice"]
+    assert {"ap_dark", "ap_deformed"} <= metrics["synthetic"]["methods"]["bits"].keys()
+
+    statistics = tmp_path / "measured/healthy.safetensors"
+    assert np.isfinite(HealthySlices.load(statistics, model=TrainedModel.from_bundle(model)).threshold)
+    write_scan(tmp_path / "scans/one.nii.gz", voxels)
+    (tmp_path / "scans/broken.nii.gz").write_bytes(b"no scan")
+    given = {**options, "dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path / "maps")}
+    run_stage("anomaly", options={**given, "healthy": str(statistics), "threshold": 0.5})
+    scores, lesions = (nib.load(tmp_path / f"maps/one_{kind}.nii.gz") for kind in ("anomaly", "lesions"))
+    assert scores.shape == lesions.shape == voxels.shape
+    np.testing.assert_allclose(scores.affine, OBLIQUE)
+    assert lesions.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(lesions.dataobj), np.asarray(scores.dataobj) > 0.5)
+    found = anomaly_scan(
+        TrainedModel.from_bundle(model), tmp_path / "scans/one.nii.gz", HealthySlices.load(statistics), threshold=0.5
+    )
+    np.testing.assert_allclose(np.asarray(scores.dataobj), found.scores_s, atol=1e-3)
+    assert found.scores_s.max() > 0
+    told = {entry["scan"]: entry for entry in json.loads((tmp_path / "maps/anomalies.json").read_text())["scans"]}
+    assert "left out" in told["one.nii.gz"]["notes"][0]
+    assert "skipped" in told["broken.nii.gz"]
+
+
+def test_without_statistics_the_scores_are_bits_and_nothing_is_called_a_lesion(model, tmp_path):
+    found = anomaly_scan(TrainedModel.from_bundle(model), write_scan(tmp_path / "one.nii.gz", blob()))
+    assert found.lesions_s is None
+    assert found.scores_s.max() > 1
+
+
+def test_statistics_of_other_weights_and_scans_that_cannot_be_used_are_refused(model, tmp_path):
+    write_scan(tmp_path / "scans/low.nii.gz", blob(10))
+    options = {"model": str(model), "dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ScanError, match="none of the 1 scans could be used: no slice of the scan lies 40 to 97 mm"):
+        run_stage("anomaly", options=options)
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+    with pytest.raises(CheckpointError, match="no statistics"):
+        run_stage("anomaly", options={**options, "healthy": str(model)})
+    with pytest.raises(DatalistError, match="several scans are named low"):
+        anomaly_names([{"image": "a/low.nii.gz"}, {"image": "b/low.nii"}])
