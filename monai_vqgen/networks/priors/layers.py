@@ -134,9 +134,10 @@ class CroppedConv(nn.Module):
 
     def last_of(self, window_bcs: Tensor) -> Tensor:
         """Of the first stack's convolution, one slab of `forward`, from the `taps` slabs that it looks at."""
-        convolve: Callable[..., Tensor] = F.conv2d if window_bcs.ndim == 4 else F.conv3d
-        padding = (0, *self.conv.padding[1:])
-        return convolve(window_bcs, self.conv.weight, self.conv.bias, padding=padding)
+        convolve: Any = F.conv2d if window_bcs.ndim == 4 else F.conv3d
+        padding: Any = (0, *self.conv.padding[1:])
+        result: Tensor = convolve(window_bcs, self.conv.weight, self.conv.bias, padding=padding)
+        return result
 
 
 class GatedLayer(nn.Module):
@@ -185,7 +186,8 @@ class GatedLayer(nn.Module):
             biases = projected.chunk(len(stacks), dim=1)
         link: Tensor | None = None
         results = []
-        for stack_bcs, conv, output, bias in zip(stacks, self.convs, self.outputs, biases, strict=True):
+        convs: Any = self.convs
+        for stack_bcs, conv, output, bias in zip(stacks, convs, self.outputs, biases, strict=True):
             pre = conv(stack_bcs) if window_bcs is None or link is not None else conv.last_of(window_bcs)
             pre = pre if link is None else pre + link
             pre = pre if bias is None else pre + bias

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ class GatedSlabStep(nn.Module):
             "features": (len(prior.layers), prior.channels, prior.kernel_size // 2, *slab)
         }
         if prior.attentions:
-            first: CausalAttention = next(iter(prior.attentions.values()))  # type: ignore[assignment]
+            first: Any = next(iter(prior.attentions.values()))
             size = first.width // first.num_heads
             self.caches["attended"] = (len(prior.attentions), 2, first.num_heads, math.prod(grid), size)
 
@@ -82,7 +83,7 @@ class GatedSlabStep(nn.Module):
             features.append(window_bct[:, :, 1:])
             stacks = layer(stacks, context_bct, window_bct)
             if str(number) in prior.attentions:
-                attention: CausalAttention = prior.attentions[str(number)]  # type: ignore[assignment]
+                attention: Any = prior.attentions[str(number)]
                 attend = _attend(attention, stacks[-1], coordinates_pt, index=index, kept=attended[len(kept)])
                 stacks[-1] = attend[0]
                 kept.append(attend[1])
@@ -103,12 +104,13 @@ class GatedSlabStep(nn.Module):
     def _inputs(self, index: Tensor, codes_bs: Tensor, coordinates_pt: Tensor) -> list[Tensor]:
         prior = self.prior
         positions = prior.position(coordinates_pt[None]).chunk(prior.spatial_dims, dim=1)
-        first, *others = prior.inputs
-        before = index + torch.arange(-first.taps, 0, device=index.device)  # type: ignore[operator, arg-type]
+        convolutions: list[Any] = list(prior.inputs)
+        first, *others = convolutions
+        before = index + torch.arange(-first.taps, 0, device=index.device)
         known_bct = prior.embedding(codes_bs.index_select(1, before.clamp(min=0))).movedim(-1, 1)
         inside = (before >= 0).to(known_bct.dtype).view(-1, *(1,) * (prior.spatial_dims - 1))
         here_bct = prior.embedding(codes_bs.index_select(1, index)).movedim(-1, 1)
-        inputs = [first.last_of(known_bct * inside), *(conv(here_bct) for conv in others)]  # type: ignore[operator]
+        inputs = [first.last_of(known_bct * inside), *(conv(here_bct) for conv in others)]
         return [conv + position for conv, position in zip(inputs, positions, strict=True)]
 
 
