@@ -156,7 +156,10 @@ def _region(request: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
 
 def _from_box(box: Any, shape: tuple[int, ...]) -> NDArray:
     try:
-        numbers = [int(word) for word in (box.split(",") if isinstance(box, str) else box)]
+        words = box.split(",") if isinstance(box, str) else box
+        numbers = [int(word) for word in words]
+        if any(isinstance(word, float) and word != number for word, number in zip(words, numbers, strict=True)):
+            raise ValueError("half a pixel")
         top, left, bottom, right = numbers
     except (TypeError, ValueError) as error:
         raise InputError(f"box is {box!r}; give four whole numbers: row, column, row, column") from error

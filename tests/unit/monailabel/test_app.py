@@ -143,3 +143,9 @@ def test_a_mask_starts_no_program_and_unfolds_to_little_whatever_its_name_says(t
     scaled = nib.Nifti1Image(np.eye(8, 9)[..., None] * 0.5, np.eye(4))
     nib.save(scaled, tmp_path / "half.nii.gz")
     assert np.array_equal(_from_file(tmp_path / "half.nii.gz", (8, 9)), np.eye(8, 9) > 0)
+
+
+def test_a_box_of_parts_of_pixels_is_refused():
+    assert int(_region({"box": [0, 0.0, 4, "4"]}, (8, 9)).sum()) == 16
+    with pytest.raises(InputError, match=r"box is \[0\.5, 0, 4, 4\]; give four whole numbers"):
+        _region({"box": [0.5, 0, 4, 4]}, (8, 9))
