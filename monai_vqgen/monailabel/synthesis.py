@@ -173,6 +173,8 @@ def _from_box(box: Any, shape: tuple[int, ...]) -> NDArray:
 def _from_file(path: Path, shape: tuple[int, ...]) -> NDArray:
     """Read a mask; its header tells the size, and no other than the slice's is unpacked."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no file")
         if path.suffix.lower() == ".png":
             with Image.open(path, formats=["PNG"]) as picture:  # of others Pillow starts programs
                 if (size := picture.size[::-1]) == shape:

@@ -137,7 +137,7 @@ def test_a_mask_starts_no_program_and_unfolds_to_little_whatever_its_name_says(t
     bomb = gzip.compress(header.binaryblock + bytes(2**28), 9)
     (tmp_path / "extensions.nii.gz").write_bytes(bomb)
     nib.save(nib.MGHImage(np.ones((8, 9, 1), dtype=np.uint8), np.eye(4)), tmp_path / "other.mgz")
-    for name in ("eps.png", "extensions.nii.gz", "other.mgz"):
+    for name in ("eps.png", "extensions.nii.gz", "other.mgz", "missing.png", "."):
         with pytest.raises(ScanError, match="the mask cannot be read"):
             _from_file(tmp_path / name, (8, 9))
     scaled = nib.Nifti1Image(np.eye(8, 9)[..., None] * 0.5, np.eye(4))
