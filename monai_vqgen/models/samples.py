@@ -115,7 +115,7 @@ def draw_conditions(
         choices = sorted(encoder.categorical.items())
         drawn.update({name: values[int(rng.integers(len(values)))] for name, values in choices})
         if like:
-            drawn = like[int(rng.integers(len(like)))]
+            drawn = dict(like[int(rng.integers(len(like)))])
         conditions.append({**drawn, **given})
     encoder.encode(conditions)  # refuses a value outside the trained range before any work
     return conditions

@@ -156,7 +156,10 @@ def _region(request: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
 
 def _from_box(box: Any, shape: tuple[int, ...]) -> NDArray:
     try:
-        numbers = [int(word) for word in (box.split(",") if isinstance(box, str) else box)]
+        words = box.split(",") if isinstance(box, str) else box
+        numbers = [int(word) for word in words]
+        if any(isinstance(word, float) and word != number for word, number in zip(words, numbers, strict=True)):
+            raise ValueError("half a pixel")
         top, left, bottom, right = numbers
     except (TypeError, ValueError) as error:
         raise InputError(f"box is {box!r}; give four whole numbers: row, column, row, column") from error
@@ -170,6 +173,8 @@ def _from_box(box: Any, shape: tuple[int, ...]) -> NDArray:
 def _from_file(path: Path, shape: tuple[int, ...]) -> NDArray:
     """Read a mask; its header tells the size, and no other than the slice's is unpacked."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no file")
         if path.suffix.lower() == ".png":
             with Image.open(path, formats=["PNG"]) as picture:  # of others Pillow starts programs
                 if (size := picture.size[::-1]) == shape:

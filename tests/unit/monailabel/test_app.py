@@ -137,9 +137,15 @@ def test_a_mask_starts_no_program_and_unfolds_to_little_whatever_its_name_says(t
     bomb = gzip.compress(header.binaryblock + bytes(2**28), 9)
     (tmp_path / "extensions.nii.gz").write_bytes(bomb)
     nib.save(nib.MGHImage(np.ones((8, 9, 1), dtype=np.uint8), np.eye(4)), tmp_path / "other.mgz")
-    for name in ("eps.png", "extensions.nii.gz", "other.mgz"):
+    for name in ("eps.png", "extensions.nii.gz", "other.mgz", "missing.png", "."):
         with pytest.raises(ScanError, match="the mask cannot be read"):
             _from_file(tmp_path / name, (8, 9))
     scaled = nib.Nifti1Image(np.eye(8, 9)[..., None] * 0.5, np.eye(4))
     nib.save(scaled, tmp_path / "half.nii.gz")
     assert np.array_equal(_from_file(tmp_path / "half.nii.gz", (8, 9)), np.eye(8, 9) > 0)
+
+
+def test_a_box_of_parts_of_pixels_is_refused():
+    assert int(_region({"box": [0, 0.0, 4, "4"]}, (8, 9)).sum()) == 16
+    with pytest.raises(InputError, match=r"box is \[0\.5, 0, 4, 4\]; give four whole numbers"):
+        _region({"box": [0.5, 0, 4, 4]}, (8, 9))
