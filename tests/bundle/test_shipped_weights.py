@@ -54,6 +54,9 @@ def test_each_purpose_has_weights_of_its_own_and_their_name_finds_them():
     assert faithful.record.fingerprint == TrainedModel.from_bundle().record.fingerprint != generative.record.fingerprint
     assert (faithful.grids, generative.grids) == (((16, 16), (32, 32)), ((14, 12),))
     assert generative.record.image_size == (112, 96)
+    denoising = TrainedModel.from_bundle("denoising")
+    assert (denoising.priors, denoising.record.license) == ((), faithful.record.license)
+    assert denoising.record.fingerprint not in (faithful.record.fingerprint, generative.record.fingerprint)
 
 
 def test_blank_cells_of_the_generative_weights_have_one_code():
