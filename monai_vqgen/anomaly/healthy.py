@@ -108,9 +108,9 @@ class HealthySlices(NamedTuple):
             spread_nhw = np.sqrt(np.tensordot(weight_b, (values - means[-1]) ** 2, 1))
             blurred_nhw = ndimage.gaussian_filter(spread_nhw, (0, DEVIATION_SIGMA, DEVIATION_SIGMA))
             deviations.append(blurred_nhw + DEVIATION_FLOOR * np.maximum(floor_n, 1e-6)[:, None, None])
-        statistics = (np.stack(kind).astype(np.float32) for kind in (means, deviations))
+        mean, deviation = (np.stack(kind).astype(np.float32) for kind in (means, deviations))
         quantiles = np.linspace(0, 1, 65) if quantiles is None else quantiles
-        return cls(kept[0][0].names, positions_p, *statistics, quantiles, fingerprint)
+        return cls(kept[0][0].names, positions_p, mean, deviation, quantiles, fingerprint)
 
     def score(self, signals: Signals, positions_mm: Sequence[float]) -> AnomalyMaps:
         """The maps of slices at these positions; one out of the known range is judged by the nearest known one.

@@ -213,7 +213,7 @@ class AnomalyEvaluation:
         for scan, mask in self.pairs:
             image, label = as_volume(scan), as_volume(mask)
             affine = np.asarray(image.affine.cpu(), dtype=np.float64)
-            cut = cut_scan(self.model, image[0].as_tensor().numpy(), affine, step_mm=STEP_MM)
+            cut = cut_scan(self.model, image.as_tensor()[0].numpy(), affine, step_mm=STEP_MM)
             images_nhw = cut.images_nhw
             if healthy is not None:
                 images_nhw = np.asarray(MatchQuantiles(healthy.quantiles)(images_nhw))

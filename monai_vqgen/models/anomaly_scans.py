@@ -174,7 +174,8 @@ def anomaly_scan(
         (160, 200, 145)
     """
     image = as_volume(scan)
-    values_s = np.asarray((image if image.ndim == 3 else image[0]).as_tensor().cpu(), dtype=np.float32)
+    plain = image.as_tensor() if image.ndim == 3 else image.as_tensor()[0]
+    values_s = np.asarray(plain.cpu(), dtype=np.float32)
     affine = np.asarray(image.affine.cpu(), dtype=np.float64)
     cut = cut_scan(model, values_s, affine, plane=plane)
     images_nhw = cut.images_nhw
@@ -239,7 +240,8 @@ def write_anomalies(
     Raises:
         ScanError: none of the scans could be used; any other that cannot is a logged skip.
     """
-    folder, report = Path(output_dir), []
+    folder = Path(output_dir)
+    report: list[dict[str, Any]] = []
     statistics = None if healthy is None else HealthySlices.load(healthy, model=model)
     for record in tqdm(records, desc="scans", unit="scan"):
         path = Path(record["image"])

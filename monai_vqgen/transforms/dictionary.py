@@ -9,6 +9,7 @@ from monai.config.type_definitions import KeysCollection
 from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.transform import MapTransform
 from monai.utils.misc import ensure_tuple_rep
+from numpy.typing import NDArray
 
 from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.extract_slice import ExtractSlice, ExtractSlices
@@ -250,7 +251,9 @@ class MatchQuantilesd(_OfEachKey, InvertibleTransform):
 
     backend = MatchQuantiles.backend
 
-    def __init__(self, keys: KeysCollection, quantiles: Sequence[float], *, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, quantiles: Sequence[float] | NDArray, *, allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.each: MatchQuantiles = MatchQuantiles(quantiles)
 

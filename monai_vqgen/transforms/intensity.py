@@ -175,7 +175,7 @@ class MatchQuantiles(InvertibleTransform):
 
     backend = [TransformBackends.TORCH, TransformBackends.NUMPY]  # noqa: RUF012 (MONAI's own convention)
 
-    def __init__(self, quantiles: Sequence[float]) -> None:
+    def __init__(self, quantiles: Sequence[float] | NDArray) -> None:
         self.quantiles = np.asarray(quantiles, dtype=np.float64)
         if self.quantiles.ndim != 1 or len(self.quantiles) < 2 or not (np.diff(self.quantiles) >= 0).all():
             raise InputError(f"quantiles are {quantiles!r}; give at least two ascending intensities in [0, 1]")

@@ -108,7 +108,7 @@ def draw_lesion(
     inside = np.argwhere(ndimage.binary_fill_holes(brain_hw))
     for _ in range(ATTEMPTS if len(inside) else 0):
         row, column = inside[int(rng.integers(len(inside)))].tolist()
-        axes = (float(rng.uniform(*radii)), float(rng.uniform(*radii)))
+        axes = (float(rng.uniform(radii[0], radii[1])), float(rng.uniform(radii[0], radii[1])))
         lesion = Lesion(drawn, (row, column), axes, float(rng.uniform(0, np.pi)), strength, seed)
         mask_hw = _weight(lesion, brain_hw.shape) > 0
         if (mask_hw & ~brain_hw).sum() <= MOST_OUTSIDE * mask_hw.sum():
