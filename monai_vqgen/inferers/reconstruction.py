@@ -252,7 +252,8 @@ class VolumeReconstructionInferer(Inferer):
             pixel_mm = self.pixel_mm if resampled else None
             shown = size if pixel_mm is None else resampled_size(size, view.affine, pixel_mm)
             before, _ = self._margins(shown)
-            images_nhw = images_nhw[(..., *(slice(b, b + n) for b, n in zip(before, shown, strict=True)))]
+            window: Any = (..., *(slice(b, b + n) for b, n in zip(before, shown, strict=True)))
+            images_nhw = images_nhw[window]
             if pixel_mm is not None:
                 images_nhw = restore_plane(images_nhw, size, view.affine, pixel_mm).clip(0, 1)
             if frame.plane == VOLUME:

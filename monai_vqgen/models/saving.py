@@ -121,7 +121,8 @@ def describe(model: Any) -> str:
     record, grids = model.record, [" x ".join(map(str, grid)) for grid in model.grids]
     size = f"{' x '.join(map(str, record.image_size))} pixels" if record.image_size else "any size"
     spacing = f" of {record.pixel_mm:g} mm" if record.pixel_mm else ""
-    plane = f"{record.plane} slices" if record.plane else "images"
+    solid = model.autoencoder.spatial_dims == 3
+    plane = "volumes" if solid else f"{record.plane} slices" if record.plane else "images"
     sizes = ", ".join(map(str, model.autoencoder.codebook_sizes))
     lines = [
         f"{plane}: {size}{spacing}",
