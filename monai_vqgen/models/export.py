@@ -174,7 +174,9 @@ def _sampling(model: Any) -> dict[str, Any]:
     return {
         "grids": [list(grid) for grid in model.grids],
         "num_codes": [prior.num_codes for prior in model.priors],
-        "caches": [_step(prior, grid).caches for prior, grid in zip(model.priors, model.grids, strict=True)],
+        "caches": [
+            _step(prior, grid).caches for prior, grid in zip(model.priors, model.grids, strict=bool(model.priors))
+        ],
         **{name: list(values) for name, values in model.settings._asdict().items()},
         "condition": None if model.condition is None else model.condition.to_dict(),
         "image_size": list(model.record.image_size),
@@ -198,7 +200,7 @@ def _parts(network: HierarchicalVQVAE, image_size: Sequence[int]) -> list[_Part]
 
 def _prior_parts(model: Any) -> list[_Part]:
     generator, parts, codes = torch.Generator().manual_seed(0), list[_Part](), list[Tensor]()
-    for level, (prior, grid) in enumerate(zip(model.priors, model.grids, strict=True)):
+    for level, (prior, grid) in enumerate(zip(model.priors, model.grids, strict=bool(model.priors))):
         step = _step(prior, grid)
         codes.append(torch.randint(prior.num_codes, (EXAMPLES, *grid), generator=generator))
         inputs, names = [codes[level], *codes[:level]], [f"codes_{i}" for i in (level, *range(level))]

@@ -30,6 +30,7 @@ ALWAYS_BUILT = 1 << 26  # bytes of weights, however small the file is: what is w
 WIDENED = 4  # bytes of a weight in memory, for one on disk
 FREE_ZIP, ZIP_RATIO = 1 << 26, 8  # bytes that any zip's weights may unpack to, else so many times its size
 LARGEST_ZIP = 2 << 30  # bytes that a zip's weights may unpack to
+BLANK_THRESHOLD = 0.01  # of the faithful weights, and of `train.json`
 _OF_TRAINING = frozenset(
     [
         "finer_dropout",
@@ -152,6 +153,9 @@ def _unpack(path: Path, folder: Path) -> None:
 def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
     """The autoencoder, untrained, of the architecture recorded beside weights; of the default one without a record.
 
+    Without a file it is that of the faithful weights: MONAI's `load` builds a bundle's network before it says where the
+    weights are. Weights without a record are of version 0.1, which had no code for blank cells.
+
     Args:
         path: of the weights, as in `TrainedModel.from_bundle`; a `.pt` file need not be there, and None is as good.
         arguments: of the constructor, in place of the recorded ones.
@@ -169,7 +173,8 @@ def recorded_autoencoder(path: str | Path | None, **arguments: Any) -> Any:
             content, most = read_record(weights), _most_bytes(weights)
     if "architecture" in content:
         return build({**content["architecture"], **arguments}, max_bytes=most)
-    return HierarchicalVQVAE(**{"channels": 64, "residual_channels": 32, **arguments})
+    blank = {} if path is not None and Path(path).is_file() else {"blank_threshold": BLANK_THRESHOLD}
+    return HierarchicalVQVAE(**{"channels": 64, "residual_channels": 32, **blank, **arguments})
 
 
 def _most_bytes(path: Path) -> float:

@@ -69,7 +69,8 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         quantizers: one a level, coarsest first, in place of the last two; ``None`` takes these.
         finer_dropout: probability, a sample, of hiding the finer levels in training; in [0, 1).
         blank_threshold: intensity up to which a pixel is background; ``None`` treats all cells alike.
-        blank_margin: cells around content that are not blank either, one number or one a level.
+        blank_margin: cells around content that are not blank either, one number or one a level; ``None`` is one, and
+            none on the finest level.
 
     A cell is blank where no pixel above ``blank_threshold`` lies in it or within ``blank_margin`` cells of it. The
     encoder writes one code there, the last of the level (`BlankCells`), so that priors spend almost nothing on the
@@ -81,7 +82,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
     Images are of the network's own type, so cast both for ``half()`` or ``bfloat16()``.
 
     The defaults are the sizes of the weights "faithful" that come with the package, which have blank cells besides
-    (0.01, with margins of 1 and 0); `TrainedModel.from_bundle` loads any weights and builds the network of their
+    (``blank_threshold=0.01``); `TrainedModel.from_bundle` loads any weights and builds the network of their
     record.
 
     Raises:
@@ -113,7 +114,7 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         quantizers: Sequence[Quantizer] | None = None,
         finer_dropout: float = 0.1,
         blank_threshold: float | None = None,
-        blank_margin: int | Sequence[int] = 1,
+        blank_margin: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self._start(spatial_dims, in_channels, strides, finer_dropout=finer_dropout)
@@ -162,9 +163,10 @@ class HierarchicalVQVAE(Recorded, nn.Module):
             raise InputError(f"{len(given)} quantizers for {self.num_levels} strides: give one quantizer a level")
         self.quantizers.extend(given)
 
-    def _start_blank(self, threshold: float | None, margin: int | Sequence[int]) -> None:
+    def _start_blank(self, threshold: float | None, margin: int | Sequence[int] | None) -> None:
         """Give each quantizer a code for blank cells, unless no threshold says what background is."""
-        margins = one_a_level("blank_margin", margin, self.num_levels)
+        default = [1] * (self.num_levels - 1) + [0]
+        margins = default if margin is None else one_a_level("blank_margin", margin, self.num_levels)
         if any(cells < 0 or cells != int(cells) for cells in margins):
             raise InputError(f"blank_margin={margin} must be whole numbers of cells, 0 or more")
         if threshold is not None:

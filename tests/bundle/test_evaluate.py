@@ -101,7 +101,7 @@ def test_metrics_have_the_keys_that_were_promised(metrics):
         assert set(scores) == set(metrics["reconstruction"]) - {"baselines"}
     for name in ("codebook", "prior"):
         assert [row["level"] for row in metrics[name]] == [0, 1]
-        besides = {"prior": {"training_bits_per_code"}}.get(name, set())
+        besides = {"training_bits_per_code", "inside_bits_per_code", "explained_variance"} if name == "prior" else set()
         assert all(set(row) == ISSUE_KEYS[name] | besides for row in metrics[name])
     assert set(metrics["sampling"]) >= ISSUE_KEYS["sampling"]
     assert metrics["data"] == {

@@ -182,11 +182,10 @@ def test_what_lies_elsewhere_is_written_into_the_folder_all_the_same(tmp_path):
     ]
 
 
-def test_two_inputs_for_one_name_are_refused(tmp_path, model):
-    for name in ("a.nii", "a.nii.gz"):
-        write_blob(tmp_path / "scans" / name, (12, 12, 4), np.eye(4))
+def test_two_inputs_for_one_name_are_refused(tmp_path):
+    records = [{"image": str(tmp_path / name)} for name in ("scans/a.nii", "scans/a.nii.gz")]
     with pytest.raises(DatalistError, match=r"a\.nii and .*a\.nii\.gz"):
-        run(tmp_path / "scans", tmp_path / "out", model)
+        reconstruction_names(records, tmp_path / "scans", "recon")
 
 
 def test_the_percentiles_are_the_recorded_ones_or_those_given(tmp_path):

@@ -239,7 +239,7 @@ def test_without_a_path_a_network_stays_as_it_is():
 
 
 def test_the_packages_own_weights_are_a_start_by_name():
-    network = HierarchicalVQVAE(blank_threshold=0.01, blank_margin=(1, 0))
+    network = HierarchicalVQVAE(blank_threshold=0.01)
     assert same(TrainedModel.from_bundle().autoencoder, start_from(network, "faithful"))
     with pytest.raises(CheckpointError, match="holds a GenerativeVQVAE, and a HierarchicalVQVAE is to be trained"):
         start_from(HierarchicalVQVAE(), "generative")
