@@ -86,7 +86,8 @@ def test_a_model_scores_slices_in_batches_of_any_size_and_moves_positions_into_i
 
 def test_statistics_of_other_weights_and_unknown_conditions_are_refused_where_slices_are_scored():
     model, images = tiny_model(condition=POSITIONS, seed=1), torch.rand(2, 1, 16, 16)
-    healthy = HealthySlices.fit([(anomaly_signals(model, images), [40.0, 50.0])])
+    features = POSITIONS.encode([{"position_mm": 40.0}, {"position_mm": 50.0}])
+    healthy = HealthySlices.fit([(anomaly_signals(model, images, condition=features), [40.0, 50.0])])
     other = healthy._replace(fingerprint=model_fingerprint(tiny_model(condition=POSITIONS, seed=2)))
     with pytest.raises(CheckpointError, match="other weights"):
         model.anomaly_map(images, other, position_mm=[40.0, 50.0])
