@@ -80,8 +80,9 @@ class HierarchicalVQVAE(Recorded, nn.Module):
     and without it gives all that the grids cover. Intensities are expected in [0, 1]; outputs are not clamped.
     Images are of the network's own type, so cast both for ``half()`` or ``bfloat16()``.
 
-    The defaults are the sizes of the weights "faithful" that come with the package; `TrainedModel.from_bundle` loads
-    any weights, and builds the network of their record.
+    The defaults are the sizes of the weights "faithful" that come with the package, which have blank cells besides
+    (0.01, with margins of 1 and 0); `TrainedModel.from_bundle` loads any weights and builds the network of their
+    record.
 
     Raises:
         InputError: for strides or a number of quantizers that cannot work, or an image of other dimensions.
