@@ -185,6 +185,8 @@ def score_slices(
     records = [{**(condition or {}), "position_mm": float(position)} for position in positions_mm]
     if len(records) != len(images):
         raise InputError(f"{len(records)} positions for {len(images)} slices: give one in mm for each")
+    if healthy.fingerprint not in ("", model_fingerprint(model)):
+        raise CheckpointError("the statistics were made with other weights: make them again with these")
     found = []
     for start in range(0, len(images), model.batch_size):
         rows = slice(start, start + model.batch_size)
@@ -192,15 +194,23 @@ def score_slices(
         signals = anomaly_signals(model, images[rows], condition=features, draws=draws, seed=seed, first_slice=start)
         found.append(healthy.score(signals, positions_mm[rows]))
     told = list(dict.fromkeys(text for maps in found for text in maps.outside))
-    for name, (low, high) in model.condition.continuous.items() if model.condition is not None else ():
-        moved = sum(name in record and not low <= float(record[name]) <= high for record in records)
-        told += [f"{name} of {moved} slices lies outside {low:g} to {high:g} and was moved into it"] if moved else []
+    told += moved_into_range(model.condition, records)
     return AnomalyMaps(
         np.concatenate([maps.scores_bhw for maps in found]),
         np.concatenate([maps.distances_bnhw for maps in found]),
         healthy.names,
         tuple(told),
     )
+
+
+def moved_into_range(encoder: Any, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of the records `encode_records` moves into the trained range, in words."""
+    told: list[str] = []
+    known = [] if encoder is None else [encoder.read(record) for record in records]
+    for name, (low, high) in encoder.continuous.items() if known else ():
+        moved = sum(record.get(name) is not None and not low <= record[name] <= high for record in known)
+        told += [f"{name} of {moved} slices lies outside {low:g} to {high:g} and was moved into it"] if moved else []
+    return told
 
 
 _ARRAYS = ("positions_p", "mean_pnhw", "deviation_pnhw", "quantiles")

@@ -123,6 +123,11 @@ def restore(
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise InputError(f"draws is {draws!r}; give a whole number, at least 1")
+    shapes = [[tuple(grid.shape) for grid in grids] for grids in (masks, codes)]
+    if shapes[0] not in (shapes[1], [(1, *shape[1:]) for shape in shapes[1]]):
+        raise InputError(
+            f"masks of shapes {shapes[0]} for codes of {shapes[1]}: give one like the codes for each level"
+        )
     repeated = [grid.repeat_interleave(draws, 0) for grid in codes]
     hidden = [mask.expand(grid.shape).repeat_interleave(draws, 0) for mask, grid in zip(masks, codes, strict=True)]
     given = condition.repeat_interleave(draws, 0) if condition is not None and len(condition) > 1 else condition

@@ -84,6 +84,8 @@ class AnomalyEvaluation:
 
     Raises:
         DatalistError: an empty split, or no scan with a mask.
+        InputError: numbers out of range.
+        ScanError: masks of another size or place than their scans, or of no pixel in the slices that are looked at.
     """
 
     def __init__(
@@ -99,12 +101,18 @@ class AnomalyEvaluation:
     ) -> None:
         if empty := [split for split in ("training", "validation", "test") if not len(datasets[split])]:
             raise DatalistError(f"split {empty[0]!r} holds no slices: give slices of all three splits")
+        for name, value, least in (("seeds", seeds, 1), ("draws", draws, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}; give a whole number, at least {least}")
+        if not isinstance(share, int | float) or not 0 < share < 1:
+            raise InputError(f"share is {share!r}; give a number between 0 and 1, such as 0.98")
         self.model, self.datasets, self.folder = model, datasets, Path(output_dir)
         self.pairs = [] if scans is None else _pairs(Path(scans))
         self.seeds, self.draws, self.share = seeds, draws, share
 
     def run(self) -> dict[str, Any]:
         """Measure, write, and return the content of `metrics.json`."""
+        scans = self._scans() if self.pairs else None  # before the long part: what is wrong with them is told at once
         training, validation = self._slices("training"), self._slices("validation")
         signals = self._signals(training, "statistics of healthy slices")
         healthy = HealthySlices.fit(
@@ -129,11 +137,9 @@ class AnomalyEvaluation:
             "draws": self.draws,
             "synthetic": results,
         }
-        if self.pairs:
-            matched = self._scans(healthy)
-            metrics["scans"] = self._figures(matched, healthy, components_khw, thresholds)
-            plain = self._scans(None)
-            metrics["scans_as_they_are"] = self._figures(plain, healthy, components_khw, thresholds)
+        if scans is not None:
+            for name, shown in {"scans": _matched(scans, healthy.quantiles), "scans_as_they_are": scans}.items():
+                metrics[name] = self._figures(shown, healthy, components_khw, thresholds)
         write_json(self.folder / METRICS, metrics)
         best = results["methods"]["anomaly_map"]
         logger.info("Synthetic lesions: pixel AP %.3f (no knowledge %.3f)", best["ap"], results["prevalence"])
@@ -207,23 +213,34 @@ class AnomalyEvaluation:
         prevalence = float(slices.masks_bhw[brain_bhw].mean())
         return {"slices": len(subjects), "subjects": len(set(subjects)), "prevalence": prevalence, "methods": methods}
 
-    def _scans(self, healthy: HealthySlices | None) -> _Slices:
-        """The slices of all scans with masks, matched to the training data's intensities where asked for."""
+    def _scans(self) -> _Slices:
+        """The slices of all scans with masks."""
         images, records, masks = [], [], []
         for scan, mask in self.pairs:
             image, label = as_volume(scan), as_volume(mask)
             affine = np.asarray(image.affine.cpu(), dtype=np.float64)
             cut = cut_scan(self.model, image.as_tensor()[0].numpy(), affine, step_mm=STEP_MM)
-            images_nhw = cut.images_nhw
-            if healthy is not None:
-                images_nhw = np.asarray(MatchQuantiles(healthy.quantiles)(images_nhw))
+            if label.shape != image.shape:
+                shapes = f"shape {tuple(label.shape[1:])}, its scan {tuple(image.shape[1:])}"
+                raise ScanError(f"{mask} has the {shapes}: resample the mask")
             view = cut.prepared.view._replace(volume_s=_seen(label, affine, cut.prepared.plane))
             for plane in cut.planes:
                 pixels = resample_plane(view.volume_s[:, :, plane.number].astype(np.float32), view.affine, cut.pixel_mm)
                 masks.append(apply_frame(pixels.pixels, cut.frame) >= MASK_LEVEL)
-            images.append(images_nhw)
+            images.append(cut.images_nhw)
             records += [{"subject": scan.name, "position_mm": position} for position in cut.positions_mm]
+        if not np.any(masks):
+            raise ScanError(f"the masks in {self.pairs[0][1].parent} mark nothing in the slices that are looked at")
         return _Slices(np.concatenate(images), records, np.stack(masks))
+
+
+def _matched(slices: _Slices, quantiles: NDArray) -> _Slices:
+    """Each scan's slices with the intensities of the training data."""
+    match, images_bhw = MatchQuantiles(quantiles), np.empty_like(slices.images_bhw)
+    subjects = np.array([record["subject"] for record in slices.records])
+    for subject in np.unique(subjects):
+        images_bhw[subjects == subject] = np.asarray(match(slices.images_bhw[subjects == subject]))
+    return slices._replace(images_bhw=images_bhw)
 
 
 def _seen(label: Any, affine: NDArray, plane: str) -> NDArray:

@@ -16,19 +16,20 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from monai_vqgen.anomaly.healthy import HealthySlices, score_slices
+from monai_vqgen.anomaly.healthy import HealthySlices, moved_into_range, score_slices
 from monai_vqgen.anomaly.signals import smooth_within
 from monai_vqgen.data.io.nifti import nifti_bytes
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import DatalistError, InputError, ScanError
 from monai_vqgen.files import write_bytes, write_json
 from monai_vqgen.models.reconstruction_files import plain_stem
+from monai_vqgen.models.samples import check_names
 from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
 from monai_vqgen.models.trained_model import TrainedModel
 from monai_vqgen.transforms.geometry import view_plane
 from monai_vqgen.transforms.intensity import BRAIN_LEVEL, MatchQuantiles, scale_to_window
 from monai_vqgen.transforms.resampling import restore_plane
-from monai_vqgen.transforms.size import Frame, apply_frame, place_frame
+from monai_vqgen.transforms.size import Frame, apply_frame, frame_loses, place_frame, trimmed
 from monai_vqgen.transforms.volume_slicing import Plane, PreparedVolume, cut_plane, locate_planes, prepare_volume
 
 __all__ = ["AnomalyScan", "ScanSlices", "anomaly_names", "anomaly_scan", "cut_scan", "write_anomalies"]
@@ -45,6 +46,7 @@ class ScanSlices(NamedTuple):
         images_nhw: float32 in [0, 1].
         positions_mm: of each.
         left_out: slices of the brain outside the trained positions.
+        cropped: slices that show brain outside the model's image size; it is not looked at.
         prepared: the volume they were cut from.
         planes: of each slice.
         frame: of the model's image size in the resampled planes, whose size is `shown`.
@@ -55,6 +57,7 @@ class ScanSlices(NamedTuple):
     images_nhw: NDArray
     positions_mm: list[float]
     left_out: int
+    cropped: int
     prepared: PreparedVolume
     planes: list[Plane]
     frame: Frame
@@ -81,7 +84,7 @@ class AnomalyScan(NamedTuple):
         lesions_s: scores above the threshold; None while there is no threshold.
         affine: of the scan.
         threshold: that was used.
-        notes: slices left out, values moved into the trained range; empty where there was nothing to say.
+        notes: slices left out or cropped, values moved into the trained range; empty where there was nothing to say.
     """
 
     scores_s: NDArray
@@ -97,7 +100,6 @@ def cut_scan(
     affine: NDArray,
     *,
     plane: str | None = None,
-    mask_s: NDArray | None = None,
     step_mm: float | None = None,
 ) -> ScanSlices:
     """Every plane of a scan at a position that the priors know, extracted as `extract_slices.json` does.
@@ -107,7 +109,6 @@ def cut_scan(
         values_s: the scan.
         affine: 4x4, voxel centers to RAS+ millimeters.
         plane: of the slices; by default the model's.
-        mask_s: of the brain, where the foreground is more than that.
         step_mm: between slices; by default every plane of the scan.
 
     Raises:
@@ -118,19 +119,16 @@ def cut_scan(
         raise InputError("the record of these weights does not tell their image size: use anomaly_map on slices")
     lower, upper = model.record.percentiles
     values_s = np.nan_to_num(values_s, nan=0.0, posinf=0.0, neginf=0.0)
-    if mask_s is not None:
-        values_s = np.where(mask_s, values_s, values_s.min())
-    prepared = prepare_volume(
-        values_s, affine, plane or model.record.plane or "axial", mask_s=mask_s, lower=lower, upper=upper
-    )
+    prepared = prepare_volume(values_s, affine, plane or model.record.plane or "axial", lower=lower, upper=upper)
     if not prepared.window.high > prepared.window.low:
         raise ScanError("the scan has no contrast; export it again")
     spacing, pixel_mm = prepared.view.spacing[2], model.record.pixel_mm or BUNDLE_PIXEL_MM
     count = prepared.box.stop[2] - prepared.box.start[2]
     step_mm = max(step_mm or spacing, spacing)
-    found = locate_planes(prepared, np.arange(0, count * spacing, step_mm).tolist())
+    placed = locate_planes(prepared, np.arange(0, count * spacing, step_mm).tolist())
+    found = [plane for plane in placed if plane is not None]  # rounding may ask for one more than there are
     low, high = (model.condition.continuous if model.condition else {}).get("position_mm", (-np.inf, np.inf))
-    planes = [plane for plane in found if plane is not None and low <= plane.position_mm <= high]
+    planes = [plane for plane in found if low <= plane.position_mm <= high]
     if not planes:
         raise ScanError(
             f"no slice of the scan lies {low:g} to {high:g} mm from the brain's edge, as the trained ones do"
@@ -138,9 +136,17 @@ def cut_scan(
     cuts = [cut_plane(prepared, plane, pixel_mm=pixel_mm) for plane in planes]
     frame = place_frame(cuts[0].box, model.record.image_size)
     images = [scale_to_window(apply_frame(c.pixels, frame, fill=prepared.window.low), prepared.window) for c in cuts]
-    positions = [plane.position_mm for plane in planes]
+    cropped = sum(trimmed(c.pixels, frame, prepared.threshold) for c in cuts) if frame_loses(frame, cuts[0].box) else 0
     return ScanSlices(
-        np.stack(images), positions, len(found) - len(planes), prepared, planes, frame, cuts[0].pixels.shape, pixel_mm
+        np.stack(images),
+        [plane.position_mm for plane in planes],
+        len(found) - len(planes),
+        cropped,
+        prepared,
+        planes,
+        frame,
+        cuts[0].pixels.shape,
+        pixel_mm,
     )
 
 
@@ -182,9 +188,13 @@ def anomaly_scan(
     if healthy is not None and match:
         images_nhw = np.asarray(MatchQuantiles(healthy.quantiles)(images_nhw))
     images = torch.from_numpy(images_nhw)[:, None]
+    check_names(model.condition, condition or {})
     notes = [f"{cut.left_out} slices of the brain outside the trained positions are left out"] if cut.left_out else []
+    if cut.cropped:
+        notes.append(f"{cut.cropped} slices show more than the model's {cut.frame.size} pixels; the rest is left out")
     if healthy is None:
         scores_nhw = _bits(model, images, cut.positions_mm, condition)
+        notes += moved_into_range(model.condition, [condition or {}] * len(images))
     else:
         found = score_slices(model, images, healthy, positions_mm=cut.positions_mm, condition=condition)
         scores_nhw, notes = found.scores_bhw, [*notes, *found.outside]

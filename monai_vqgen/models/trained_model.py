@@ -502,11 +502,12 @@ class TrainedModel:
             condition: further values by name. Values outside the trained range are moved into it; the result says so.
 
         Raises:
-            InputError: images, positions or statistics that do not fit.
-            CheckpointError: the model has no priors.
+            InputError: images, positions or statistics that do not fit, an unknown name.
+            CheckpointError: the model has no priors, or the statistics are of other weights.
         """
         from monai_vqgen.anomaly.healthy import score_slices
 
+        check_names(self.condition, condition)
         return score_slices(self, images, healthy, positions_mm=position_mm, seed=seed, condition=condition)
 
     def compress(

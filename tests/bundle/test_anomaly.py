@@ -12,7 +12,8 @@ from factories import POSITIONS, tiny_model, write_slices
 
 from monai_vqgen.anomaly import HealthySlices
 from monai_vqgen.bundles import run_stage
-from monai_vqgen.errors import CheckpointError, DatalistError, ScanError
+from monai_vqgen.errors import CheckpointError, DatalistError, InputError, ScanError
+from monai_vqgen.evaluation import AnomalyEvaluation
 from monai_vqgen.models import TrainedModel, anomaly_names, anomaly_scan
 from monai_vqgen.models.anomaly_scans import cut_scan
 
@@ -92,6 +93,45 @@ def test_the_stages_run_one_after_the_other(model, tmp_path):
     told = {entry["scan"]: entry for entry in json.loads((tmp_path / "maps/anomalies.json").read_text())["scans"]}
     assert "left out" in told["one.nii.gz"]["notes"][0]
     assert "skipped" in told["broken.nii.gz"]
+
+
+@pytest.mark.parametrize(("spacing", "count"), [(0.7, 60), (0.868, 101), (1.1, 63)])
+def test_every_plane_of_the_brain_is_mapped_or_counted_as_left_out(model, spacing, count):
+    voxels = np.repeat(blob()[:, :, 20:21], count, axis=2)  # count * spacing is a little more in floats
+    cut = cut_scan(TrainedModel.from_bundle(model), voxels, np.diag([3.0, 3.0, spacing, 1.0]))
+    assert cut.left_out + len(cut.planes) == count
+    assert len({plane.number for plane in cut.planes}) == len(cut.planes)
+
+
+def test_brain_beyond_the_models_size_is_told(model, tmp_path):
+    trained = TrainedModel.from_bundle(model)
+    wide = np.diag([6.0, 3.0, 3.0, 1.0])  # 200 mm across, and the model sees 144
+    cut = cut_scan(trained, blob(), wide)
+    assert 0 < cut.cropped < len(cut.planes), "the ball is small where it ends"
+    found = anomaly_scan(trained, write_scan(tmp_path / "wide.nii.gz", blob(), wide))
+    assert f"{cut.cropped} slices show more than the model's (48, 48) pixels" in " ".join(found.notes)
+    assert not cut_scan(trained, blob(), OBLIQUE).cropped
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [(np.zeros((40, 40, 40)), "mark nothing"), (np.ones((40, 40, 39)), "resample the mask")],
+    ids=["empty", "of another size"],
+)
+def test_masks_that_cannot_be_used_are_refused_before_anything_is_measured(model, tmp_path, mask, message):
+    write_scan(tmp_path / "a_T1.nii.gz", blob())
+    write_scan(tmp_path / "a_lesion.nii.gz", mask.astype(np.uint8))
+    unread = {split: [None] for split in ("training", "validation", "test")}
+    evaluation = AnomalyEvaluation(TrainedModel.from_bundle(model), unread, output_dir=tmp_path / "out", scans=tmp_path)
+    with pytest.raises(ScanError, match=message):
+        evaluation.run()
+
+
+@pytest.mark.parametrize("option", [{"seeds": 0}, {"draws": -1}, {"share": 98}])
+def test_numbers_out_of_range_are_refused_at_once(option, tmp_path):
+    unread = {split: [None] for split in ("training", "validation", "test")}
+    with pytest.raises(InputError, match=f"{next(iter(option))} is"):
+        AnomalyEvaluation(None, unread, output_dir=tmp_path, **option)
 
 
 def test_without_statistics_the_scores_are_bits_and_nothing_is_called_a_lesion(model, tmp_path):

@@ -23,7 +23,7 @@ FLOORS = {
     "files": 1,
     "bundles": 1,
     "weights": 2,
-    "plots": 2,
+    "plots": 3,
     "transforms": 2,
     "networks": 3,
     "data": 4,

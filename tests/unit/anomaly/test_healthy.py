@@ -84,6 +84,18 @@ def test_a_model_scores_slices_in_batches_of_any_size_and_moves_positions_into_i
     )
 
 
+def test_statistics_of_other_weights_and_unknown_conditions_are_refused_where_slices_are_scored():
+    model, images = tiny_model(condition=POSITIONS, seed=1), torch.rand(2, 1, 16, 16)
+    features = POSITIONS.encode([{"position_mm": 40.0}, {"position_mm": 50.0}])
+    healthy = HealthySlices.fit([(anomaly_signals(model, images, condition=features), [40.0, 50.0])])
+    other = healthy._replace(fingerprint=model_fingerprint(tiny_model(condition=POSITIONS, seed=2)))
+    with pytest.raises(CheckpointError, match="other weights"):
+        model.anomaly_map(images, other, position_mm=[40.0, 50.0])
+    model.anomaly_map(images, healthy._replace(fingerprint=model_fingerprint(model)), position_mm=[40.0, 50.0])
+    with pytest.raises(InputError, match="not on agee"):
+        model.anomaly_map(images, healthy, position_mm=[40.0, 50.0], agee=30)
+
+
 @pytest.mark.parametrize("place", [[40.0], [40.0, float("nan")], []])
 def test_positions_that_do_not_fit_are_refused(place):
     model = tiny_model()

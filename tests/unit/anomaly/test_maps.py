@@ -8,7 +8,7 @@ import pytest
 import torch
 from factories import POSITIONS, tiny_autoencoder, tiny_model
 
-from monai_vqgen.anomaly import unlikely_codes
+from monai_vqgen.anomaly import restore, unlikely_codes
 from monai_vqgen.errors import CheckpointError, InputError
 
 
@@ -90,6 +90,14 @@ def test_a_full_mask_gives_samples():
 def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         tiny_model().restore(images(), **options)
+
+
+def test_masks_that_do_not_fit_the_codes_are_refused():
+    model = tiny_model()
+    codes = model.encode(images())
+    for masks in ([codes[0] > 0], [codes[0] > 0, codes[0] > 0]):
+        with pytest.raises(InputError, match="give one like the codes for each level"):
+            restore(model, codes, masks, image_size=(16, 16))
 
 
 def test_slices_of_another_size_and_models_without_priors_are_refused():
