@@ -23,7 +23,7 @@ def test(session: nox.Session, *wanted: str) -> None:
     session.install("--editable", ".[dev]", *wanted)
     if "monai_next" in session.name:  # MONAI's development wheels have a name of their own
         session.run("python", "-m", "pip", "uninstall", "--yes", "monai")
-        session.install("--no-deps", "--pre", "monai-weekly")
+        session.install("--no-deps", "--pre", "--force-reinstall", "monai-weekly")  # both own the same folder
     session.run(
         "python", "-m", "pytest", *(session.posargs or QUICK), env={"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     )

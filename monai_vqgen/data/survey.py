@@ -55,7 +55,7 @@ def survey_folder(folder: str | Path, *, scans: ScanOptions | None = None) -> Su
         scans: which scans are taken, and how their subjects are named.
 
     Raises:
-        DatalistError: no such folder, nothing usable in it, or too few subjects for three parts.
+        DatalistError: no such folder, nothing usable in it, volumes that were cut, or too few subjects for three parts.
         InputError: scans and slices in one folder.
     """
     folder = Path(folder)
@@ -88,12 +88,14 @@ def _measure_scan(path: Path) -> tuple[NDArray, NDArray]:
 
 
 def _slices(folder: Path) -> Survey:
+    if (geometry := read_slice_geometry(folder)).dimensions == 3:
+        raise DatalistError(f"{folder} holds volumes, and plans are of slices: train with --size volumes_64")
     parts = {split: load_datalist(folder, split) for split in ("training", "validation")}
     records = [record for part in parts.values() for record in part]
     paths = [Path(record["image"]) for record in records]
     seen, skipped = _look_at(paths, lambda path: LoadSlice()(path).shape[1:], most=MOST_SLICES)
     summary = ", ".join([f"{folder}: slices", *(f"{len(part)} for {split}" for split, part in parts.items())])
-    none, plane = np.empty((0, 3)), read_slice_geometry(folder).plane
+    none, plane = np.empty((0, 3)), geometry.plane
     complete = len(records) <= MOST_SLICES
     return Survey(summary, len(parts["training"]), none, none, np.array(seen), plane, complete, skipped)
 

@@ -1,4 +1,4 @@
-"""What is wrong with a folder of scans, slices, codes or weights, found before any training; one item in memory."""
+"""What is wrong with a folder of scans, slices, volumes, codes or weights, found before any training; one at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from monai_vqgen.data.codes.store import CodeStore
 from monai_vqgen.data.io.volume import read_volume
-from monai_vqgen.data.slices.datalists import NIFTI_SUFFIXES, SPLITS, load_datalist
+from monai_vqgen.data.slices.datalists import NIFTI_SUFFIXES, SPLITS, load_datalist, read_slice_geometry
 from monai_vqgen.data.slices.scan import SliceOptions, slices_of_scan
 from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, find_scans, subject_of
 from monai_vqgen.errors import DatalistError, ScanError, VQGenError
@@ -77,7 +77,8 @@ def verify_folder(
     """Look at everything in a folder; nothing is written to it.
 
     Args:
-        folder: of scans (NIfTI, BIDS, DICOM), slices (with a list, or folders by split), codes or weights.
+        folder: of scans (NIfTI, BIDS, DICOM), slices or volumes that were cut (with a list, or folders by split), codes
+            or weights.
         scans: which scans are taken, and how subjects are named.
         slices: which slices would be extracted.
         load_weights: loads a `model.pt` and what is beside it, or a zip, or raises; `TrainedModel.from_bundle` does.
@@ -187,6 +188,8 @@ def _slices(folder: Path) -> Verification:
         listed = read_json(folder / name) if name else {}
         if name == LISTS[1]:
             records["samples"] = [{"image": str(home / entry["image"])} for entry in listed["samples"]]
+        volumes = name == LISTS[1] and listed.get("plane", "") is None  # as `SampleFiles` says of them
+        dimensions = 3 if volumes else read_slice_geometry(folder).dimensions
     except (ValueError, KeyError, TypeError) as error:
         return Verification(f"{folder}: slices", [Finding("reading", name, f"is no list of slices ({error})")])
     for split in () if records else SPLITS:
@@ -199,7 +202,7 @@ def _slices(folder: Path) -> Verification:
         name = os.path.relpath(record["image"], home)
         record.setdefault("subject", subject_of(Path(name)))
         try:
-            pixels = _pixels(record["image"])
+            pixels = _pixels(record["image"], dimensions)
         except ScanError as error:
             findings.append(Finding("reading", name, str(error).removeprefix(f"{record['image']}: ")))
             continue
@@ -210,14 +213,14 @@ def _slices(folder: Path) -> Verification:
         elif (other := seen.setdefault(hashlib.sha256(pixels.tobytes()).digest(), name)) != name:
             findings.append(Finding("duplicates", name, f"is {other} once more: remove one"))
     findings += [Finding("skipped", entry["file"], entry["reason"]) for entry in listed.get("skipped", [])]
-    return _by_split(f"{folder}: slices", records, findings)
+    return _by_split(f"{folder}: {'volumes' if dimensions == 3 else 'slices'}", records, findings)
 
 
-def _pixels(path: str) -> NDArray:
-    """A slice with all the channels that it has."""
+def _pixels(path: str, dimensions: int) -> NDArray:
+    """A slice, or a volume of three dimensions, with all the channels that it has."""
     if path.lower().endswith(NIFTI_SUFFIXES):
-        channels = [size for size in nifti_shape(Path(path))[2:] if size > 1]
-        return np.asarray(LoadSlice(channels=channels[0] if len(channels) == 1 else 1)(path))
+        channels = [size for size in nifti_shape(Path(path))[dimensions:] if size > 1]
+        return np.asarray(LoadSlice(channels=channels[0] if len(channels) == 1 else 1, dimensions=dimensions)(path))
     try:
         return np.asarray(LoadSlice()(path))
     except ScanError as error:

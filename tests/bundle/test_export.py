@@ -18,7 +18,7 @@ from near_ties import assert_same_draws
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.data import SliceOptions, SplitOptions, extract_slices, load_datalist
 from monai_vqgen.errors import InputError, OutputExistsError, StageError
-from monai_vqgen.models import SamplingSettings, TrainedModel, export_model, export_names
+from monai_vqgen.models import SamplingSettings, TrainedModel, export, export_model, export_names
 from monai_vqgen.models.loading import LoadedPriors
 from monai_vqgen.networks import DecoderOnlyPrior, EMACodebook, HierarchicalVQVAE, MaskedPixelCNN
 from monai_vqgen.transforms import LoadSlice
@@ -278,6 +278,19 @@ def test_a_graph_that_differs_from_the_network_is_not_kept(model, tmp_path, monk
             options={**OPTIONS, "model": str(model[1]), "output_dir": str(tmp_path), "formats": ["torchscript"]},
         )
     assert not list(tmp_path.glob("[!.]*"))
+
+
+def test_a_graph_of_a_prior_that_gives_one_row_whatever_is_asked_for_is_not_kept(tmp_path, monkeypatch):
+    def one_row(part, program):
+        index = part.inputs[:1] if part.name.startswith("prior") else ()
+        return export._Exported(b"", lambda *inputs: part.module(*index, *inputs[len(index) :]))
+
+    monkeypatch.setitem(export._EXPORTERS, "pt2", one_row)
+    whole = tiny_model((16, 16), attention_every=1)
+    with torch.no_grad():
+        whole.priors[0].head[-1].weight.mul_(40)
+    with pytest.raises(StageError, match="logits of the pt2 prior_level0 differ"):
+        export_model(whole, tmp_path, image_size=(16, 16), formats=["pt2"])
 
 
 def test_what_cannot_be_exported_is_named(model, tmp_path):

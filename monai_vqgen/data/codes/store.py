@@ -179,7 +179,7 @@ class CodeStore:
             }
             self.checksum: str = description["file"]["sha256"]
             self._check_tensors(description["file"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise self._damaged(f"{_DESCRIPTION} lacks or misstates {error}") from error

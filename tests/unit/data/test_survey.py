@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -110,3 +112,11 @@ def test_dicom_series_are_scans(tmp_path, write_series):
     survey = survey_folder(tmp_path)
     np.testing.assert_allclose(survey.spacing_mm, [[3.0, 2.0, 4.0]] * 3, atol=1e-5)
     np.testing.assert_allclose(survey.extent_mm, [[27, 14, 20]] * 3, atol=1e-4)
+
+
+def test_volumes_that_were_cut_are_told_from_slices(tmp_path):
+    write_slices(tmp_path)
+    content = json.loads((tmp_path / "datalist.json").read_text())
+    (tmp_path / "datalist.json").write_text(json.dumps({**content, "plane": None, "image_size": [16, 16, 16]}))
+    with pytest.raises(DatalistError, match="holds volumes, and plans are of slices: train with --size volumes_64"):
+        survey_folder(tmp_path)

@@ -284,6 +284,22 @@ def test_samples_are_slices(tmp_path):
     assert set(found(tmp_path)) == {("reading", "samples.json")}
 
 
+@pytest.mark.parametrize("name", ["datalist.json", "samples.json"])
+def test_volumes_in_order_are_clean_and_a_slice_among_them_is_found(tmp_path, name):
+    entries = [{"image": f"{split}.nii.gz", "subject": split} for split in ("training", "validation", "test")]
+    for number, entry in enumerate(entries):
+        volume = np.random.default_rng(number).random((6, 8, 7), np.float32)
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / entry["image"])
+    listed = {"samples": entries} if name == "samples.json" else {entry["subject"]: [entry] for entry in entries}
+    content = {"plane": None, "image_size": [6, 8, 7], **listed}
+    (tmp_path / name).write_text(json.dumps(content))
+    verified = verify_folder(tmp_path)
+    assert verified.findings == []
+    assert verified.summary.startswith(f"{tmp_path}: volumes, ")
+    nib.save(nib.Nifti1Image(np.full((6, 8, 1), 0.5, np.float32), np.eye(4)), tmp_path / "test.nii.gz")
+    assert set(found(tmp_path)) == {("reading", "test.nii.gz")}
+
+
 # --- the command
 
 

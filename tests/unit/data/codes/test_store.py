@@ -205,7 +205,14 @@ def test_a_description_of_another_kind_is_one_error(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("fingerprint", 5), ("fingerprint", ""), ("plane", "x"), ("plane", [1]), ("codebook_sizes", [12, 2**40])]
+    [
+        ("fingerprint", 5),
+        ("fingerprint", ""),
+        ("plane", "x"),
+        ("plane", [1]),
+        ("codebook_sizes", [12, 2**40]),
+        ("grids", []),
+    ]
     + [("pixel_mm", value) for value in ("4", -4, True, float("nan"), float("inf"))],
 )
 def test_a_description_of_what_no_slices_have_is_refused(tmp_path, name, value):
