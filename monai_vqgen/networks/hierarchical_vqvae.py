@@ -169,7 +169,9 @@ class HierarchicalVQVAE(Recorded, nn.Module):
             raise InputError(f"blank_margin={margin} must be whole numbers of cells, 0 or more")
         if threshold is not None:
             if not isinstance(threshold, int | float) or not math.isfinite(threshold):
-                raise InputError(f"blank_threshold={threshold!r} must be a finite intensity, or None for no blank cells")
+                raise InputError(
+                    f"blank_threshold={threshold!r} must be a finite intensity, or None for no blank cells"
+                )
             self.quantizers = nn.ModuleList(BlankCells(quantizer) for quantizer in self._quantizers)
         self.blank_threshold, self.blank_margin = threshold, tuple(map(int, margins))
 

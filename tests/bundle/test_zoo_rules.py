@@ -87,7 +87,8 @@ def test_json_has_each_key_once_and_is_indented_by_four(path):
 def test_whatever_says_how_a_stage_begins_has_its_options_checked(path):
     content = json.loads(path.read_text())
     if "run" in content or "initialize" in content:
-        assert content["initialize"][0] == "$monai_vqgen.engines.check_command_line()"
+        first = content["initialize"] if isinstance(content["initialize"], str) else content["initialize"][0]
+        assert first == "$monai_vqgen.engines.check_command_line()"
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_without_a_threshold_weights_keep_the_names_and_codes_of_before_blank_ce
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), "0.01"])
 def test_a_threshold_that_no_intensity_has_is_refused(threshold: object) -> None:
-    with pytest.raises(InputError, match="blank_threshold=.* must be a finite intensity"):
+    with pytest.raises(InputError, match=r"blank_threshold=.* must be a finite intensity"):
         HierarchicalVQVAE(blank_threshold=threshold)
 
 
