@@ -400,7 +400,7 @@ def clean(folder: Path, names: Sequence[str], *, locked: bool = False) -> None:
     key, mine = _key(names[0]), {place.resolve() for place in _unpublished}
     for kept in (folder / f".{key}.aside", folder / f".{key}.earlier"):
         if os.path.lexists(kept) and not _is_folder(kept):  # nothing that a run has left
-            kept.unlink()
+            kept.unlink(missing_ok=True)
     if (aside := folder / f".{key}.aside").exists():
         _restore(aside)
     places = [folder, *(folder / name for name in names if "*" not in name), *((folder / n).parent for n in names)]
@@ -458,7 +458,10 @@ def hold_alone(folder: Path, name: str) -> bool:
     if (held := _held.get((os.getpid(), path))) and _is_at(held, path):
         return True
     while True:
-        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        mode = stat.S_IFREG
+        with contextlib.suppress(FileNotFoundError):  # also where its process ends now and takes it along
+            mode = os.lstat(path).st_mode
+        if not stat.S_ISREG(mode):
             raise OutputExistsError(f"{path} is no lock, but a link, folder, pipe or device: remove it")
         try:
             # open until the process ends; what a link leads to would be emptied

@@ -69,10 +69,11 @@ def add_blank_cells(
         {_renamed(name): value for name, value in old.autoencoder.state_dict().items()}, strict=False
     )
     counts = _codes_of_blank_cells(old, network.eval(), slices)
-    for level, (quantizer, share_k) in enumerate(zip(network.quantizers, counts, strict=True)):
+    books = old.autoencoder.codebooks()
+    for level, (quantizer, share_k, book_kd) in enumerate(zip(network.quantizers, counts, books, strict=True)):
         if not share_k.sum():
             raise InputError(f"{slices} has no blank cells at level {level}: there is nothing to gain")
-        quantizer.blank_d.data.copy_(share_k / share_k.sum() @ quantizer.quantizer.embeddings_kd)
+        quantizer.blank_d.data.copy_(share_k / share_k.sum() @ book_kd)
     _train_decoder(network, slices, steps)
     priors = [_widened(prior, counts) for prior in old.priors]
     loaded = LoadedPriors(tuple(priors), old.grids, old.condition, old.settings)

@@ -102,15 +102,20 @@ def inside_figures(model: TrainedModel, test: Dataset, codes: Sequence[Tensor]) 
             given = None if condition_nf is None or not prior.condition_dim else condition_nf[rows].to(model.device)
             with torch.inference_mode():
                 logits_bks = prior(grids[level], grids[:level], given).float()
-            found.add(logits_bks, grids[level], _with_content(images_bcs.to(model.device), grids[level].shape[1:]))
+            stride = model.autoencoder.strides[level]
+            inside_bs = _with_content(images_bcs.to(model.device), grids[level].shape[1:], stride)
+            found.add(logits_bks, grids[level], inside_bs)
     return [found.figures() for found in sums]
 
 
-def _with_content(images_bcs: Tensor, grid: Sequence[int]) -> Tensor:
-    """Which cells ``(b, *grid)`` hold a pixel that is no background."""
+def _with_content(images_bcs: Tensor, grid: Sequence[int], stride: int) -> Tensor:
+    """Which cells ``(b, *grid)`` hold a pixel that is no background; the last of an axis may reach beyond the image."""
     content_b1s = (images_bcs > CONTENT).any(1, keepdim=True).float()
-    pool = F.adaptive_max_pool2d if len(grid) == 2 else F.adaptive_max_pool3d
-    return pool(content_b1s, tuple(grid))[:, 0] > 0
+    sizes = [count * stride for count in grid]
+    missing = [whole - size for whole, size in zip(sizes, images_bcs.shape[2:], strict=True)]
+    padded_b1s = F.pad(content_b1s, [width for size in reversed(missing) for width in (0, size)])
+    pool = F.max_pool2d if len(grid) == 2 else F.max_pool3d
+    return pool(padded_b1s, stride)[:, 0] > 0
 
 
 class _Inside:

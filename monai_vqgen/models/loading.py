@@ -267,7 +267,10 @@ def _check_alike(network: Any, record: Mapping[str, Any], weights: Path, option:
     """Refuse weights that were recorded for another architecture; what follows from other arguments has none."""
     mine, theirs = (_lasting(part) for part in (architecture(network), record.get("architecture", {})))
     if "quantizers" in theirs:
-        mine.setdefault("quantizers", [_lasting(architecture(each)) for each in network.quantizers])
+        own = (getattr(each, "quantizer", each) for each in network.quantizers)  # within `BlankCells`
+        mine.setdefault("quantizers", [_lasting(architecture(each)) for each in own])
+    if theirs and "blank_threshold" in mine:  # which weights without a code for blank cells do not record
+        theirs.setdefault("blank_threshold", None)
     wanted = {name: value for name, value in theirs.items() if mine.get(name) != value}
     if "_target_" in wanted:
         theirs_is, mine_is = (str(part["_target_"]).rpartition(".")[2] for part in (theirs, mine))

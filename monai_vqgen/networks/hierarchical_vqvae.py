@@ -5,6 +5,7 @@ Shape suffixes: b batch, c channels, d code dimension, s spatial axes (2 or 3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -170,6 +171,10 @@ class HierarchicalVQVAE(Recorded, nn.Module):
         if any(cells < 0 or cells != int(cells) for cells in margins):
             raise InputError(f"blank_margin={margin} must be whole numbers of cells, 0 or more")
         if threshold is not None:
+            if not isinstance(threshold, int | float) or not math.isfinite(threshold):
+                raise InputError(
+                    f"blank_threshold={threshold!r} must be a finite intensity, or None for no blank cells"
+                )
             self.quantizers = nn.ModuleList(BlankCells(quantizer) for quantizer in self._quantizers)
         self.blank_threshold, self.blank_margin = threshold, tuple(map(int, margins))
 

@@ -394,6 +394,20 @@ def test_a_lock_file_that_is_removed_between_its_opening_and_the_lock_is_not_the
     assert os.path.samestat(os.fstat(files._held[os.getpid(), path]), path.stat())
 
 
+def test_a_lock_file_that_its_holder_removes_while_it_is_looked_at_is_made_anew(tmp_path, monkeypatch):
+    path, look = tmp_path / ".model.pt.lock", os.lstat
+    path.touch()
+
+    def as_its_holder_leaves(name, **options):
+        monkeypatch.setattr(os, "lstat", look)
+        path.unlink()
+        return look(name, **options)
+
+    monkeypatch.setattr(os, "lstat", as_its_holder_leaves)
+    assert hold_alone(tmp_path, "model.pt")
+    assert path.is_file()
+
+
 def test_at_its_end_a_process_removes_its_lock_files_wherever_it_works_and_no_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "anew"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from factories import tiny_autoencoder, tiny_model
 
-from monai_vqgen.evaluation.prior_figures import inside_figures, prior_figures
+from monai_vqgen.evaluation.prior_figures import _with_content, inside_figures, prior_figures
 from monai_vqgen.metrics import PositionHistogram
 from monai_vqgen.models import SamplingSettings, TrainedModel
 from monai_vqgen.models.loading import LoadedPriors
@@ -123,6 +123,14 @@ def test_inside_figures_are_those_of_cells_with_content_by_hand():
         expected, mean = p @ book, book[chosen].mean(0)
         share = 1 - ((book[chosen] - expected) ** 2).sum() / ((book[chosen] - mean) ** 2).sum()
         assert figures["explained_variance"] == pytest.approx(share, rel=1e-5)
+
+
+def test_cells_are_those_of_the_autoencoder_where_its_strides_do_not_divide_the_image():
+    images = torch.zeros(1, 1, 9, 13)  # grids of 2 x 2 and 4 x 4 cells of 8 and 4 pixels, padded at the end
+    images[:, :, 6, 7] = 0.5
+    coarse, fine = (_with_content(images, (16 // stride, 16 // stride), stride) for stride in (8, 4))
+    assert coarse.nonzero().tolist() == [[0, 0, 0]]
+    assert fine.nonzero().tolist() == [[0, 1, 1]]
 
 
 def test_where_slices_are_empty_nothing_is_said_of_their_inside():

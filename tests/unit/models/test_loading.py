@@ -224,6 +224,27 @@ def test_a_network_starts_from_a_run_a_bundle_a_file_or_a_zip(folder, tmp_path, 
         assert fresh.training
 
 
+def test_weights_with_a_code_for_blank_cells_start_a_training_with_one_and_no_other(tmp_path):
+    options = {"channels": 8, "residual_channels": 4}
+    given = tiny_autoencoder(512, blank_threshold=0.01)  # whose record names the quantizers
+    tiny_model(autoencoder=given, with_priors=False).save(tmp_path / "blank")
+    fresh = HierarchicalVQVAE(**options, blank_threshold=0.01)
+    assert torch.equal(start_from(fresh, tmp_path / "blank").quantizers[1].blank_d, given.quantizers[1].blank_d)
+    with pytest.raises(CheckpointError, match=r'give --network_def::blank_threshold "0.01", or other weights'):
+        start_from(HierarchicalVQVAE(**options), tmp_path / "blank")
+
+
+def test_weights_without_a_code_for_blank_cells_are_told_from_a_network_with_one(tmp_path):
+    tiny_model(with_priors=False).save(tmp_path)
+    record = read_json(tmp_path / "model.json")
+    for name in ("blank_threshold", "blank_margin"):  # as weights of version 0.1 were recorded
+        del record["architecture"][name]
+    write_json(tmp_path / "model.json", record, sealed=True)
+    with pytest.raises(CheckpointError, match=r'give --network_def::blank_threshold "None", or other weights'):
+        start_from(tiny_autoencoder(blank_threshold=0.01), tmp_path)
+    assert start_from(tiny_autoencoder(), tmp_path).codebook_sizes == (8, 8)
+
+
 def test_priors_start_from_a_folder_that_holds_nothing_else(folder):
     (folder / "model.pt").unlink()
     fresh = tiny_priors(condition=POSITIONS, seed=9)[1]

@@ -201,10 +201,32 @@ def test_cells_without_content_have_one_code_with_a_margin_of_each_level() -> No
     assert torch.equal(fine != 16, filled[1])
 
 
-def test_without_a_threshold_weights_of_before_blank_cells_load_and_write_the_same_codes() -> None:
+def test_without_a_threshold_weights_keep_the_names_and_codes_of_before_blank_cells() -> None:
     network = HierarchicalVQVAE(channels=8, residual_channels=4, num_codes=16)
     assert network.codebook_sizes == (16, 16)
-    assert not any("blank" in name for name in network.state_dict())
+    names = {name for name in network.state_dict() if name.startswith("quantizers")}
+    buffers = ("embeddings_kd", "counts_k", "sums_kd", "num_updates", "initialized")
+    assert names == {f"quantizers.{level}.{name}" for level in (0, 1) for name in buffers}
+    assert all(int(grid.max()) < 16 for grid in network.encode(torch.zeros(1, 1, 32, 32)))
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), "0.01"])
+def test_a_threshold_that_no_intensity_has_is_refused(threshold: object) -> None:
+    with pytest.raises(InputError, match=r"blank_threshold=.* must be a finite intensity"):
+        HierarchicalVQVAE(blank_threshold=threshold)
+
+
+def test_odd_sizes_and_volumes_have_blank_cells_on_both_levels_and_decode_to_what_a_pass_gives() -> None:
+    torch.manual_seed(0)
+    options = {"channels": 8, "residual_channels": 4, "num_codes": 16, "blank_threshold": 0.1, "blank_margin": (1, 0)}
+    for size, content in (((37, 45), (slice(0, 4), slice(41, 45))), ((9, 13, 17), (slice(0, 4),) * 3)):
+        network = HierarchicalVQVAE(len(size), **options).eval()
+        images = torch.zeros(1, 1, *size)
+        images[(..., *content)] = 0.5
+        codes = network.encode(images)
+        # A cell in a corner has one neighbor along each axis; the edge of the first image lies in two fine columns.
+        assert [int((grid != 16).sum()) for grid in codes] == ([4, 2] if len(size) == 2 else [8, 1])
+        torch.testing.assert_close(network.decode(codes, size), network(images))
 
 
 @pytest.mark.parametrize("margin", [-1, 0.5, (1, -1), (1, 1, 1)])
