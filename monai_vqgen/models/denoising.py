@@ -41,6 +41,7 @@ class CycleSpinning(nn.Module):
         InputError: a number of shifts that is no whole number, or out of range.
 
     Examples:
+        >>> import torch
         >>> from monai_vqgen.networks import HierarchicalVQVAE
         >>> spinning = CycleSpinning(HierarchicalVQVAE(channels=8, residual_channels=4), 4)
         >>> spinning(torch.rand(2, 1, 33, 47)).shape

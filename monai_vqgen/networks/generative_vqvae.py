@@ -65,6 +65,7 @@ class GenerativeVQVAE(HierarchicalVQVAE):
         InputError: for an architecture that cannot work, as in `HierarchicalVQVAE`, widths or a margin included.
 
     Examples:
+        >>> import torch
         >>> network = GenerativeVQVAE(widths=(8, 8, 16, 16), num_codes=32)
         >>> images = torch.zeros(1, 1, 64, 64)
         >>> images[:, :, :8, :8] = 0.5

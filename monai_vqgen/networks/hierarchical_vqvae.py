@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from monai_vqgen.errors import CodesMismatchError, InputError
 from monai_vqgen.networks.architecture import Recorded
 from monai_vqgen.networks.blocks import Downsampler, Upsampler, ceil_to, hide_finer, one_a_level
-from monai_vqgen.networks.quantizers.base import Quantized, Quantizer, learned
-from monai_vqgen.networks.quantizers.blank import BlankCells
+from monai_vqgen.networks.quantizers.base import BlankCells, Quantized, Quantizer, learned
 from monai_vqgen.networks.quantizers.codebooks import EMACodebook
 
 

@@ -133,7 +133,7 @@ def test_every_command_of_the_bash_blocks_is_one_that_these_tests_run() -> None:
     planned = [command for command in commands if is_planned(command)]  # all run by one test below
     assert len(planned) == 4
     commands = [command for command in commands if command not in planned]
-    assert len(commands) == 7
+    assert len(commands) == 8
     assert ["sample.json" in commands[0], "inference.json" in commands[1]] == [True, True]
     assert "train_generative.json" in commands[2]
     assert "train_decoder.json" in commands[3]

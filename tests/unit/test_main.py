@@ -61,8 +61,14 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("demo --data a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
-        ("train a --output b --seed 3 --size c", {"data": "a", "output": "b", "seed": 3, "size": "c"}),
+        (
+            "demo --data a --output b --seed 3 --size c",
+            {"data": "a", "output": "b", "seed": 3, "size": "c", "dimensions": None},
+        ),
+        (
+            "train a --output b --seed 3 --size c",
+            {"data": "a", "output": "b", "seed": 3, "size": "c", "dimensions": None},
+        ),
         (
             "gallery --output a --model b --seed 3 --overwrite",
             {"model": "b", "folder": "a", "seed": 3, "overwrite": True},

@@ -132,7 +132,7 @@ def records_digest(records: Sequence[Mapping[str, Any]], folder: str | Path = ""
 
     Examples:
         >>> records_digest([{"subject": "a", "age": 40}])
-        '1 records, sha256 e533a8ccde16'
+        '1 records, sha256 755196676b55'
     """
     home = Path(folder).resolve()  # as `load_datalist` has it
     told = [

@@ -22,7 +22,7 @@ from monai_vqgen.networks import (
     ResidualQuantizer,
 )
 from monai_vqgen.networks.architecture import architecture, build
-from monai_vqgen.networks.quantizers.base import in_float64, nearest_codes, pass_gradient
+from monai_vqgen.networks.quantizers.base import BlankCells, in_float64, nearest_codes, pass_gradient
 
 
 def every_quantizer() -> list[Quantizer]:
@@ -222,3 +222,36 @@ class OnAppleGPU:
 
 def test_float64_is_computed_where_there_is_float64() -> None:
     assert in_float64(OnAppleGPU()).dtype == in_float64(torch.ones(1)).dtype == torch.float64  # type: ignore[arg-type]
+
+
+FILLED = torch.tensor([[[True, False, True], [False, False, True]]])
+
+
+def with_blank(**options: object) -> BlankCells:
+    torch.manual_seed(0)
+    return BlankCells(EMACodebook(6, 4, kmeans=False, **options))
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_blank_cells_have_the_last_code_and_its_vector_and_the_others_those_of_the_quantizer(learning: bool) -> None:
+    blank = with_blank()
+    latents = torch.randn(1, 4, 2, 3)
+    alone = blank.quantizer(latents)
+    found = blank.learned(latents, FILLED) if learning else blank.marked(latents, FILLED)
+    assert blank.num_codes == 7
+    assert found.codes_bs.tolist() == torch.where(FILLED, alone.codes_bs, 6).tolist()
+    expected = torch.where(FILLED[:, None], alone.embeddings_bds, blank.blank_d.view(1, 4, 1, 1))
+    torch.testing.assert_close(found.embeddings_bds, expected)
+    if not learning:  # which moves the vectors
+        torch.testing.assert_close(blank.lookup(found.codes_bs), expected)
+
+
+def test_what_lies_in_blank_cells_changes_neither_codebook_nor_loss() -> None:
+    latents, other = torch.randn(2, 1, 4, 2, 3)
+    other = torch.where(FILLED[:, None], latents, other)
+    first, second = with_blank(decay=0.5), with_blank(decay=0.5)
+    losses = [blank.learned(x, FILLED).loss for blank, x in ((first, latents), (second, other))]
+    assert losses[0] == losses[1]
+    assert torch.equal(first.quantizer.embeddings_kd, second.quantizer.embeddings_kd)
+    second.learned(torch.randn(1, 4, 2, 3), FILLED)
+    assert not torch.equal(first.quantizer.embeddings_kd, second.quantizer.embeddings_kd)
