@@ -293,8 +293,6 @@ def test_what_cannot_be_exported_is_named(model, tmp_path):
 
 
 def test_an_autoencoder_without_priors_is_exported_with_its_blank_cells(tmp_path):
-    from factories import tiny_autoencoder, tiny_model
-
     network = tiny_autoencoder(blank_threshold=0.01, blank_margin=(1, 0))
     model = tiny_model((16, 24), autoencoder=network, with_priors=False)  # whose record has the size of its images
     export_model(model, tmp_path, image_size=(16, 24), formats=["torchscript"])
