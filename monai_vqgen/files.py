@@ -114,9 +114,8 @@ def replace_path(path: str | os.PathLike[str], *, durable: bool = True, keep_pre
             os.replace(path, previous_path(path))
         os.replace(partial, path)
     except OSError as error:
-        error.filename = error.filename or (
-            os.fspath(path) if error.errno else None
-        )  # a write does not tell which disk is full
+        if error.errno and not error.filename:
+            error.filename = os.fspath(path)  # a write does not tell which disk is full
         raise
     finally:
         partial.unlink(missing_ok=True)

@@ -303,3 +303,14 @@ def test_what_cannot_be_exported_is_named(model, tmp_path):
     with pytest.raises(OutputExistsError, match=r"encoder\.ts"):
         run_stage("export", options={**given, "formats": ["torchscript"]})
     assert export_names(["onnx"]) == ["autoencoder.onnx", "encoder.onnx", "decoder.onnx"]
+
+
+def test_an_autoencoder_without_priors_is_exported_with_its_blank_cells(tmp_path):
+    network = tiny_autoencoder(blank_threshold=0.01, blank_margin=(1, 0))
+    model = tiny_model((16, 24), autoencoder=network, with_priors=False)  # whose record has the size of its images
+    export_model(model, tmp_path, image_size=(16, 24), formats=["torchscript"])
+    images = torch.zeros(2, 1, 24, 40)
+    images[..., 9:13, 22:30] = 0.6
+    found = torch.jit.load(tmp_path / "encoder.ts")(images)
+    assert all(torch.equal(grid, wanted) for grid, wanted in zip(found, network.encode(images), strict=True))
+    assert all(0 < int((grid == 8).sum()) < grid.numel() for grid in found)
