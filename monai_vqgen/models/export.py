@@ -200,11 +200,7 @@ def _parts(network: HierarchicalVQVAE, image_size: Sequence[int]) -> list[_Part]
 
 def _prior_parts(model: Any) -> list[_Part]:
     generator, parts, codes = torch.Generator().manual_seed(0), list[_Part](), list[Tensor]()
-<<<<<<< HEAD
     for level, (prior, grid) in enumerate(zip(model.priors, model.grids, strict=bool(model.priors))):
-=======
-    for level, (prior, grid) in enumerate(zip(model.priors, model.grids, strict=False)):  # some have grids alone
->>>>>>> review3
         step = _step(prior, grid)
         codes.append(torch.randint(prior.num_codes, (EXAMPLES, *grid), generator=generator))
         inputs, names = [codes[level], *codes[:level]], [f"codes_{i}" for i in (level, *range(level))]
