@@ -282,7 +282,10 @@ def _check_alike(network: Any, record: Mapping[str, Any], weights: Path, option:
         names = [name for part in (record.get("condition") or {}).values() for name in part]
         options = {f"{option}::{name}": value for name, value in wanted.items() if name != "condition_dim"}
         options |= {"condition_names": names} if "condition_dim" in wanted else {}
-        fitting = " ".join(f'--{name} "{value}"' for name, value in options.items())
+        told = {
+            name: "'$None'" if value is None else f'"{value}"' for name, value in options.items()
+        }  # MONAI drops None
+        fitting = " ".join(f"--{name} {value}" for name, value in told.items())
         raise CheckpointError(f"{weights} is of another architecture, {given}: give {fitting}, or other weights")
 
 

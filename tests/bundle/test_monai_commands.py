@@ -142,7 +142,7 @@ def test_load_gives_the_trained_network_of_a_local_folder(
 def export_options(tiny_run) -> dict[str, object]:
     sizes = {name: value for name, value in tiny_run.options("train", Path()).items() if name.startswith("network_def")}
     files = {"config_file": CONFIGS / "inference.json", "meta_file": CONFIGS / "metadata.json"}
-    return {**files, "ckpt_file": tiny_run.folder / "model.pt", **sizes}
+    return {**files, "ckpt_file": tiny_run.folder / "model.pt", "network_def::blank_threshold": "$None", **sizes}
 
 
 @pytest.mark.slow

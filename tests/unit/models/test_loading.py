@@ -240,7 +240,7 @@ def test_weights_without_a_code_for_blank_cells_are_told_from_a_network_with_one
     for name in ("blank_threshold", "blank_margin"):  # as weights of version 0.1 were recorded
         del record["architecture"][name]
     write_json(tmp_path / "model.json", record, sealed=True)
-    with pytest.raises(CheckpointError, match=r'give --network_def::blank_threshold "None", or other weights'):
+    with pytest.raises(CheckpointError, match=r"give --network_def::blank_threshold '\$None', or other weights"):
         start_from(tiny_autoencoder(blank_threshold=0.01), tmp_path)
     assert start_from(tiny_autoencoder(), tmp_path).codebook_sizes == (8, 8)
 
