@@ -87,7 +87,7 @@ def test_create_workflow_gives_the_parts_of_a_local_folder(local_bundle, tiny_ru
 @pytest.mark.filterwarnings(TRUSTED)
 def test_run_workflow_trains_on_a_folder_of_slices(tiny_run, tmp_path):
     options = {**tiny_run.options("train", tmp_path), "max_epochs": 1, "bundle_root": str(BUNDLE)}
-    options["network_def::blank_threshold"] = None
+    options["network_def::blank_threshold"] = "$None"  # MONAI drops None
     run_workflow(config_file=str(CONFIGS / "train.json"), workflow_type="train", logging_file=False, **options)
     assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == tiny_run.network.state_dict().keys()
 
@@ -125,9 +125,8 @@ def test_load_gives_the_trained_network_of_a_local_folder(
     options: dict = {"model": None, "workflow_type": workflow_type, "device": "cpu"}
     if given == "its own network":
         own = architecture(tiny_run.network)
-        options["net_override"] = {
-            name: own[name] for name in ("channels", "residual_channels", "quantizers", "blank_threshold")
-        }
+        options["net_override"] = {name: own[name] for name in ("channels", "residual_channels", "quantizers")}
+        options["net_override"]["blank_threshold"] = "$None"  # MONAI drops None
     else:
         options["model"] = type(tiny_run.network)(
             channels=8, residual_channels=4, quantizers=[type(q)(8, 16) for q in tiny_run.network.quantizers]

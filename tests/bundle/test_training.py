@@ -133,8 +133,8 @@ def test_overlays_begin_with_their_command_and_only_set_what_exists(path):
     first = path.read_text().splitlines()[0]
     assert first.startswith("# python -m monai.bundle run")
     assert f"configs/{path.name}" in first
-    config = "train.json" if "train.json" in first else "train_prior.json"
-    known = ConfigParser.load_config_file(CONFIGS / config)
+    configs = ("train.json", "train_prior.json")
+    known = {name for config in configs for name in ConfigParser.load_config_file(CONFIGS / config)}
     text = path.read_text()
     for name in ConfigParser.load_config_file(path):
         item = name.lstrip("+").split("::")[0]
