@@ -62,7 +62,7 @@ def test_metrics_have_exactly_the_promised_keys(demo):
     assert set(metrics["reconstruction"]["baselines"]) == {"all_black", "mean_image"}
     for name in ("codebook", "prior"):
         assert [row["level"] for row in metrics[name]] == [0, 1]
-        besides = {"prior": {"training_bits_per_code"}}.get(name, set())
+        besides = {"training_bits_per_code", "inside_bits_per_code", "explained_variance"} if name == "prior" else set()
         assert all(set(row) == ISSUE_KEYS[name] | besides for row in metrics[name])
     assert set(metrics["sampling"]) == ISSUE_KEYS["sampling"] | {"whole_grid"}
     assert set(metrics["data"]) == ISSUE_KEYS["data"]
@@ -74,7 +74,7 @@ def test_the_report_is_self_contained_and_shows_every_number_with_its_baseline(d
     text = (demo / "report.html").read_text()
     page = Links()
     page.feed(text)
-    assert len(page.links) == 6
+    assert len(page.links) == 7
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not re.search(r"url\(|@import|<script|https?://", text)
     metrics = json.loads((demo / "metrics.json").read_text())

@@ -74,7 +74,8 @@ def test_commands_take_the_name_of_a_repository(tiny_clone, hub, documented):
     assert torch.allclose(first.as_tensor(), expected, atol=1e-4)
 
     write_slices(tiny_clone.folder / "SLICES")
-    network = json.dumps(architecture(model.autoencoder))
+    known = architecture(model.autoencoder)
+    network = json.dumps({name: value for name, value in known.items() if value is not None})
     train = command_of(documented, "--start_from OWNER/MODEL")
     tiny_clone.run(f"{train} --learning_rate 0.0 --network_def '{network}'", **given)
     assert "start_from: OWNER/MODEL" in (tiny_clone.folder / "TUNED/train.log").read_text()
