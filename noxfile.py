@@ -18,7 +18,7 @@ QUICK = ["-m", "not slow", "-n", "2", "--dist", "loadfile"]
 nox.options.reuse_existing_virtualenvs = True
 
 
-def test(session: nox.Session, *wanted: str) -> None:
+def run_tests(session: nox.Session, *wanted: str) -> None:
     """Install the package as it is here with what is wanted, and run the tests."""
     session.install("--editable", ".[dev]", *wanted)
     if "monai_next" in session.name:  # MONAI's development wheels have a name of their own
@@ -32,11 +32,11 @@ def test(session: nox.Session, *wanted: str) -> None:
 @nox.session(python=PYTHONS)
 def pythons(session: nox.Session) -> None:
     """Each Python, with the versions that `make` and CI hold fixed."""
-    test(session, "--constraint", "constraints.txt")
+    run_tests(session, "--constraint", "constraints.txt")
 
 
 @nox.session(python="3.11")
 @nox.parametrize("name", list(VERSIONS), ids=list(VERSIONS))
 def versions(session: nox.Session, name: str) -> None:
     """Each set of versions, with one Python."""
-    test(session, *VERSIONS[name])
+    run_tests(session, *VERSIONS[name])

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from monai_vqgen.__main__ import TERMINATED_STATUS, Verbs, add_file, add_path, add_seed, add_verb, run_verb
 
@@ -123,11 +124,15 @@ def _add_soak(verbs: Verbs) -> None:
     add_seed(verb, "seed of the moments of the kills")
 
 
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """What was typed or stands as default, by the names of the function's arguments."""
+    return {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
+
+
 def _reproduce(options: argparse.Namespace) -> None:
     from tools.reproduce import reproduce
 
-    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
-    reproduce(**given)
+    reproduce(**_given(options))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -140,22 +145,19 @@ def _compare(options: argparse.Namespace) -> None:
 def _bitstream(options: argparse.Namespace) -> None:
     from tools.bitstream import measure_bitstream
 
-    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
-    print(json.dumps(measure_bitstream(**given), indent=1))
+    print(json.dumps(measure_bitstream(**_given(options)), indent=1))
 
 
 def _blank_cells(options: argparse.Namespace) -> None:
     from tools.blank_cells import add_blank_cells
 
-    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
-    print(add_blank_cells(**given))
+    print(add_blank_cells(**_given(options)))
 
 
 def _denoising(options: argparse.Namespace) -> None:
     from tools.denoising import measure_denoising, table
 
-    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
-    print(table(measure_denoising(**given)))
+    print(table(measure_denoising(**_given(options))))
 
 
 def _package_bundle(options: argparse.Namespace) -> None:
@@ -179,8 +181,7 @@ def _fuzz(options: argparse.Namespace) -> int:
 def _soak(options: argparse.Namespace) -> int:
     from tools.soak import soak
 
-    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run")}
-    return int(soak(**given) > 0)
+    return int(soak(**_given(options)) > 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
