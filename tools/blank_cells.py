@@ -74,7 +74,7 @@ def add_blank_cells(
         if not share_k.sum():
             raise InputError(f"{slices} has no blank cells at level {level}: there is nothing to gain")
         quantizer.blank_d.data.copy_(share_k / share_k.sum() @ book_kd)
-    _train_decoder(network, slices, steps)
+    _train_decoder(network, slices, steps, mirrored=old.record.plane != "sagittal")
     priors = [_widened(prior, counts) for prior in old.priors]
     loaded = LoadedPriors(tuple(priors), old.grids, old.condition, old.settings)
     record = old.record._replace(fingerprint=fingerprint(network))
@@ -102,7 +102,7 @@ def _codes_of_blank_cells(old: TrainedModel, network: Any, slices: str | Path) -
     return counts
 
 
-def _train_decoder(network: Any, slices: str | Path, steps: int) -> None:
+def _train_decoder(network: Any, slices: str | Path, steps: int, *, mirrored: bool) -> None:
     """Squared error, Adam with a warm-up and a cosine; bfloat16 where a processor computes it."""
     torch.manual_seed(0)
     images = torch.stack([LoadSlice()(item["image"]).as_tensor() for item in load_datalist(slices, "training")])
@@ -112,7 +112,7 @@ def _train_decoder(network: Any, slices: str | Path, steps: int) -> None:
     schedule = warmup_cosine(optimizer, steps)
     for step in tqdm(range(steps), desc="training the decoder"):
         batch = images[torch.randint(len(images), (BATCH_SIZE,))]
-        loss = objective(batch.flip(-1) if step % 2 else batch)["loss"]
+        loss = objective(batch.flip(-1) if mirrored and step % 2 else batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

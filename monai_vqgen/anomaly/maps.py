@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monai_vqgen.errors import InputError
 from monai_vqgen.inferers.draws import one_thread
+from monai_vqgen.transforms.geometry import LEFT_RIGHT_AXIS
 
 __all__ = ["nll_maps", "restore", "unlikely_codes"]
 
@@ -40,13 +41,14 @@ def nll_maps(
 
     A code is judged given the codes before it in raster order, so a lesion's first rows stand out more than what
     follows them. The mirror image is read from the other side; the mean of both sees more (equal left-right halves are
-    what the priors were trained on as well).
+    what the priors were trained on as well). Sagittal slices have no such image.
 
     Args:
         model: a `TrainedModel` with priors.
         images: `(b, c, *s)` in [0, 1].
         condition: features `(b, f)` or None.
-        mirrored: whether the mean with the mirror image along the last axis is taken; twice the time.
+        mirrored: whether the mean with the mirror image, left and right exchanged, is taken where there is one; twice
+            the time.
 
     Returns:
         float32 `(b, *s)` a level, coarsest first, on the CPU.
@@ -58,12 +60,14 @@ def nll_maps(
     sampler, images_bcs = model.sampler(), check_images(model, images)
     size = tuple(images_bcs.shape[2:])
     sums = [torch.zeros(len(images_bcs), *size) for _ in model.grids]
-    for flipped in (False, True) if mirrored else (False,):
-        codes = model.encode(images_bcs.flip(-1) if flipped else images_bcs)
+    axis, turns = LEFT_RIGHT_AXIS[len(size)], mirrored and model.record.plane != "sagittal"
+    readings = (False, True) if turns else (False,)
+    for flipped in readings:
+        codes = model.encode(images_bcs.flip(axis) if flipped else images_bcs)
         for sum_bs, nats_bs in zip(sums, sampler.log_prob_maps(codes, condition), strict=True):
             spread_bs = _spread(nats_bs.cpu() / -math.log(2), model.covered_size, size)
-            sum_bs += spread_bs.flip(-1) if flipped else spread_bs
-    return tuple(sum_bs / (2 if mirrored else 1) for sum_bs in sums)
+            sum_bs += spread_bs.flip(axis) if flipped else spread_bs
+    return tuple(sum_bs / len(readings) for sum_bs in sums)
 
 
 def _spread(map_bs: Tensor, covered: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -36,6 +36,16 @@ def test_the_mirrored_map_is_the_mean_of_both_readings_and_mirrors_with_the_slic
         torch.testing.assert_close(both[level], turned[level].flip(-1))
 
 
+def test_volumes_are_mirrored_along_their_first_axis_and_sagittal_slices_not_at_all():
+    network = tiny_autoencoder(spatial_dims=3)
+    volumes, shown = tiny_model((16, 16, 16), autoencoder=network, spatial_dims=3), images(size=(16, 16, 16))
+    for both, turned in zip(volumes.nll_maps(shown), volumes.nll_maps(shown.flip(2)), strict=True):
+        torch.testing.assert_close(both, turned.flip(1))
+    sagittal = tiny_model(record={"plane": "sagittal"})
+    for both, one in zip(sagittal.nll_maps(images()), sagittal.nll_maps(images(), mirrored=False), strict=True):
+        assert torch.equal(both, one)
+
+
 def test_a_map_has_the_pixels_of_a_slice_that_the_stride_does_not_divide():
     model = tiny_model((13, 18), autoencoder=tiny_autoencoder())
     maps = model.nll_maps(images(size=(13, 18)))
