@@ -10,14 +10,23 @@ from factories import POSITIONS, tiny_autoencoder, tiny_model
 
 from monai_vqgen.anomaly import restore, unlikely_codes
 from monai_vqgen.errors import CheckpointError, InputError
+from monai_vqgen.models import TrainedModel
 
 
 def images(count: int = 2, *, size: tuple[int, ...] = (16, 16)) -> torch.Tensor:
     return torch.rand(count, 1, *size, generator=torch.Generator().manual_seed(0))
 
 
+def model_of_many_codes(size: tuple[int, ...] = (16, 16), **more: object) -> TrainedModel:
+    """Whose codebooks lie among the latents of noise: an untrained one writes nearly everything as one code."""
+    network = tiny_autoencoder(spatial_dims=len(size))
+    network.train_pass(images(16, size=size))
+    assert all(grid.unique().numel() > 3 for grid in network.encode(images(size=size)))
+    return tiny_model(size, autoencoder=network.eval(), spatial_dims=len(size), **more)
+
+
 def test_the_bits_of_all_positions_are_those_of_log_prob_and_each_covers_its_pixels():
-    model, shown = tiny_model(condition=POSITIONS), images()
+    model, shown = model_of_many_codes(condition=POSITIONS), images()
     maps = model.nll_maps(shown, mirrored=False, position_mm=50.0)
     nats = model.log_prob(model.encode(shown), position_mm=50.0)
     for map_bhw, nats_b, stride in zip(maps, nats, (8, 4), strict=True):
@@ -28,7 +37,7 @@ def test_the_bits_of_all_positions_are_those_of_log_prob_and_each_covers_its_pix
 
 
 def test_the_mirrored_map_is_the_mean_of_both_readings_and_mirrors_with_the_slice():
-    model, shown = tiny_model(), images()
+    model, shown = model_of_many_codes(), images()
     both, turned = model.nll_maps(shown), model.nll_maps(shown.flip(-1))
     one, other = model.nll_maps(shown, mirrored=False), model.nll_maps(shown.flip(-1), mirrored=False)
     for level in range(2):
@@ -37,11 +46,10 @@ def test_the_mirrored_map_is_the_mean_of_both_readings_and_mirrors_with_the_slic
 
 
 def test_volumes_are_mirrored_along_their_first_axis_and_sagittal_slices_not_at_all():
-    network = tiny_autoencoder(spatial_dims=3)
-    volumes, shown = tiny_model((16, 16, 16), autoencoder=network, spatial_dims=3), images(size=(16, 16, 16))
+    volumes, shown = model_of_many_codes((16, 16, 16)), images(size=(16, 16, 16))
     for both, turned in zip(volumes.nll_maps(shown), volumes.nll_maps(shown.flip(2)), strict=True):
         torch.testing.assert_close(both, turned.flip(1))
-    sagittal = tiny_model(record={"plane": "sagittal"})
+    sagittal = model_of_many_codes(record={"plane": "sagittal"})
     for both, one in zip(sagittal.nll_maps(images()), sagittal.nll_maps(images(), mirrored=False), strict=True):
         assert torch.equal(both, one)
 
