@@ -60,7 +60,23 @@ def test_a_map_has_the_pixels_of_a_slice_that_the_stride_does_not_divide():
     assert [tuple(map_bhw.shape) for map_bhw in maps] == [(2, 13, 18)] * 2
 
 
-def test_a_restoration_draws_only_what_lies_under_the_mask_and_depends_on_the_seed_alone():
+def test_a_restoration_draws_only_codes_that_touch_the_mask(monkeypatch):
+    model, shown = model_of_many_codes(), images()
+    kept, decode = model.encode(shown), model.decode
+    drawn: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(model, "decode", lambda codes, size: drawn.append(codes) or decode(codes, size))
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[12:, 12:] = True
+    model.restore(shown, mask=mask, draws=8)
+    for grid, before, cells in zip(drawn[0], kept, (2, 4), strict=True):
+        touched = torch.zeros(cells, cells, dtype=torch.bool)
+        touched[-1, -1] = True
+        changed = grid != before.repeat_interleave(8, 0)
+        assert not changed[:, ~touched].any()
+        assert changed[:, touched].any()
+
+
+def test_a_restoration_depends_on_the_seed_alone_and_its_draws_differ():
     model, shown = tiny_model(), images()
     mask = torch.zeros(16, 16, dtype=torch.bool)
     mask[12:, 12:] = True
