@@ -65,9 +65,8 @@ def add_blank_cells(
     if given.get("quantizers") is not None:
         given["quantizers"] = copy.deepcopy(list(old.autoencoder.quantizers))
     network = type(old.autoencoder)(**{name: value for name, value in given.items() if name != "_target_"})
-    network.load_state_dict(
-        {_renamed(name): value for name, value in old.autoencoder.state_dict().items()}, strict=False
-    )
+    state = {_renamed(name): value for name, value in old.autoencoder.state_dict().items()}
+    network.load_state_dict({**network.state_dict(), **state})  # the new vectors apart, which are made below
     counts = _codes_of_blank_cells(old, network.eval(), slices)
     books = old.autoencoder.codebooks()
     for level, (quantizer, share_k, book_kd) in enumerate(zip(network.quantizers, counts, books, strict=True)):
