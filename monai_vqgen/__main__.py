@@ -165,11 +165,13 @@ def _add_compress(verbs: Verbs) -> None:
     verb.add_argument("--mode", choices=("model", "anywhere"), help="fewest bytes (default), or decodes on any machine")
     verb.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="of slices (default: the model's)")
     verb.add_argument("--condition", nargs="+", default=(), metavar="NAME=VALUE", help="what is known, as sex=f age=30")
+    verb.add_argument("--lossless", action="store_true", help="also keep all voxels and pixels as they are stored")
 
 
 def _add_decompress(verbs: Verbs) -> None:
     verb = add_verb(verbs, "decompress", "write what .vqg files hold as NIfTI and PNG", _decompress)
     _add_files(verb, "that compress has written", "out/decompressed")
+    verb.add_argument("--lossy", action="store_true", help="write reconstructions also of files that are lossless")
 
 
 def _add_files(verb: argparse.ArgumentParser, what: str, output: str) -> None:
@@ -284,14 +286,15 @@ def _compress(options: argparse.Namespace) -> None:
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise InputError(f"--condition {wrong[0]} has no value: give NAME=VALUE, as sex=f")
     condition = {name: value for name, _, value in pairs} or None
-    given = {"model": options.model, "mode": options.mode, "plane": options.plane, "overwrite": options.overwrite}
+    given = {name: getattr(options, name) for name in ("model", "mode", "plane", "lossless", "overwrite")}
     _list(compress_files(options.files, options.output, condition=condition, **given))
 
 
 def _decompress(options: argparse.Namespace) -> None:
     from monai_vqgen.models import decompress_files
 
-    _list(decompress_files(options.files, options.output, model=options.model, overwrite=options.overwrite))
+    given = {name: getattr(options, name) for name in ("model", "lossy", "overwrite")}
+    _list(decompress_files(options.files, options.output, **given))
 
 
 def _list(paths: Sequence[os.PathLike[str]]) -> None:

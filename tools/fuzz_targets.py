@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from PIL import Image
 
 from monai_vqgen.data import CodeStore, load_datalist, make_phantom, read_slice_geometry, read_volume, save_codes
@@ -25,8 +26,10 @@ from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.data.slices.participants import read_participants
 from monai_vqgen.data.slices.sources import find_scans
 from monai_vqgen.files import read_json, write_json
+from monai_vqgen.models import TrainedModel, compress_scan, decompress_scan
 from monai_vqgen.models.loading import load_autoencoder
 from monai_vqgen.models.record import autoencoder_record
+from monai_vqgen.models.streams import stored_scan
 from monai_vqgen.networks import EMACodebook, HierarchicalVQVAE
 from monai_vqgen.transforms import LoadSlice
 from monai_vqgen.weights import fingerprint, read_state, save_weights, write_state
@@ -234,6 +237,30 @@ def _read_scan(folder: Path) -> Any:
     return verify_folder(folder, scans=ScanOptions(), slices=options).table().replace(str(folder), "")
 
 
+def _write_streams(folder: Path) -> None:
+    model, phantom = TrainedModel(_network()), make_phantom(0, voxel_mm=8.0)
+    scan = MetaTensor(torch.from_numpy(phantom.voxels_s), affine=torch.from_numpy(phantom.affine))
+    (folder / "scan.vqg").write_bytes(compress_scan(model, scan, pixel_mm=8.0, lossless=True))
+    (folder / "plain.vqg").write_bytes(model.compress(torch.from_numpy(_voxels()[:, None] / 899).float()))
+
+
+def _read_streams(folder: Path) -> Any:
+    model, scan = TrainedModel(_network()), (folder / "scan.vqg").read_bytes()
+    stored = stored_scan(scan)
+    plain = model.decompress((folder / "plain.vqg").read_bytes()).numpy()
+    return stored and stored[:3], decompress_scan(model, scan, lossy=True).numpy(), plain
+
+
+def _seal_stream(content: bytes, folder: Path) -> bytes:
+    """The right checksum of a header whose parts are as long as it says."""
+    whole, sections = bytearray(content), 28 + 4 * content[6] if len(content) > 6 else 0
+    if sections + 4 <= len(whole):
+        end = sections + 4 + sum(struct.unpack_from("<2H", whole, sections))
+        if end + 4 <= len(whole):
+            struct.pack_into("<I", whole, end, zlib.crc32(whole[:end]))
+    return bytes(whole)
+
+
 TARGETS: dict[str, Target] = {
     "nifti": Target(_write_nifti, _read_volumes, ("one.nii", "two.nii")),
     "gzip": Target(_write_gzip, _read_gzip, ("volume.nii.gz", "slice.nii.gz"), _gzip, gzip.decompress, checked=True),
@@ -241,6 +268,7 @@ TARGETS: dict[str, Target] = {
     "dicom": Target(_write_dicom, _read_dicom, ("0.dcm", "1.dcm", "2.dcm")),
     "png": Target(_write_png, _read_png, ("gray.png", "deep.png", "palette.png"), _seal_png, checked=True),
     "datalist": Target(_write_datalist, _read_datalist, ("datalist.json",), _seal_json, checked=True),
+    "streams": Target(_write_streams, _read_streams, ("scan.vqg", "plain.vqg"), _seal_stream, checked=True),
     "participants": Target(_write_participants, _read_participants, ("participants.tsv",)),
     "record": Target(_write_model, _read_model, ("model.json",), _seal_json, checked=True),
     "weights": Target(

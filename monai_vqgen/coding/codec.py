@@ -44,7 +44,7 @@ from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, 
 from monai_vqgen.inferers.draws import check_codes, check_priors, one_thread
 from monai_vqgen.weights import fingerprint
 
-__all__ = ["CodeCodec", "DecodedStream"]
+__all__ = ["CodeCodec", "DecodedStream", "entropy_coder"]
 
 CHUNK_SIZES = {"model": 32, "anywhere": 256}
 """Images: larger batches of a prior gain little time, and each chunk begins to count anew in mode "anywhere"."""
@@ -85,7 +85,7 @@ class CodeCodec:
     """
 
     def __init__(self, autoencoder: Any, priors: Sequence[Any] = ()) -> None:
-        self._coder = _range_coder()
+        self._coder = _RangeCoder(entropy_coder())
         self._autoencoder, self._near = autoencoder, dict[int, NDArray[np.int64]]()
         self._key = bytes.fromhex(fingerprint(autoencoder))[:KEY_BYTES]
         self._priors: list[Any] = []
@@ -105,6 +105,7 @@ class CodeCodec:
         chunk_size: int | None = None,
         features: Tensor | None = None,
         geometry: bytes = b"",
+        exact: bytes = b"",
     ) -> bytes:
         """The stream of codes.
 
@@ -115,6 +116,7 @@ class CodeCodec:
             chunk_size: images coded together, at most 1,024; by default 32 in mode "model", 256 in mode "anywhere".
             features: of the conditions, `(n, f)` in [-1, 1]; None where they are unknown.
             geometry: kept as it is.
+            exact: likewise; see `monai_vqgen.coding.exact`.
 
         Raises:
             InputError: an argument out of range, or codes that do not fit the weights.
@@ -140,7 +142,7 @@ class CodeCodec:
                 chunks.append(self._encode_chunk([c[part] for c in codes], _cut(condition_bf, part), mode))
         named = bool(packed) or any(chunk.mode == "model" for chunk in chunks)  # conditions are those of the priors
         priors_key = self._priors_key if named else bytes(KEY_BYTES)
-        header = Header(self._key, priors_key, count, tuple(image_size), len(codes), packed, geometry)
+        header = Header(self._key, priors_key, count, tuple(image_size), len(codes), packed, geometry, exact)
         return pack_stream(header, chunks)
 
     def decode(self, stream: bytes) -> DecodedStream:
@@ -327,11 +329,16 @@ class _RangeCoder:
         return codes_b
 
 
-def _range_coder() -> _RangeCoder:
+def entropy_coder() -> Any:
+    """`constriction.stream`.
+
+    Raises:
+        InputError: the package is missing.
+    """
     try:
         from constriction import stream
     except ImportError as error:
         raise InputError(
             "compressing needs the package constriction: install it with `pip install 'monai-vqgen[bitstream]'`"
         ) from error
-    return _RangeCoder(stream)
+    return stream

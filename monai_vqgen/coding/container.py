@@ -9,7 +9,8 @@
             | 4  CRC-32 of all bytes before
     chunk   | 1  mode              | L  shift of each level          | 2  images in it | 4  bytes of its payload
             | 4  CRC-32 of its codes (uint32, coarsest level first)  | payload
-    chunk ... until all images are there; then the stream ends
+    chunk ... until all images are there; then a stream of version 1 ends, and in one of version 2 follow
+    exact   | 4  bytes of the values | the values (`exact`)
 
 Integers are unsigned and little-endian. Modes: 0 "model", 1 "anywhere" (`frequencies`). The grids follow from the size
 of the images and the weights, so that a stream does not repeat them. The conditions are empty where none is known; the
@@ -45,10 +46,10 @@ __all__ = [
     "unpack_stream",
 ]
 
-MAGIC, VERSION = b"\x89VQG", 1
+MAGIC, VERSIONS = b"\x89VQG", (1, 2)
 MODES = ("model", "anywhere")
 _START, _IMAGES, _SECTIONS, _CHECKSUM = (struct.Struct(form) for form in ("<4s4B8s8s", "<I", "<2H", "<I"))
-_CHUNK = struct.Struct("<H2I")
+_CHUNK, _LENGTH = struct.Struct("<H2I"), struct.Struct("<I")
 KEY_BYTES = 8  # of a fingerprint: enough that no two weights meet by chance
 FREE_BYTES, MOST_BYTES = 2**27, 2**32  # of images as float32: any stream may unfold to the first, none to more
 MOST_RATIO = 4096  # else to so many times its own length; slices of a head unfold to 100 times
@@ -67,6 +68,7 @@ class Header(NamedTuple):
         levels: of codes.
         conditions: packed features of the priors' conditions; empty where nothing is known.
         geometry: how slices lie in a scan; empty for plain images.
+        exact: the values that the images were made of, where they are kept exactly; else empty.
     """
 
     autoencoder: bytes
@@ -76,6 +78,7 @@ class Header(NamedTuple):
     levels: int
     conditions: bytes = b""
     geometry: bytes = b""
+    exact: bytes = b""
 
 
 class Chunk(NamedTuple):
@@ -124,7 +127,7 @@ def pack_stream(header: Header, chunks: Sequence[Chunk]) -> bytes:
             f"{LONGEST_SECTION}, write several"
         )
     start = _START.pack(
-        MAGIC, VERSION, header.levels, len(header.image_size), 0, header.autoencoder, header.priors
+        MAGIC, VERSIONS[bool(header.exact)], header.levels, len(header.image_size), 0, header.autoencoder, header.priors
     ) + _IMAGES.pack(header.images)
     size = struct.pack(f"<{len(header.image_size)}I", *header.image_size)
     sections = _SECTIONS.pack(len(header.conditions), len(header.geometry)) + header.conditions + header.geometry
@@ -133,6 +136,8 @@ def pack_stream(header: Header, chunks: Sequence[Chunk]) -> bytes:
     for chunk in chunks:
         parts += [bytes([MODES.index(chunk.mode), *chunk.shifts])]
         parts += [_CHUNK.pack(chunk.images, len(chunk.payload), chunk.checksum), chunk.payload]
+    if header.exact:
+        parts += [_LENGTH.pack(len(header.exact)), header.exact]
     stream = b"".join(parts)
     if unfolded > allowed_bytes(len(stream)):  # blank images, by the thousands: no reader would take it
         raise InputError(f"{header.images} images in a stream of {len(stream)} bytes, which none may be: write several")
@@ -179,9 +184,10 @@ def unpack_stream(data: bytes) -> tuple[Header, list[Chunk]]:
     if reader.left < _START.size or data[: len(MAGIC)] != MAGIC:
         raise StreamError("this is no stream of compressed images (.vqg): its first bytes are others")
     _, version, levels, axes, _, autoencoder, priors = _START.unpack(reader.take(_START.size))
-    if version != VERSION:
-        newer = f"this version of monai_vqgen reads {VERSION}: upgrade it"
-        raise StreamError(f"the stream is of format {version}, and {newer if version > VERSION else 'there is none'}")
+    if version not in VERSIONS:
+        newer = f"this version of monai_vqgen reads up to {VERSIONS[-1]}: upgrade it"
+        why = newer if version > VERSIONS[-1] else "there is none"
+        raise StreamError(f"the stream is of format {version}, and {why}")
     (count,) = reader.unpack(_IMAGES)
     image_size = reader.unpack(struct.Struct(f"<{axes}I"))
     lengths = reader.unpack(_SECTIONS)
@@ -197,7 +203,12 @@ def unpack_stream(data: bytes) -> tuple[Header, list[Chunk]]:
             f"{unfolded / 2**30:.3g} GiB: a stream of {len(data)} bytes may hold {allowed / 2**30:.3g} GiB"
         )
     header = Header(autoencoder, priors, count, image_size, levels, conditions, geometry)
-    return header, _unpack_chunks(reader, header)
+    chunks = _unpack_chunks(reader, header)
+    if version == VERSIONS[-1]:
+        header = header._replace(exact=reader.take(reader.unpack(_LENGTH)[0]))
+    if reader.left:
+        raise StreamError(f"{reader.left} bytes follow the stream's end: copy the file again")
+    return header, chunks
 
 
 def _unpack_chunks(reader: _Reader, header: Header) -> list[Chunk]:
@@ -210,8 +221,6 @@ def _unpack_chunks(reader: _Reader, header: Header) -> list[Chunk]:
             raise StreamError(f"chunk {len(chunks)} of the stream is damaged: copy the file again")
         chunks.append(Chunk(MODES[mode], tuple(shifts), count, checksum, reader.take(length)))
         missing -= count
-    if reader.left:
-        raise StreamError(f"{reader.left} bytes follow the stream's end: copy the file again")
     return chunks
 
 

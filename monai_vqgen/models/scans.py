@@ -12,10 +12,11 @@ import torch
 from monai.config import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from monai_vqgen.data import discover_volumes, load_datalist, read_volume
+from monai_vqgen.data import Volume, discover_volumes, load_datalist, read_volume
 from monai_vqgen.data.slices.datalists import loose_pictures
 from monai_vqgen.errors import DatalistError, InputError, ScanError, root_cause
 from monai_vqgen.models.record import ModelRecord
@@ -24,7 +25,15 @@ from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 from monai_vqgen.transforms.nifti import nifti_shape
 from monai_vqgen.transforms.tensors import as_numbers
 
-__all__ = ["LoadScand", "UsableScans", "as_volume", "model_pixel_mm", "reconstruction_records"]
+__all__ = [
+    "LoadScand",
+    "UsableScans",
+    "as_volume",
+    "intensities",
+    "model_pixel_mm",
+    "reconstruction_records",
+    "stored_values",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +197,19 @@ def as_volume(volume: Any) -> MetaTensor:
     return image
 
 
+def intensities(volume: Volume) -> torch.Tensor:
+    """Voxels times their slope, float32 `(X, Y, Z)`."""
+    return torch.from_numpy(np.ascontiguousarray(volume.voxels_s, dtype=np.float32)) * volume.slope
+
+
+def stored_values(scan: Any, image: MetaTensor) -> tuple[NDArray[Any], float]:
+    """Voxels `(X, Y, Z)` as a volume's file stores them, and their slope; of anything else what `as_volume` made."""
+    if isinstance(scan, str | Path) and _flat_shape(Path(scan), 1) is None:
+        return read_volume(scan)[:2]
+    values = image.as_tensor() if image.ndim == 3 else image.as_tensor()[0]
+    return values.detach().cpu().numpy(), 1.0
+
+
 def _load(path: Path, channels: int = 1) -> MetaTensor:
     if path.suffix.lower() in PICTURE_SUFFIXES:
         image = LoadSlice(channels=channels)(path)
@@ -200,7 +222,7 @@ def _load(path: Path, channels: int = 1) -> MetaTensor:
             f"{path}: a volume has one channel, the model {channels}; give its slices [H, W, 1, {channels}]"
         )
     volume = read_volume(path)
-    values = torch.from_numpy(np.ascontiguousarray(volume.voxels_s, dtype=np.float32)) * volume.slope
+    values = intensities(volume)
     meta = _meta(path, volume.affine, tuple(values.shape))
     return MetaTensor(values[None], affine=torch.as_tensor(volume.affine), meta=meta)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from monai_vqgen.models.loading import MODEL, RELEASES
 from monai_vqgen.models.reconstruction_files import plain_stem
 from monai_vqgen.models.record import read_record
 from monai_vqgen.models.scans import reconstruction_records
-from monai_vqgen.models.streams import compress_images, compress_scan, decompress_images, decompress_scan
+from monai_vqgen.models.streams import compress_images, compress_scan, decompress_images, decompress_scan, stored_scan
 from monai_vqgen.models.trained_model import TrainedModel
 from monai_vqgen.transforms import LoadSlice
 from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
@@ -43,6 +44,7 @@ def compress_files(
     mode: str | None = None,
     plane: str | None = None,
     condition: Mapping[str, Any] | None = None,
+    lossless: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write each scan or picture as a `.vqg` file of its name.
@@ -54,6 +56,7 @@ def compress_files(
         mode: "model" or "anywhere"; see `TrainedModel.compress`.
         plane: of the slices of volumes; by default the model's.
         condition: values by name, for all of them.
+        lossless: also keep voxels and pixels as they are stored.
         overwrite: replace earlier files of these names.
 
     Returns:
@@ -68,7 +71,7 @@ def compress_files(
     CodeCodec(trained.autoencoder, trained.priors)  # what is missing is told before any work
     if (channels := trained.autoencoder.in_channels) not in (1, 3):
         raise InputError(f"files of 1 channel, or of 3 colors, are compressed, and this model has {channels} channels")
-    options: dict[str, Any] = {"mode": mode, "condition": condition}
+    options: dict[str, Any] = {"mode": mode, "condition": condition, "lossless": lossless}
 
     def compressed(path: Path) -> bytes:
         if path.suffix.lower() in PICTURE_SUFFIXES:
@@ -85,14 +88,18 @@ def decompress_files(
     output_dir: str | os.PathLike[str],
     *,
     model: str | None = None,
+    lossy: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write what `.vqg` files hold: a scan as NIfTI in its own geometry and units, images as 8-bit PNG.
+    """Write what `.vqg` files hold: a scan as NIfTI in its own geometry and units, images as PNG.
+
+    PNG has 8 bits, or 16 where the file keeps a gray image exactly that has more values.
 
     Args:
         files: of `compress_files`.
         output_dir: created if missing.
         model: that compressed them; by default the weights that come with the package and made the first of the files.
+        lossy: write reconstructions also of files that keep the scan or picture itself.
         overwrite: replace earlier files of these names.
 
     Returns:
@@ -108,10 +115,12 @@ def decompress_files(
     trained = TrainedModel.from_bundle(model or _release(headers[paths[0]].autoencoder))
 
     def contents(path: Path) -> Iterable[bytes]:
+        if not lossy and (stored := stored_scan(streams[path])) is not None:
+            return [nifti_bytes(stored.voxels_s, stored.affine, slope=stored.slope)]
         if headers[path].geometry:
-            volume = decompress_scan(trained, streams[path])
+            volume = decompress_scan(trained, streams[path], lossy=lossy)
             return [nifti_bytes(volume[0].numpy(), volume.affine.numpy())]
-        images = decompress_images(trained, streams[path])
+        images = decompress_images(trained, streams[path], lossy=lossy)
         return map(_png if images.ndim == 4 else lambda image: nifti_bytes(image[0].numpy(), np.eye(4)), images)
 
     def named(path: Path) -> list[str]:
@@ -193,5 +202,9 @@ def _release(key: bytes) -> str | None:
 def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     pixels = (image * 255 + 0.5).floor().byte().numpy()
+    if len(pixels) == 1 and not torch.equal(image, torch.from_numpy(pixels) / 255):
+        wide = (image.double() * 65535 + 0.5).floor().numpy()
+        if np.array_equal(image.numpy(), wide.astype(np.float32) / np.float32(65535)):
+            pixels = wide.astype(np.uint16)
     Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -7,6 +7,10 @@ A scan's geometry, little-endian, in the header of its stream::
     12 intensities that are 0 and 1, and of the background, float32
     48 or 96  first three rows of the affine | the rest: one bit a slice along the normal, whether it is in the stream
 
+Values that are kept exactly (`monai_vqgen.coding.exact`), those of images in [0, 1] or of a scan's voxels as stored::
+
+    1  axis of the scan along which its voxels are a stack | 8  what voxels are multiplied with (`scl_slope`) | values
+
 Shape legend: n images or slices, c channels, f condition features, h w rows and columns, s spatial axes.
 """
 
@@ -15,29 +19,34 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
+from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_vqgen.coding.codec import CodeCodec, DecodedStream
-from monai_vqgen.coding.container import allowed_bytes
+from monai_vqgen.coding.codec import CodeCodec, DecodedStream, entropy_coder
+from monai_vqgen.coding.container import Header, allowed_bytes, unpack_stream
+from monai_vqgen.coding.exact import pack_exact, unpack_exact
+from monai_vqgen.data import Volume
 from monai_vqgen.errors import InputError, ScanError, StreamError
 from monai_vqgen.inferers.reconstruction import VolumeFrame
 from monai_vqgen.models.samples import encode_conditions
-from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
+from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume, intensities, stored_values
 from monai_vqgen.transforms.foreground import Window
 from monai_vqgen.transforms.geometry import PLANES, check_affine, view_plane
 from monai_vqgen.transforms.nifti import FREE_BYTES
 from monai_vqgen.transforms.resampling import resampled_size
 from monai_vqgen.transforms.tensors import as_numbers
 
-__all__ = ["compress_images", "compress_scan", "decompress_images", "decompress_scan"]
+__all__ = ["compress_images", "compress_scan", "decompress_images", "decompress_scan", "stored_scan"]
 
-_GEOMETRY, _DOUBLE = struct.Struct("<B3Id3f"), 16
+_GEOMETRY, _DOUBLE, _EXACT = struct.Struct("<B3Id3f"), 16, struct.Struct("<Bd")
 FREE_VOLUME = 1 << 30  # bytes of float32 that a volume may have, however short its stream is
+WORKING_BYTES = 8  # for a value that is kept exactly
 
 
 def compress_images(
@@ -47,7 +56,9 @@ def compress_images(
     mode: str | None = None,
     chunk_size: int | None = None,
     condition: Mapping[str, Any] | None = None,
+    lossless: bool = False,
     geometry: bytes = b"",
+    exact: bytes = b"",
 ) -> bytes:
     """The stream of images `(n, c, *s)` in [0, 1]; see `TrainedModel.compress`.
 
@@ -57,22 +68,36 @@ def compress_images(
         mode: "model" or "anywhere".
         chunk_size: images coded together.
         condition: values by name, one for all images or one each.
+        lossless: also keep the images themselves.
         geometry: of a scan; empty for plain images.
+        exact: of a scan's voxels.
     """
     codec = CodeCodec(model.autoencoder, model.priors)
     images = as_numbers(images, "images")
     codes = model.encode(images)
     features = encode_conditions(model.condition, len(images), condition or {})
     size = tuple(images.shape[2:])
-    return codec.encode(codes, size, mode=mode, chunk_size=chunk_size, features=features, geometry=geometry)
+    if lossless:
+        exact = _pack_exact(images.detach().cpu().numpy())
+    options: dict[str, Any] = {"mode": mode, "chunk_size": chunk_size, "features": features}
+    return codec.encode(codes, size, geometry=geometry, exact=exact, **options)
 
 
-def decompress_images(model: Any, stream: bytes) -> Tensor:
+def decompress_images(model: Any, stream: bytes, *, lossy: bool = False) -> Tensor:
     """Images `(n, c, *s)` in [0, 1], on the CPU, of a stream; the slices where it is one of a scan.
+
+    Args:
+        model: that made the stream.
+        stream: of images or of a scan.
+        lossy: reconstructions also where the stream keeps the images themselves.
 
     Raises:
         StreamError: the stream is damaged, or was made with other weights.
     """
+    header, _ = unpack_stream(stream)
+    if header.exact and not header.geometry and not lossy:
+        shape = (header.images, model.autoencoder.in_channels, *header.image_size)
+        return torch.from_numpy(_unpack_exact(header, shape, len(stream))[0])
     return _decoded(model, CodeCodec(model.autoencoder, model.priors).decode(stream))
 
 
@@ -94,6 +119,7 @@ def compress_scan(
     mode: str | None = None,
     chunk_size: int | None = None,
     condition: Mapping[str, Any] | None = None,
+    lossless: bool = False,
 ) -> bytes:
     """The stream of a volume or of a slice in space, slice by slice, with its geometry and intensity window.
 
@@ -105,9 +131,11 @@ def compress_scan(
         mode: as in `TrainedModel.compress`.
         chunk_size: slices coded together.
         condition: values by name, for all slices.
+        lossless: also keep the voxels as they are stored, all of them.
 
     Raises:
-        InputError: the model is one of volumes, or an argument is out of range.
+        InputError: the model is one of volumes, an argument is out of range, or more than 65,536 different values are
+            to be kept exactly.
         ScanError: a scan that cannot be read, or without contrast.
 
     Examples:
@@ -129,20 +157,48 @@ def compress_scan(
     cut = inferer.cut(values.detach().cpu().float().numpy(), affine)
     if not len(cut.images_nhw):
         raise ScanError("the scan is blank: there is nothing to compress")
-    geometry = _pack_geometry(cut.frame, pixel_mm)
     images = torch.from_numpy(cut.images_nhw)[:, None]
-    return compress_images(model, images, mode=mode, chunk_size=chunk_size, condition=condition, geometry=geometry)
+    options: dict[str, Any] = {"mode": mode, "chunk_size": chunk_size, "condition": condition}
+    if lossless:
+        voxels, slope = stored_values(scan, image)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        options["exact"] = _pack_exact(voxels, axis=2 - int(np.argmax(spacing[::-1])), slope=slope)
+    return compress_images(model, images, geometry=_pack_geometry(cut.frame, pixel_mm), **options)
 
 
-def decompress_scan(model: Any, stream: bytes) -> MetaTensor:
+def stored_scan(stream: bytes) -> Volume | None:
+    """The voxels of a scan as they were stored, with slope and affine; None where a stream does not keep them.
+
+    No weights are needed.
+
+    Raises:
+        StreamError: the stream is damaged.
+    """
+    header, _ = unpack_stream(stream)
+    if not header.geometry or not header.exact:
+        return None
+    frame, _ = _unpack_geometry(header.geometry, header.images, header.image_size, len(stream))
+    voxels_s, slope = _unpack_exact(header, frame.shape, len(stream))
+    return Volume(voxels_s, slope, frame.affine, Path())
+
+
+def decompress_scan(model: Any, stream: bytes, *, lossy: bool = False) -> MetaTensor:
     """The scan `(1, X, Y, Z)` of a stream in its own geometry and units; what was blank is background.
 
-    Its `meta` has the plane, and the known conditions of each slice that is not blank.
+    Its `meta` has the plane, and the known conditions of each slice that is not blank; not so that of a scan whose
+    voxels are kept exactly, which comes back as it was read.
+
+    Args:
+        model: that made the stream.
+        stream: of a scan.
+        lossy: the reconstruction also where the stream keeps the voxels themselves.
 
     Raises:
         InputError: the stream holds plain images: use `decompress_images`.
         StreamError: the stream is damaged, or was made with other weights.
     """
+    if not lossy and (stored := stored_scan(stream)) is not None:
+        return MetaTensor(intensities(stored)[None], affine=torch.from_numpy(stored.affine))
     found = CodeCodec(model.autoencoder, model.priors).decode(stream)
     header = found.header
     if not header.geometry:
@@ -153,6 +209,25 @@ def decompress_scan(model: Any, stream: bytes) -> MetaTensor:
     known = found.features is not None and model.condition is not None
     meta = {"conditions": model.condition.decode(found.features) if known else [], "plane": frame.plane}
     return MetaTensor(torch.from_numpy(volume_s)[None], affine=torch.from_numpy(frame.affine), meta=meta)
+
+
+def _pack_exact(values: NDArray[Any], *, axis: int = 0, slope: float = 1.0) -> bytes:
+    """Values, for a coder a stack of images along an axis or, of images in batches and channels, along all but two."""
+    stack = np.moveaxis(values, axis, 0)
+    return _EXACT.pack(axis, slope) + pack_exact(stack.reshape(-1, *stack.shape[-2:]), entropy_coder())
+
+
+def _unpack_exact(header: Header, shape: tuple[int, ...], stream_bytes: int) -> tuple[NDArray[Any], float]:
+    """Values of a shape, and the slope; what a stream of that length may not hold is refused before it is made."""
+    wrong = StreamError("the stream's exact values do not fit its geometry: copy the file again")
+    if len(header.exact) < _EXACT.size or WORKING_BYTES * prod(shape) > allowed_bytes(stream_bytes):
+        raise wrong
+    axis, slope = _EXACT.unpack_from(header.exact)
+    if axis >= len(shape) or not np.isfinite(slope):
+        raise wrong
+    stacked = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    values = unpack_exact(header.exact[_EXACT.size :], (prod(stacked[:-2]), *stacked[-2:]), entropy_coder())
+    return np.moveaxis(values.reshape(stacked), 0, axis), slope
 
 
 def _pack_geometry(frame: VolumeFrame, pixel_mm: float) -> bytes:

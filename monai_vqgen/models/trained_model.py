@@ -511,7 +511,13 @@ class TrainedModel:
         return score_slices(self, images, healthy, positions_mm=position_mm, seed=seed, condition=condition)
 
     def compress(
-        self, images: Tensor, *, mode: str | None = None, chunk_size: int | None = None, **condition: Any
+        self,
+        images: Tensor,
+        *,
+        mode: str | None = None,
+        chunk_size: int | None = None,
+        lossless: bool = False,
+        **condition: Any,
     ) -> bytes:
         """Images as the bytes of their codes, which the priors make few; `decompress` gives what `decode` would give.
 
@@ -520,6 +526,8 @@ class TrainedModel:
             mode: "model" (default where there are priors): the priors' probabilities, the fewest bytes. "anywhere":
                 counts in whole numbers, which decode on any machine, in more bytes. The stream says which.
             chunk_size: images coded together, at most 1,024; by default 32 in mode "model", 256 in mode "anywhere".
+            lossless: also keep what the codes lose, so that `decompress` gives these very images, bit for bit and on
+                any machine; they have at most 65,536 different values, as images of 8 or 16 bits do.
             condition: values by name, one for all images or one each; a name that is left out counts as unknown.
 
         Raises:
@@ -528,17 +536,22 @@ class TrainedModel:
         """
         from monai_vqgen.models.streams import compress_images
 
-        return compress_images(self, images, mode=mode, chunk_size=chunk_size, condition=condition)
+        options: dict[str, Any] = {"mode": mode, "chunk_size": chunk_size, "lossless": lossless}
+        return compress_images(self, images, condition=condition, **options)
 
-    def decompress(self, stream: bytes) -> Tensor:
+    def decompress(self, stream: bytes, *, lossy: bool = False) -> Tensor:
         """The images `(b, c, *s)` in [0, 1], on the CPU, of a stream; of a scan's, its slices.
+
+        Args:
+            stream: of `compress` or `compress_scan`.
+            lossy: the reconstructions also where the stream keeps the images themselves.
 
         Raises:
             StreamError: it is damaged, of other weights or a newer format, or does not decode on this machine.
         """
         from monai_vqgen.models.streams import decompress_images
 
-        return decompress_images(self, stream)
+        return decompress_images(self, stream, lossy=lossy)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write weights and records, from which `from_bundle` loads the same model.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from monai_vqgen.files import replace_path, write_bytes
 __all__ = ["CompleteNiftiWriter", "write_slice_nifti", "write_volume_nifti"]
 
 GZIP_LEVEL = 3  # slices of float32 hardly get smaller above
+SLOPE = 112  # where scl_slope stands in the header, which nibabel makes itself
 
 
 def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, comment: str = "") -> None:
@@ -28,8 +30,10 @@ def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, commen
     write_bytes(path, content, durable=False)  # one of many; datalist.json, which comes last, waits for the disk
 
 
-def nifti_bytes(voxels_s: NDArray, affine: NDArray, *, comment: str = "", packed: bool = True) -> bytes:
-    """The bytes of a NIfTI-1 file, those of a .nii.gz where they are to be packed."""
+def nifti_bytes(
+    voxels_s: NDArray, affine: NDArray, *, comment: str = "", packed: bool = True, slope: float = 1.0
+) -> bytes:
+    """The bytes of a NIfTI-1 file, those of a .nii.gz where they are to be packed; the slope is only stated."""
     image = nib.Nifti1Image(voxels_s, affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code="scanner")
@@ -37,6 +41,8 @@ def nifti_bytes(voxels_s: NDArray, affine: NDArray, *, comment: str = "", packed
     if comment:
         image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", comment.encode()))
     content: bytes = image.to_bytes()
+    if slope != 1:
+        content = content[:SLOPE] + struct.pack("<f", slope) + content[SLOPE + 4 :]
     return gzip.compress(content, GZIP_LEVEL, mtime=0) if packed else content
 
 

@@ -37,10 +37,20 @@ def test_header_and_chunks_come_back_from_the_bytes_that_the_format_tells_of():
     assert stream == told + first + bytes([1, 0, 0]) + struct.pack("<HII", 1, 0, 2**32 - 1)
 
 
-@pytest.mark.parametrize("cut", range(len(pack_stream(HEADER, CHUNKS))))
-def test_every_cut_is_refused(cut):
-    with pytest.raises(StreamError, match=r"cut off|no stream"):
-        unpack_stream(pack_stream(HEADER, CHUNKS)[:cut])
+def test_exact_values_follow_the_chunks_in_a_stream_of_version_2():
+    lossy, exact = pack_stream(HEADER, CHUNKS), HEADER._replace(exact=b"values")
+    stream = pack_stream(exact, CHUNKS)
+    assert unpack_stream(stream) == (exact, CHUNKS)
+    assert (lossy[4], stream[4]) == (1, 2)
+    assert stream.endswith(lossy[-11:] + struct.pack("<I", 6) + b"values")
+
+
+@pytest.mark.parametrize("header", [HEADER, HEADER._replace(exact=b"values")])
+def test_every_cut_is_refused(header):
+    stream = pack_stream(header, CHUNKS)
+    for cut in range(len(stream)):
+        with pytest.raises(StreamError, match=r"cut off|no stream"):
+            unpack_stream(stream[:cut])
 
 
 def test_bytes_that_follow_are_refused():
@@ -58,8 +68,8 @@ def test_each_flipped_bit_of_the_header_is_refused(bit):
 
 def test_a_newer_version_says_so():
     stream = bytearray(pack_stream(HEADER, CHUNKS))
-    stream[4] = 2
-    with pytest.raises(StreamError, match="of format 2, and this version of monai_vqgen reads 1: upgrade it"):
+    stream[4] = 3
+    with pytest.raises(StreamError, match="of format 3, and this version of monai_vqgen reads up to 2: upgrade it"):
         unpack_stream(bytes(stream))
 
 

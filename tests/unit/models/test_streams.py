@@ -16,9 +16,10 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from monai_vqgen.coding import unpack_stream
-from monai_vqgen.coding.container import pack_stream
+from monai_vqgen.coding.container import FREE_BYTES, pack_stream
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError, ScanError, StreamError
 from monai_vqgen.models import TrainedModel, compress_files, compress_scan, decompress_files, decompress_scan
+from monai_vqgen.models.streams import stored_scan
 
 OBLIQUE = np.array([[0.1, -2.0, 0, 30], [2.5, 0.1, 0.2, -40], [0, 0.1, 3.1, 7], [0, 0, 0, 1]])
 
@@ -253,3 +254,100 @@ def test_a_folder_of_slices_is_written_with_all_its_splits(tmp_path):
     tiny_model().save(tmp_path / "run")
     files = compress_files([tmp_path / "slices"], tmp_path / "small", model=str(tmp_path / "run"))
     assert sorted(file.name for file in files) == ["test.vqg", "train.vqg", "validate.vqg"]
+
+
+@pytest.mark.parametrize("mode", ["model", "anywhere"])
+@pytest.mark.parametrize(("channels", "size"), [(1, (16, 16)), (3, (13, 10)), (1, (24, 32))])
+def test_lossless_images_come_back_bit_for_bit_and_as_reconstructions_where_asked(channels, size, mode):
+    model = tiny_model(autoencoder=tiny_autoencoder(in_channels=channels))
+    images = torch.randint(0, 256, (3, channels, *size), generator=torch.Generator().manual_seed(0)) / 255
+    stream = model.compress(images, mode=mode, lossless=True)
+    assert torch.equal(model.decompress(stream), images)
+    assert torch.equal(model.decompress(stream, lossy=True), model.decompress(model.compress(images, mode=mode)))
+
+
+def test_lossless_volumes_of_a_model_of_volumes_come_back():
+    model = tiny_model([16] * 3, autoencoder=tiny_autoencoder(spatial_dims=3), spatial_dims=3)
+    images = torch.randint(0, 99, (2, 1, 16, 12, 16), generator=torch.Generator().manual_seed(0)) / 98
+    assert torch.equal(model.decompress(model.compress(images, lossless=True)), images)
+
+
+@pytest.mark.parametrize(("dtype", "slope"), [(np.uint8, 7.936949), (np.int16, 1.0), (np.float32, 1.0), (">i2", 0.5)])
+def test_a_lossless_file_gives_back_the_scan_as_it_was_stored(tmp_path, saved, dtype, slope):
+    stored = (scan()[0].numpy() / 4).astype(dtype)
+    order = ">" if dtype == ">i2" else "<"
+    image = nib.Nifti1Image(stored, OBLIQUE, nib.Nifti1Header(endianness=order), dtype=np.dtype(dtype))
+    content = bytearray(image.to_bytes())
+    content[112:116] = struct.pack(f"{order}f", slope)
+    path = tmp_path / "scan.nii"
+    path.write_bytes(content)
+    (stream,) = compress_files([path], tmp_path / "small", model=saved, lossless=True)
+    (back,) = decompress_files([stream], tmp_path / "back", model=saved)
+    was, now = nib.load(path), nib.load(back)
+    assert now.get_data_dtype() == np.dtype(dtype).newbyteorder("<")
+    np.testing.assert_array_equal(now.dataobj.get_unscaled(), stored)
+    assert (now.dataobj.slope, now.dataobj.inter) == (was.dataobj.slope, was.dataobj.inter)
+    np.testing.assert_array_equal(now.affine, was.affine)
+    model = TrainedModel.from_bundle(saved)
+    found = decompress_scan(model, stream.read_bytes())
+    np.testing.assert_array_equal(found[0].numpy(), was.get_fdata(dtype=np.float32))
+    assert torch.equal(found.affine, torch.from_numpy(was.affine))
+    (lossy,) = decompress_files([stream], tmp_path / "lossy", model=saved, lossy=True)
+    expected = decompress_scan(model, compress_scan(model, path))
+    np.testing.assert_array_equal(nib.load(lossy).get_fdata(dtype=np.float32), expected[0].numpy())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_lossless_pictures_come_back_with_their_bits(tmp_path, saved, dtype):
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (16, 12), dtype=dtype)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    streams = compress_files([tmp_path / "p.png"], tmp_path / "small", model=saved, lossless=True)
+    (back,) = decompress_files(streams, tmp_path / "back", model=saved)
+    found = np.asarray(Image.open(back))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, pixels)
+
+
+def test_a_scan_of_too_many_values_says_what_to_do_and_nothing_is_written(tmp_path, saved):
+    values = np.random.default_rng(0).random((44, 44, 44)).astype(np.float32)
+    path = tmp_path / "noise.nii"
+    nib.save(nib.Nifti1Image(values, np.diag([3.0, 3.0, 3.0, 1.0])), path)
+    with pytest.raises(InputError, match=r"noise\.nii: .* different values.*16-bit integers, or compress it without"):
+        compress_files([path], tmp_path / "small", model=saved, lossless=True)
+    assert not list((tmp_path / "small").glob("*.vqg"))
+
+
+def test_exact_values_need_no_weights_and_lossy_streams_have_none():
+    model = tiny_model()
+    assert stored_scan(compress_scan(model, scan())) is None
+    stored = stored_scan(compress_scan(model, scan(), lossless=True))
+    assert stored is not None
+    np.testing.assert_array_equal(stored.voxels_s, scan()[0].numpy())
+    assert stored.slope == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda exact: b"",
+        lambda exact: exact[:5],
+        lambda exact: b"\3" + exact[1:],
+        lambda exact: b"\1" + exact[1:],
+        lambda exact: exact[:1] + struct.pack("<d", float("nan")) + exact[9:],
+        lambda exact: exact[:-4],
+    ],
+)
+def test_exact_values_that_do_not_fit_the_geometry_are_refused(change):
+    model = tiny_model()
+    header, chunks = unpack_stream(compress_scan(model, scan(), lossless=True))
+    changed = pack_stream(header._replace(exact=change(header.exact) or b"0"), chunks)
+    with pytest.raises(StreamError, match="exact values"):
+        decompress_scan(model, changed)
+    assert decompress_scan(model, changed, lossy=True).shape == (1, 20, 18, 7)
+
+
+def test_exact_values_are_not_made_where_the_stream_is_too_short_for_them(monkeypatch):
+    stream = compress_scan(tiny_model(), scan(), lossless=True)
+    monkeypatch.setattr("monai_vqgen.models.streams.WORKING_BYTES", FREE_BYTES // (20 * 18 * 7) + 1)
+    with pytest.raises(StreamError, match="exact values do not fit"):
+        stored_scan(stream)
