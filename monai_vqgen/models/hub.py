@@ -25,8 +25,8 @@ from monai_vqgen.models.record import CARD, CONFIG, prior_name
 
 __all__ = ["REPOSITORY", "fetch", "model_card", "push"]
 
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-"""Its name: `owner/name`."""
+REPOSITORY = re.compile(r"(?!out/|\.)[\w.-]+/[\w.-]+")
+"""Its name: `owner/name`; commands write to `out`, so `out/model` is a run, there or not, and so is a hidden folder."""
 _PRIORS = f"{prior_name(0)[:-1]}*"
 _RECORDS = (CONFIG, "model.json", f"{_PRIORS}.json", CARD)
 _WEIGHTS = ("model.safetensors", "model.pt", f"{_PRIORS}.safetensors", f"{_PRIORS}.pt")

@@ -70,7 +70,8 @@ def weights_file(path: str | Path | None, name: str = "model") -> Iterator[Path]
     Args:
         path: a folder that holds `model.pt` or `model.safetensors`, itself or in its folder `models`, such a file
             itself, or a zip; a name of `RELEASES` for weights that came with this package; None for the faithful ones;
-            else OWNER/NAME of a repository of the hub, unless a file or a folder here is named so, or OWNER.
+            else OWNER/NAME of a repository of the hub, unless a file or a folder here is named so, or OWNER;
+            never `out/NAME`.
         name: of the file that is looked for, without suffix; other weights, such as a prior's, lie beside the
             autoencoder's.
 

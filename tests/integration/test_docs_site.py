@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -83,6 +86,23 @@ def test_internal_links_and_anchors_lead_somewhere_and_nothing_comes_from_elsewh
             assert (site / path).exists(), f"{name}: {link}"
             if parts.fragment and path in pages:
                 assert unquote(parts.fragment) in pages[path].anchors, f"{name}: {link}"
+
+
+@pytest.mark.slow
+def test_the_notebook_is_a_page_with_the_outputs_that_are_saved_in_it(site):
+    notebook = json.loads((ROOT / "notebooks" / "evaluate.ipynb").read_text(encoding="utf-8"))
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    page = (site / "notebook" / "index.html").read_text(encoding="utf-8")
+    text = html.unescape(re.sub(r"<[^>]+>", "", page))
+    lines = [line for output in outputs for line in "".join(output.get("text", [])).splitlines()]
+    assert len(lines) > 20
+    assert all(line in text for line in lines)
+    pictures = [output["data"]["image/png"] for output in outputs if "data" in output]
+    shown = [
+        site / "notebook" / target for target in Page(page).loaded if target.endswith(".png") and "/" not in target
+    ]
+    assert len(pictures) >= 10
+    assert [base64.b64decode("".join(picture)) for picture in pictures] == [path.read_bytes() for path in shown]
 
 
 @pytest.mark.parametrize("room", ROOMS)

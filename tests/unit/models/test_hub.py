@@ -147,6 +147,23 @@ def test_a_folder_here_wins_over_a_repository_of_its_name(model, hub, tmp_path, 
     assert hub.asked == [], "nobody was told"
 
 
+@pytest.mark.parametrize(
+    "path", ["out/model", ".runs/model", "./out/model", "../out/model", "~/model", "/nowhere/model"]
+)
+def test_the_place_of_a_run_is_asked_of_no_hub_whether_it_is_there_or_not(path, model, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub_client, "HfApi", lambda **_: pytest.fail("asked"))
+    for load in (TrainedModel.from_bundle, lambda name: start_from(tiny_autoencoder(), name)):
+        with pytest.raises(InputError, match=r"model does not exist: give .*a run's output folder"):
+            load(path)
+    with pytest.raises(InputError, match="is neither a folder nor the name of a repository"):
+        TrainedModel.from_pretrained(path)
+    if path == "out/model":
+        model.save(tmp_path / path)
+        for load in (TrainedModel.from_bundle, TrainedModel.from_pretrained):
+            assert_same(load(path), model)
+
+
 def test_a_folder_is_read_alike_by_every_loader(model, tmp_path):
     folder = model.save_pretrained(tmp_path / "brains")
     assert {path.name for path in folder.iterdir()} == FILES
