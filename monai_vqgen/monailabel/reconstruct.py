@@ -83,11 +83,12 @@ class ReconstructTask(BundleInferTask):
 
 def check_size(shape: tuple[int, ...], affine: NDArray, plane: str, pixel_mm: float | None) -> None:
     """Raise InputError where a picture or volume has more pixels, as the model sees it, than a client may ask for."""
-    rows, columns, count = *shape, *(1,) * (3 - len(shape))
+    size, count = [float(n) for n in shape[:2]], 1
     if len(shape) == 3:
         view = view_plane(np.broadcast_to(np.float32(0), shape), affine, plane_of(shape, affine) or plane)
-        finer = np.array(view.spacing[:2]) / (pixel_mm or view.spacing[:2])
-        rows, columns, count = *(np.array(view.volume_s.shape[:2]) * finer), view.volume_s.shape[2]
+        seen = zip(view.volume_s.shape[:2], view.spacing[:2], strict=True)
+        size, count = [n * mm / (pixel_mm or mm) for n, mm in seen], view.volume_s.shape[2]
+    rows, columns = size
     if rows * columns > MAX_SLICE_PIXELS or rows * columns * count > MAX_PIXELS:
         raise InputError(
             f"the model would be shown {count} slices of {rows:.0f} x {columns:.0f} pixels; at most {MAX_SLICE_PIXELS} "
