@@ -48,10 +48,7 @@ class Studies(LocalDatastore):
         return str(super().save_label(image_id, label_filename, label_tag, label_info))
 
     def _check_file(self, name: Any, path: str) -> None:
-        if not (isinstance(name, str) and re.fullmatch(r"[^./\\\0][^/\\\0]{0,99}", name)):
-            raise HTTPException(
-                BAD_REQUEST, f"{name!r} names no file: give up to 100 signs without slashes, the first no dot"
-            )
+        _check_name(name)
         if not any(fnmatch(path, kind) for kind in self._extensions):
             raise HTTPException(BAD_REQUEST, f"send a file of one of the kinds {', '.join(self._extensions)}")
 
@@ -124,6 +121,7 @@ class MyApp(MONAILabelApp):
         try:
             image = None if model == SAMPLING else self._image(request, datastore or self.datastore())
             self._check_mask(request.get("label"))
+            _check_name(request.get("label_tag") or "original")
             return super().infer({**request, "image": image, "device": _device(request)}, datastore)
         except HTTPException:
             raise
@@ -175,6 +173,14 @@ class MyApp(MONAILabelApp):
             return path.name.startswith(tempfile.gettempprefix())
         sessions = self.sessions()  # None where they are switched off
         return sessions is not None and path.is_relative_to(Path(sessions.store_path).resolve())
+
+
+def _check_name(name: Any) -> None:
+    """Refuse what is no name of an image, a label or a tag within one folder."""
+    if not (isinstance(name, str) and re.fullmatch(r"[^./\\\0][^/\\\0]{0,99}", name)):
+        raise HTTPException(
+            BAD_REQUEST, f"{name!r} names no file: give up to 100 signs without slashes, the first no dot"
+        )
 
 
 def _device(request: Mapping[str, Any]) -> str:

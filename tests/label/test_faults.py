@@ -31,7 +31,7 @@ REFUSED = [
     ("sampling", {"device": ["cpu"]}, 400, "device is ['cpu']"),
     ("sampling", {"label": "a\0b"}, 404, "there is no mask"),
     ("reconstruction", {"save_label": True, "label_tag": "../../outside"}, 400, "'../../outside' names no file"),
-    ("reconstruction", {"save_label": True, "label_tag": ["final"]}, 400, "['final'] names no file"),
+    ("reconstruction", {"label_tag": ["final"]}, 400, "['final'] names no file"),
 ]
 
 
