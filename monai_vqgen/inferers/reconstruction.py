@@ -25,6 +25,7 @@ from monai_vqgen.transforms.intensity import check_window
 from monai_vqgen.transforms.resampling import resample_plane, resampled_size, restore_plane
 
 Intensity = Literal["input", "unit"]
+PIXELS_AT_ONCE = 2**22  # of a batch, 16 slices of 512 x 512: some 100 bytes each in a network of the default size
 BACKGROUND_LEVEL = 0.02  # share of the window below which a voxel is background, as in the metrics
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class VolumeReconstructionInferer(Inferer):
         pixel_mm: pixel size that the network was trained on, in millimeters; `None` takes the volume as stored.
         image_size: pixels that the network was trained on; smaller slices (volumes) are padded with background to this
             size, larger ones stay larger. `None` pads nothing.
-        batch_size: slices shown to the network at once.
+        batch_size: slices shown to the network at once; fewer where together they had more than 2**22 pixels.
         intensity: "input" returns the input's units, "unit" the normalized range [0, 1].
         lower: percentile of the foreground that becomes 0.
         upper: percentile that becomes 1.
@@ -218,7 +219,7 @@ class VolumeReconstructionInferer(Inferer):
             ScanError: no foreground, or an affine that cannot place it.
         """
         self._check_volume(volume_s.shape)
-        plane = _plane_of(volume_s.shape, affine) or self.plane
+        plane = plane_of(volume_s.shape, affine) or self.plane
         normalized = self._normalize(volume_s)
         view = view_plane(normalized.volume_s, affine, plane)
         images_nhw = view.volume_s[None] if plane == VOLUME else np.moveaxis(view.volume_s, -1, 0)
@@ -318,16 +319,17 @@ class VolumeReconstructionInferer(Inferer):
 
         count, parts = len(images_nhw), []
         with torch.no_grad():
-            starts = range(0, count, self.batch_size)
+            step = max(1, min(self.batch_size, PIXELS_AT_ONCE // images_nhw[0].size))
+            starts = range(0, count, step)
             for start in tqdm(starts, desc="slices", disable=not self.progress, leave=False):
-                parts += in_memory(run, slice(start, min(start + self.batch_size, count)))
+                parts += in_memory(run, slice(start, min(start + step, count)))
         return np.concatenate(parts)
 
 
 _AS_AXIAL_SLICE = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
-def _plane_of(shape: Sequence[int], affine: NDArray) -> str | None:
+def plane_of(shape: Sequence[int], affine: NDArray) -> str | None:
     """The plane of a volume that is a single slice, else None."""
     single = [axis for axis, size in enumerate(shape) if size == 1]
     if len(single) != 1:

@@ -12,10 +12,12 @@ __all__ = [
     "HTTPException",
     "InferTask",
     "InferType",
+    "LocalDatastore",
     "MONAILabelApp",
     "Random",
     "TrainTask",
     "device_map",
+    "settings",
 ]
 
 
@@ -24,6 +26,7 @@ def _part(module: str, name: str) -> Any:
 
 
 MONAILabelApp = _part("monailabel.interfaces.app", "MONAILabelApp")
+LocalDatastore = _part("monailabel.datastore.local", "LocalDatastore")
 InferTask = _part("monailabel.interfaces.tasks.infer_v2", "InferTask")
 InferType = _part("monailabel.interfaces.tasks.infer_v2", "InferType")
 TrainTask = _part("monailabel.interfaces.tasks.train", "TrainTask")
@@ -32,3 +35,4 @@ First = _part("monailabel.tasks.activelearning.first", "First")
 Random = _part("monailabel.tasks.activelearning.random", "Random")
 HTTPException = _part("fastapi", "HTTPException")
 device_map = _part("monailabel.utils.others.generic", "device_map")
+settings = _part("monailabel.config", "settings")

@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from monai_vqgen.inferers.reconstruction import VolumeReconstructionInferer
+from monai_vqgen.errors import InputError
+from monai_vqgen.inferers.reconstruction import VolumeReconstructionInferer, plane_of
 from monai_vqgen.monailabel.answers import answer_nifti, answer_png
 from monai_vqgen.monailabel.interfaces import BundleInferTask, InferType
 from monai_vqgen.monailabel.knobs import ReconstructionKnobs
 from monai_vqgen.monailabel.served_bundle import ServedBundle
+from monai_vqgen.transforms.geometry import view_plane
 
 __all__ = ["ReconstructTask"]
+
+MAX_SLICE_PIXELS = 2**22
+"""Shown to the network at once, some 0.5 GB."""
+MAX_PIXELS = 2**24
+"""In one answer, as the model sees them: about two minutes on one core."""
 
 
 class ReconstructTask(BundleInferTask):
@@ -37,7 +45,7 @@ class ReconstructTask(BundleInferTask):
         """Return the path of the reconstruction and what it is.
 
         Raises:
-            InputError: a knob outside its range.
+            InputError: a knob outside its range, or more pixels than a client may ask for.
             ScanError: the image cannot be used.
         """
         names = ReconstructionKnobs.model_fields
@@ -52,8 +60,11 @@ class ReconstructTask(BundleInferTask):
     def inferer(self, data: Any = None) -> VolumeReconstructionInferer:
         """The configured inferer; a picture has no millimeters, so it is shown to the model as it is."""
         inferer: VolumeReconstructionInferer = super().inferer(data)
-        if data is not None and data[self.input_key].ndim == 3:
-            inferer.pixel_mm = None
+        if data is not None:
+            image = data[self.input_key]
+            if image.ndim == 3:
+                inferer.pixel_mm = None
+            check_size(tuple(image.shape[1:]), np.asarray(image.affine), inferer.plane, inferer.pixel_mm)
         return inferer
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[str, dict[str, Any]]:
@@ -68,3 +79,18 @@ class ReconstructTask(BundleInferTask):
 
     def _get_network(self, device: str, data: Any) -> Any:
         return self.bundle.model(device, with_priors=False).autoencoder
+
+
+def check_size(shape: tuple[int, ...], affine: NDArray, plane: str, pixel_mm: float | None) -> None:
+    """Raise InputError where a picture or volume has more pixels, as the model sees it, than a client may ask for."""
+    size, count = [float(n) for n in shape[:2]], 1
+    if len(shape) == 3:
+        view = view_plane(np.broadcast_to(np.float32(0), shape), affine, plane_of(shape, affine) or plane)
+        seen = zip(view.volume_s.shape[:2], view.spacing[:2], strict=True)
+        size, count = [n * mm / (pixel_mm or mm) for n, mm in seen], view.volume_s.shape[2]
+    rows, columns = size
+    if rows * columns > MAX_SLICE_PIXELS or rows * columns * count > MAX_PIXELS:
+        raise InputError(
+            f"the model would be shown {count} slices of {rows:.0f} x {columns:.0f} pixels; at most {MAX_SLICE_PIXELS} "
+            f"a slice and {MAX_PIXELS} in all are allowed: give a larger pixel_mm, or crop the image"
+        )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,42 @@ from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, 
 from monai_vqgen.monailabel.interfaces import (
     First,
     HTTPException,
+    LocalDatastore,
     MONAILabelApp,
     Random,
     device_map,
+    settings,
 )
 from monai_vqgen.monailabel.reconstruct import ReconstructTask
 from monai_vqgen.monailabel.served_bundle import ServedBundle
 from monai_vqgen.monailabel.synthesis import CompletionTask, SamplingTask
 from monai_vqgen.monailabel.train import SERVER_VARIABLE, AutoencoderTrainTask
 
-__all__ = ["MyApp"]
+__all__ = ["MyApp", "Studies"]
 
 logger = logging.getLogger(__name__)
 
 BAD_REQUEST, NOT_FOUND, CONFLICT = 400, 404, 409  # statuses of HTTP
 SAMPLING = "sampling"
+
+
+class Studies(LocalDatastore):
+    """The folder of studies, in which the names that clients give lead to no other folder and no other kind of file."""
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Keep an image that a client has sent; an empty id is that of its file."""
+        self._check_file(image_id or "unnamed", image_filename)
+        return str(super().add_image(image_id, image_filename, image_info))
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label, in a folder named by its tag."""
+        self._check_file(label_tag, label_filename)
+        return str(super().save_label(image_id, label_filename, label_tag, label_info))
+
+    def _check_file(self, name: Any, path: str) -> None:
+        _check_name(name)
+        if not any(fnmatch(path, kind) for kind in self._extensions):
+            raise HTTPException(BAD_REQUEST, f"send a file of one of the kinds {', '.join(self._extensions)}")
 
 
 class MyApp(MONAILabelApp):
@@ -58,6 +81,17 @@ class MyApp(MONAILabelApp):
         if not self.datastore().list_images():
             logger.warning("%s holds no images: clients have to send theirs, and there is nothing to train on", studies)
 
+    def init_datastore(self) -> Any:
+        """The folder of studies, or a DICOMweb server's."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return Studies(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
     def init_infers(self) -> dict[str, Any]:
         """The models that a client can ask."""
         return {
@@ -82,11 +116,12 @@ class MyApp(MONAILabelApp):
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> Any:
         """Answer a request, or say with a 4xx why it cannot be answered."""
         model = request.get("model")
-        if model not in self._infers:
+        if not isinstance(model, str) or model not in self._infers:
             raise HTTPException(NOT_FOUND, f"there is no model {model!r}; choose one of {', '.join(self._infers)}")
         try:
             image = None if model == SAMPLING else self._image(request, datastore or self.datastore())
             self._check_mask(request.get("label"))
+            _check_name(request.get("label_tag") or "original")
             return super().infer({**request, "image": image, "device": _device(request)}, datastore)
         except HTTPException:
             raise
@@ -129,7 +164,7 @@ class MyApp(MONAILabelApp):
 
     def _check_mask(self, label: Any) -> None:
         """Refuse a mask that the client names instead of sending it: it could be any file of the server."""
-        if label and not self._is_upload(Path(str(label)).resolve()):
+        if label and ("\0" in str(label) or not self._is_upload(Path(str(label)).resolve())):
             raise HTTPException(NOT_FOUND, f"there is no mask {label!r}: send it as a file")
 
     def _is_upload(self, path: Path) -> bool:
@@ -140,11 +175,19 @@ class MyApp(MONAILabelApp):
         return sessions is not None and path.is_relative_to(Path(sessions.store_path).resolve())
 
 
+def _check_name(name: Any) -> None:
+    """Refuse what is no name of an image, a label or a tag within one folder."""
+    if not (isinstance(name, str) and re.fullmatch(r"[^./\\\0][^/\\\0]{0,99}", name)):
+        raise HTTPException(
+            BAD_REQUEST, f"{name!r} names no file: give up to 100 signs without slashes, the first no dot"
+        )
+
+
 def _device(request: Mapping[str, Any]) -> str:
     """The torch device that a request names as torch does, or as the server's info does; the first one by default."""
     devices = device_map()
     given = request.get("device") or next(iter(devices.values()))
-    device = devices.get(given, given) if isinstance(given, str) else given
+    device = devices.get(given, given) if isinstance(given, str) else None
     if device not in {"cpu", *devices.values()}:
         raise InputError(f"device is {given!r}; choose one of {', '.join(sorted({'cpu', *devices}))}")
     return str(device)

@@ -111,7 +111,8 @@ class CompletionTask(_PriorTask):
         """
         image = LoadSlice()(str(request["image"]))
         pixels_hw = image.as_tensor()[0]
-        mask_hw = _region(request, tuple(pixels_hw.shape))
+        affine = np.asarray(image.affine)
+        mask_hw = _region(request, tuple(pixels_hw.shape), affine)
         knobs, device = SamplingKnobs.of(request), request["device"]
         with self.bundle.lock:
             model = self.bundle.model(device)
@@ -123,7 +124,7 @@ class CompletionTask(_PriorTask):
             results = model.complete(images, mask_hw, seed=knobs.seed, **knobs.settings(), **columns)
             about = _about(knobs, model.settings.replaced(**knobs.settings()), condition) | self.bundle.about(device)
             about |= {"codes_drawn": _share(model, mask_hw), "samples": drawn}
-        return answer_nifti(np.moveaxis(results[:, 0].numpy(), 0, -1), np.asarray(image.affine), about), about
+        return answer_nifti(np.moveaxis(results[:, 0].numpy(), 0, -1), affine, about), about
 
 
 def _share(model: TrainedModel, mask_hw: Tensor) -> float:
@@ -138,17 +139,17 @@ def _own_position(position: Any, model: TrainedModel) -> dict[str, Any]:
     return {"position_mm": position} if isinstance(position, int | float) and low <= position <= high else {}
 
 
-def _region(request: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
-    """The mask (h, w) of a request.
+def _region(request: Mapping[str, Any], shape: tuple[int, ...], affine: NDArray | None = None) -> Tensor:
+    """The mask (h, w) of a request, on a slice of a shape and an affine.
 
     Raises:
-        InputError: neither or both of `label` and `box` are given, or they do not fit the slice.
+        InputError: neither or both of `label` and `box` are given, or they do not fit the slice, or lie elsewhere.
         ScanError: the mask is unreadable.
     """
     box, label = request.get("box") or None, request.get("label") or None
     if (box is None) == (label is None):
         raise InputError("give the region either as a mask file (label) or as box=[row, column, row, column]")
-    mask = _from_box(box, shape) if label is None else _from_file(Path(str(label)), shape)
+    mask = _from_box(box, shape) if label is None else _from_file(Path(str(label)), shape, affine)
     if not mask.any():
         raise InputError("the mask marks no pixel: there is nothing to complete")
     return torch.from_numpy(np.ascontiguousarray(mask))
@@ -161,7 +162,7 @@ def _from_box(box: Any, shape: tuple[int, ...]) -> NDArray:
         if any(isinstance(word, float) and word != number for word, number in zip(words, numbers, strict=True)):
             raise ValueError("half a pixel")
         top, left, bottom, right = numbers
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # of infinity
         raise InputError(f"box is {box!r}; give four whole numbers: row, column, row, column") from error
     if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
         raise InputError(f"box is {box!r}; rows 0 to {shape[0]} and columns 0 to {shape[1]} are in the slice")
@@ -170,8 +171,8 @@ def _from_box(box: Any, shape: tuple[int, ...]) -> NDArray:
     return mask
 
 
-def _from_file(path: Path, shape: tuple[int, ...]) -> NDArray:
-    """Read a mask; its header tells the size, and no other than the slice's is unpacked."""
+def _from_file(path: Path, shape: tuple[int, ...], affine: NDArray | None = None) -> NDArray:
+    """Read a mask; its header tells the size, and no other than the slice's is unpacked, none elsewhere is taken."""
     try:
         if not path.is_file():  # a pipe would be waited for
             raise FileNotFoundError("no file")
@@ -184,7 +185,24 @@ def _from_file(path: Path, shape: tuple[int, ...]) -> NDArray:
             size = size[:2] if size[2:] == (1,) else size
             if size == shape:
                 stored = read_nifti(path, lambda _: None, max_bytes=FREE_BYTES)
+                if affine is not None and stored.oriented:
+                    _check_place(stored.affine, affine, shape)
                 return stored.voxels_s.reshape(shape) * stored.slope + stored.offset > 0
+    except InputError:
+        raise
     except Exception as error:  # whatever a reader raises at a file from outside
         raise ScanError(f"the mask cannot be read ({error}); send a PNG or NIfTI of the slice's size") from error
     raise InputError(f"the mask has shape {size}, the slice {shape}: give one value a pixel")
+
+
+def _check_place(mask_affine: NDArray, affine: NDArray, shape: tuple[int, ...]) -> None:
+    """Raise InputError where a corner of the mask is more than half a pixel from the slice's."""
+    if np.array_equal(affine, np.eye(4)):  # a picture lies nowhere
+        return
+    corners = np.array([(row, column, 0, 1) for row in (0, shape[0] - 1) for column in (0, shape[1] - 1)]).T
+    apart = float(np.linalg.norm(((mask_affine - affine) @ corners)[:3], axis=0).max())
+    if apart > np.linalg.norm(affine[:3, :2], axis=0).min() / 2:
+        raise InputError(
+            f"the mask lies elsewhere than the slice (corners are up to {apart:.1f} mm apart): give it the slice's "
+            "affine, or send it as PNG"
+        )

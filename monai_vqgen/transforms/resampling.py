@@ -113,7 +113,7 @@ def resample_plane(
 
     Raises:
         InputError: for a pixel size that is not positive, or an unknown mode.
-        ScanError: the grid would be too large, as with a spacing in other units.
+        ScanError: the grid would be too large, or no pixel be left, as with a spacing in other units.
     """
     targets = check_pixel_mm(pixel_mm, axes=axes)
     mode = check_mode(mode)
@@ -128,6 +128,11 @@ def resample_plane(
         raise ScanError(
             f"pixels of {_by(f'{mm:g}' for mm in spacing)} mm would become {_by(f'{n:.0f}' for n in grid)} of "
             f"{targets[0]:g} mm; fix the spacing (or its unit) in the header, or give another pixel_mm"
+        )
+    if ((grid < 0.5) & (np.array(result.shape[-axes:]) > 1)).any():
+        raise ScanError(
+            f"{_by(map(str, result.shape[-axes:]))} pixels of {_by(f'{mm:g}' for mm in spacing)} mm are together less "
+            f"than half of one of {targets[0]:g} mm; fix the spacing (or its unit) in the header"
         )
     for axis in range(axes):
         size, old, new = result.shape[axis - axes], float(spacing[axis]), float(targets[axis])

@@ -18,7 +18,7 @@ from factories import POSITIONS, tiny_model
 from PIL import Image
 
 from monai_vqgen.data import CodeStore, read_volume, save_codes
-from monai_vqgen.errors import VQGenError
+from monai_vqgen.errors import InputError, VQGenError
 from monai_vqgen.transforms import FitToSize, LoadSlice
 
 CHANGES = 150
@@ -176,6 +176,12 @@ def test_what_is_no_image_no_code_and_no_number_is_one_error_of_ours(value):
         except VQGenError:
             continue
         pytest.fail(f"call {number} took it and gave {given}")
+
+
+@pytest.mark.parametrize("values", [np.zeros((1, 16, 16), complex), np.full((1, 16, 16), "a")], ids=["complex", "text"])
+def test_an_array_of_no_real_numbers_is_no_image(values):
+    with pytest.raises(InputError, match="give an array of real numbers"):
+        FitToSize(8)(values)
 
 
 def test_numbers_in_text_are_numbers_wherever_a_sample_is_used(tmp_path):

@@ -32,7 +32,7 @@ HELD_BY = {
     "docs/denoising.md": "tests/integration/test_docs.py",
     "docs/getting_started.md": "tests/integration/test_readme.py",
     "docs/own_data.md": "tests/integration/test_own_data.py",
-    "docs/reliability.md": "tests/integration/test_soak.py",
+    "docs/RELIABILITY.md": "tests/integration/test_soak.py",
     "docs/sharing.md": "tests/integration/test_sharing.py",
     "docs/training.md": "tests/integration/test_readme.py",
     "docs/volumes.md": "tests/integration/test_volumes.py",
@@ -73,7 +73,7 @@ def named(cell: str) -> dict[str, list[str]]:
 
 
 def test_the_guards_of_the_page_and_the_tests_that_miss_them_exist():
-    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("## Each guard, taken out once")[2]
+    page = (ROOT / "docs" / "RELIABILITY.md").read_text(encoding="utf-8").partition("## Each guard, taken out once")[2]
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 60
     for words, count, guards, tests in rows:

@@ -1,4 +1,4 @@
-"""The commands of docs/reliability.md, for a moment instead of hours; what a soak calls different."""
+"""The commands of docs/RELIABILITY.md, for a moment instead of hours; what a soak calls different."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.soak import RESULTS, _differences
 
 @pytest.mark.slow
 def test_the_commands_of_the_page_find_nothing(documented, tmp_path):
-    fuzz, soak = (command.split()[3:] for command in documented("docs/reliability.md"))
+    fuzz, soak = (command.split()[3:] for command in documented("docs/RELIABILITY.md"))
     assert (fuzz[0], soak[0]) == ("fuzz", "soak")
     assert main([*fuzz, "--output", str(tmp_path / "fuzz"), "--count", "4"]) == 0
     assert main([*soak, "--output", str(tmp_path / "soak"), "--minutes", "0", "--within", "40", "--epochs", "40"]) == 0

@@ -24,8 +24,14 @@ REFUSED = [
     ("reconstruction", {"plane": "oblique"}, 400, "plane is 'oblique'"),
     ("reconstruction", {"pixel_mm": 1e-9}, 400, "pixel_mm is 1e-09"),
     ("reconstruction", {"batch_size": 1e9}, 400, "batch_size is 1000000000.0"),
+    ("reconstruction", {"pixel_mm": 0.1}, 400, "give a larger pixel_mm"),
     ("completion", {"box": [0, 0, 4, 4]}, 400, "is not a slice"),
     ("unknown", {}, 404, "there is no model 'unknown'"),
+    ("sampling", {"model": ["sampling"]}, 404, "there is no model ['sampling']"),
+    ("sampling", {"device": ["cpu"]}, 400, "device is ['cpu']"),
+    ("sampling", {"label": "a\0b"}, 404, "there is no mask"),
+    ("reconstruction", {"save_label": True, "label_tag": "../../outside"}, 400, "'../../outside' names no file"),
+    ("reconstruction", {"label_tag": ["final"]}, 400, "['final'] names no file"),
 ]
 
 
@@ -54,6 +60,44 @@ def test_a_mask_is_sent_and_not_named(server, studies):
             answer = requests.post(url, data={"params": params}, files={"file": file}, timeout=300)
         assert answer.status_code == 404
         assert "send it as a file" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("what", "asked", "name", "message"),
+    [
+        ("image", {"image": "../outside"}, "x.nii.gz", "'../outside' names no file"),
+        ("image", {"image": "/outside"}, "x.nii.gz", "'/outside' names no file"),
+        ("image", {"image": ".hidden"}, "x.nii.gz", "'.hidden' names no file"),
+        ("image", {"image": "x" * 101}, "x.nii.gz", "names no file"),
+        ("image", {"image": "datastore_v2"}, "x.json", "send a file of one of the kinds"),
+        ("label", {"image": "axial", "tag": "../../outside"}, "x.nii.gz", "'../../outside' names no file"),
+        ("label", {"image": "axial", "tag": "final"}, "x.json", "send a file of one of the kinds"),
+    ],
+)
+def test_names_that_clients_give_lead_to_no_other_folder_and_no_other_kind_of_file(
+    server, studies, what, asked, name, message
+):
+    folder = server.log.parent
+    before = sorted(folder.rglob("*"))
+    field = {"image": "file", "label": "label"}[what]
+    files = {field: (name, (studies / "axial.nii.gz").read_bytes())}
+    answer = requests.put(f"{server.url}/datastore/{what}", params=asked, files=files, timeout=300)
+    assert answer.status_code == 400
+    assert message in answer.json()["detail"]
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_image_and_a_label_are_kept_under_the_names_that_clients_give(server, studies):
+    volume = (studies / "axial.nii.gz").read_bytes()
+    files = {"file": ("x.nii.gz", volume)}
+    url = f"{server.url}/datastore"
+    assert requests.put(f"{url}/image", params={"image": "new one"}, files=files, timeout=300).status_code == 200
+    asked = {"image": "new one", "tag": "reader 2"}
+    answer = requests.put(f"{url}/label", params=asked, files={"label": ("x.nii.gz", volume)}, timeout=300)
+    assert answer.status_code == 200
+    kept = requests.get(f"{url}/label", params={"label": "new one", "tag": "reader 2"}, timeout=300)
+    assert kept.content == volume
+    assert requests.delete(f"{url}/image", params={"id": "new one"}, timeout=300).status_code == 200
 
 
 def test_a_damaged_upload_is_refused(server, studies, tmp_path):

@@ -234,6 +234,22 @@ def test_slices_of_a_volume_that_do_not_fit_into_memory_together_are_shown_in_ha
             infer(volume, scarce)
 
 
+def test_of_large_slices_fewer_are_shown_at_once(monkeypatch):
+    """Few voxels that a header makes large ask for no more memory than many small slices."""
+    monkeypatch.setattr("monai_vqgen.inferers.reconstruction.PIXELS_AT_ONCE", 1000)
+    shown = []
+
+    def network(images):
+        shown.append(len(images))
+        return images
+
+    for side, expected in ((30, [1] * 5), (20, [2, 2, 1]), (5, [5])):
+        volume = torch.rand(1, 1, side, side, 5, generator=torch.Generator().manual_seed(0)) + 0.1
+        result = VolumeReconstructionInferer("axial", batch_size=16)(volume, network)
+        assert (shown, result.shape) == (expected, volume.shape)
+        shown.clear()
+
+
 def test_a_network_of_volumes_sees_the_same_volume_in_all_48_axis_orders():
     volume, affine = smooth_volume(), np.diag([2.0, 2.5, 3.0, 1.0])
     seen = []

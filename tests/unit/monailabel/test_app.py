@@ -14,6 +14,7 @@ from PIL import Image
 
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.monailabel.knobs import ReconstructionKnobs, SamplingKnobs, TrainingKnobs, asked_conditions
+from monai_vqgen.monailabel.reconstruct import check_size
 from monai_vqgen.monailabel.served_bundle import ServedBundle
 from monai_vqgen.monailabel.synthesis import CompletionTask, SamplingTask, _from_file, _region
 from monai_vqgen.monailabel.train import place_model
@@ -129,7 +130,9 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
         ServedBundle(tmp_path)
 
 
-def test_a_mask_starts_no_program_and_unfolds_to_little_whatever_its_name_says(tmp_path):
+def test_a_mask_starts_no_program_and_unfolds_to_little_whatever_its_name_says(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: started.append("Ghostscript"))
     Image.new("L", (9, 8)).save(tmp_path / "page.eps")
     (tmp_path / "page.eps").rename(tmp_path / "eps.png")
     header = nib.Nifti1Image(np.zeros((8, 9, 1), dtype=np.uint8), np.eye(4)).header
@@ -137,15 +140,54 @@ def test_a_mask_starts_no_program_and_unfolds_to_little_whatever_its_name_says(t
     bomb = gzip.compress(header.binaryblock + bytes(2**28), 9)
     (tmp_path / "extensions.nii.gz").write_bytes(bomb)
     nib.save(nib.MGHImage(np.ones((8, 9, 1), dtype=np.uint8), np.eye(4)), tmp_path / "other.mgz")
-    for name in ("eps.png", "extensions.nii.gz", "other.mgz", "missing.png", "."):
-        with pytest.raises(ScanError, match="the mask cannot be read"):
+    why = {"extensions.nii.gz": "announces 1.00 GiB, and .* are allowed", "missing.png": "no file", ".": "no file"}
+    for name in ("eps.png", "other.mgz", *why):
+        with pytest.raises(ScanError, match=rf"the mask cannot be read \(.*{why.get(name, '')}"):
             _from_file(tmp_path / name, (8, 9))
+    assert not started
     scaled = nib.Nifti1Image(np.eye(8, 9)[..., None] * 0.5, np.eye(4))
     nib.save(scaled, tmp_path / "half.nii.gz")
     assert np.array_equal(_from_file(tmp_path / "half.nii.gz", (8, 9)), np.eye(8, 9) > 0)
 
 
-def test_a_box_of_parts_of_pixels_is_refused():
+def test_a_box_of_parts_of_pixels_or_without_end_is_refused():
     assert int(_region({"box": [0, 0.0, 4, "4"]}, (8, 9)).sum()) == 16
-    with pytest.raises(InputError, match=r"box is \[0\.5, 0, 4, 4\]; give four whole numbers"):
-        _region({"box": [0.5, 0, 4, 4]}, (8, 9))
+    for box in ([0.5, 0, 4, 4], [0, 0, float("inf"), 4], [0, 0, float("nan"), 4]):
+        with pytest.raises(InputError, match=r"box is \[0.*; give four whole numbers"):
+            _region({"box": box}, (8, 9))
+
+
+def test_a_mask_that_lies_elsewhere_than_the_slice_is_refused(tmp_path):
+    affine = np.array([[0, -2.0, 0, 60], [-2.0, 0, 0, 55], [0, 0, -4.0, 30], [0, 0, 0, 1]])
+    flipped = affine @ np.array([[-1, 0, 0, 7], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    above, near = affine.copy(), affine.copy()
+    above[2, 3] += 4
+    near[:3, 3] += 0.1
+    for name, mask_affine in {"same": affine, "near": near, "flipped": flipped, "above": above}.items():
+        nib.save(nib.Nifti1Image(np.eye(8, 9, dtype=np.uint8)[..., None], mask_affine), tmp_path / f"{name}.nii.gz")
+    for name in ("same", "near"):
+        assert _region({"label": tmp_path / f"{name}.nii.gz"}, (8, 9), affine).sum() == 8
+    for name in ("flipped", "above"):
+        with pytest.raises(InputError, match="the mask lies elsewhere than the slice"):
+            _region({"label": tmp_path / f"{name}.nii.gz"}, (8, 9), affine)
+        assert _region({"label": tmp_path / f"{name}.nii.gz"}, (8, 9), np.eye(4)).sum() == 8  # a picture lies nowhere
+
+
+def test_more_pixels_than_a_client_may_ask_for_are_refused():
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+    for shape, pixel_mm in (
+        ((256, 256, 256), 1.0),
+        ((256, 256, 256), None),
+        ((2048, 2048), None),
+        ((2048, 1, 2048), 2),
+    ):
+        check_size(shape, affine, "axial", pixel_mm)
+    check_size((16, 16, 512), affine, "coronal", 0.5)
+    for shape, plane, pixel_mm in (
+        ((256, 256, 257), "axial", 1.0),
+        ((2049, 2048), "axial", None),
+        ((32, 32, 4), "axial", 0.01),
+        ((16, 16, 512), "coronal", 0.05),
+    ):
+        with pytest.raises(InputError, match="give a larger pixel_mm"):
+            check_size(shape, affine, plane, pixel_mm)

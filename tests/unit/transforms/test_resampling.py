@@ -88,6 +88,15 @@ def test_a_grid_that_would_fill_the_memory_is_refused(shape):
         resample_plane(np.broadcast_to(np.float32(1), (4000, 2, 2)), spacing, 5.0)
 
 
+@pytest.mark.parametrize("spacing", [(4e-3, 4e-3), (4e-3, 4.0)])
+def test_a_grid_of_which_nothing_would_be_left_is_refused(spacing):
+    """A spacing in another unit: all of the slice within one pixel."""
+    affine = np.diag([*spacing, 3, 1])
+    with pytest.raises(ScanError, match=r"64 x 64 pixels of 0.004 x .* together less than half of one of 1.5 mm"):
+        resample_plane(np.ones((64, 64)), affine, 1.5)
+    assert resample_plane(np.ones((1, 1)), affine, 8.0).pixels.shape == (1, 1)
+
+
 @pytest.mark.parametrize("pixel_mm", [0.5, 1.0, 1.000001, 1.736, 7.0])
 def test_the_size_of_a_resampled_slice_is_told_without_resampling(pixel_mm):
     pixels, affine = np.zeros((40, 31)), np.diag([1.0, 1.3, 2.0, 1.0])
