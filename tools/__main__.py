@@ -68,6 +68,7 @@ def _add_bitstream(verbs: Verbs) -> None:
     verb.add_argument("--model", default="faithful", help="whose codes (default: %(default)s)")
     verb.add_argument("--split", default="test", help="whose subjects (default: %(default)s)")
     verb.add_argument("--subjects", type=int, help="how many of them (default: all)")
+    verb.add_argument("--no_codecs", dest="codecs", action="store_false", help="without other codecs")
 
 
 def _add_blank_cells(verbs: Verbs) -> None:

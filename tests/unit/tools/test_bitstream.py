@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from factories import POSITIONS, tiny_model, write_slices
 
+from monai_vqgen.coding.codec import entropy_coder
+from monai_vqgen.coding.exact import pack_exact
 from monai_vqgen.transforms import LoadSlice
 from tools.bitstream import measure_bitstream
 
@@ -33,3 +36,12 @@ def test_rate_and_exactness_are_those_of_the_streams(tmp_path):
     squared = (decoded - torch.cat(images)).square().flatten(1).mean(1)
     assert figures["quality"]["psnr"] == pytest.approx(float((-10 * squared.log10()).mean()), rel=1e-4)
     assert {"JPEG", "WebP", "AVIF", "JPEG 2000"} <= figures["codecs"].keys() | figures["codecs"]["skipped"].keys()
+    exact = figures["lossless"]
+    stacks = [np.rint(image[:, 0].numpy() * 255).astype(np.uint8) for image in images]
+    sizes = [len(pack_exact(stack, entropy_coder())) for stack in stacks]
+    assert exact["exact"]
+    assert exact["bits_per_pixel"]["model"] == pytest.approx(8 * (sum(sizes) + sum(map(len, streams))) / (2 * 256))
+    assert exact["others"]["PNG"] > 0
+    assert "codecs" not in measure_bitstream(
+        tmp_path / "slices", tmp_path / "bare", model=str(tmp_path / "weights"), codecs=False
+    )

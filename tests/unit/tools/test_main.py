@@ -46,8 +46,8 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
             | {"comparison": Comparison("b", steps=50, size="d", split="test", seed=3)},
         ),
         (
-            "bitstream --slices a --output b --model c --split d --subjects 3",
-            {"slices": "a", "output": "b", "model": "c", "split": "d", "subjects": 3},
+            "bitstream --slices a --output b --model c --split d --subjects 3 --no_codecs",
+            {"slices": "a", "output": "b", "model": "c", "split": "d", "subjects": 3, "codecs": False},
         ),
         (
             "denoising --slices a --output b --model c --split d --sigmas 0.2 --shifts 2 3 --every 4 --seed 5",
