@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from monai_vqgen.anomaly.healthy import HealthySlices, moved_into_range, score_slices
+from monai_vqgen.anomaly.healthy import STATISTICS, HealthySlices, moved_into_range, score_slices
 from monai_vqgen.anomaly.signals import smooth_within
 from monai_vqgen.data.io.nifti import nifti_bytes
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import DatalistError, InputError, ScanError
 from monai_vqgen.files import write_bytes, write_json
+from monai_vqgen.models.loading import weights_file
 from monai_vqgen.models.reconstruction_files import plain_stem
 from monai_vqgen.models.samples import check_names
 from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
@@ -32,7 +33,15 @@ from monai_vqgen.transforms.resampling import restore_plane
 from monai_vqgen.transforms.size import Frame, apply_frame, frame_loses, place_frame, trimmed
 from monai_vqgen.transforms.volume_slicing import Plane, PreparedVolume, cut_plane, locate_planes, prepare_volume
 
-__all__ = ["AnomalyScan", "ScanSlices", "anomaly_names", "anomaly_scan", "cut_scan", "write_anomalies"]
+__all__ = [
+    "AnomalyScan",
+    "ScanSlices",
+    "anomaly_names",
+    "anomaly_scan",
+    "cut_scan",
+    "healthy_beside",
+    "write_anomalies",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -230,12 +239,31 @@ def anomaly_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [REPORT, *(f"{stem}_{kind}.nii.gz" for stem in stems for kind in ("anomaly", "lesions"))]
 
 
+def healthy_beside(model: str | os.PathLike[str] | None = None) -> HealthySlices | None:
+    """The statistics of healthy slices that lie beside weights; None where there are none.
+
+    Args:
+        model: where the weights are, as `TrainedModel.from_bundle` takes it; None for those of the package.
+
+    Raises:
+        InputError: no weights are there.
+        CheckpointError: damaged statistics.
+
+    Examples:
+        >>> round(healthy_beside("faithful").threshold, 1)  # doctest: +SKIP
+        3.4
+    """
+    with weights_file(None if model is None else os.fspath(model)) as weights:
+        path = weights.with_name(STATISTICS)
+        return HealthySlices.load(path) if path.is_file() else None
+
+
 def write_anomalies(
     model: TrainedModel,
     records: Sequence[Mapping[str, Any]],
     output_dir: str | os.PathLike[str],
     *,
-    healthy: str | os.PathLike[str] | None = None,
+    healthy: HealthySlices | str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> None:
     """Write each scan's map `NAME_anomaly.nii.gz` and segmentation `NAME_lesions.nii.gz`, and notes on all.
@@ -244,7 +272,7 @@ def write_anomalies(
         model: a `TrainedModel` with priors.
         records: with the path of each scan.
         output_dir: where they go.
-        healthy: file of the statistics that `evaluate_anomaly.json` writes.
+        healthy: statistics, or the file that `evaluate_anomaly.json` writes; None for bits.
         options: of `anomaly_scan`.
 
     Raises:
@@ -252,7 +280,7 @@ def write_anomalies(
     """
     folder = Path(output_dir)
     report: list[dict[str, Any]] = []
-    statistics = None if healthy is None else HealthySlices.load(healthy, model=model)
+    statistics = HealthySlices.load(healthy, model=model) if isinstance(healthy, str | os.PathLike) else healthy
     for record in tqdm(records, desc="scans", unit="scan"):
         path = Path(record["image"])
         try:

@@ -25,6 +25,9 @@ REFUSED = [
     ("reconstruction", {"pixel_mm": 1e-9}, 400, "pixel_mm is 1e-09"),
     ("reconstruction", {"batch_size": 1e9}, 400, "batch_size is 1000000000.0"),
     ("completion", {"box": [0, 0, 4, 4]}, 400, "is not a slice"),
+    ("anomaly", {"threshold": 0}, 400, "threshold is 0"),
+    ("anomaly", {"match": "perhaps"}, 400, "match is 'perhaps'"),
+    ("anomaly_map", {"position_mm": 60}, 400, "not on position_mm"),
     ("unknown", {}, 404, "there is no model 'unknown'"),
 ]
 
