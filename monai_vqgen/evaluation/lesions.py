@@ -198,7 +198,9 @@ class AnomalyEvaluation:
         subjects = [str(record.get("subject")) for record in slices.records]
         names = {str(record[key]): key for record in slices.records for key in ("lesion", "seed") if key in record}
         parts = {
-            name if key == "lesion" else f"seed_{name}": np.array([str(record[key]) == name for record in slices.records])
+            name if key == "lesion" else f"seed_{name}": np.array(
+                [str(record[key]) == name for record in slices.records]
+            )
             for name, key in names.items()
         }
         methods: dict[str, Any] = {}

@@ -270,7 +270,9 @@ def _write_scan(folder: Path, path: Path, found: AnomalyScan) -> list[str]:
         return []
     write_bytes(folder / f"{stem}_lesions.nii.gz", nifti_bytes(found.lesions_s.astype(np.uint8), found.affine))
     if path.is_dir():
-        derivation = f"Scores over {found.threshold:.4g} under the priors of a vector-quantized autoencoder; research only"
+        derivation = (
+            f"Scores over {found.threshold:.4g} under the priors of a vector-quantized autoencoder; research only"
+        )
         labels = CaptureLabels("Unusual places (monai_vqgen)", derivation, source=path)
         try:
             write_segmentation(folder / f"{stem}_lesions.dcm", found.lesions_s, affine=found.affine, labels=labels)

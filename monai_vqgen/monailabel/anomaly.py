@@ -1,6 +1,6 @@
 """Where a volume is unlikely: a segmentation that a reader can correct, and the map that it was cut from.
 
-    volume -> slices -> scores (`anomaly_scan`, kept for the next request) -> over the threshold -> segmentation
+volume -> slices -> scores (`anomaly_scan`, kept for the next request) -> over the threshold -> segmentation
 """
 
 from __future__ import annotations

@@ -74,7 +74,5 @@ def test_a_mask_that_marks_nothing_is_written_and_a_mask_without_a_series_is_not
     (tmp_path / "nothing").mkdir()
     for source, kind in ((None, InputError), (tmp_path / "nothing", ScanError)):
         with pytest.raises(kind, match="series"):
-            write_segmentation(
-                tmp_path / "no.dcm", mask_s, affine=volume.affine, labels=LABELS._replace(source=source)
-            )
+            write_segmentation(tmp_path / "no.dcm", mask_s, affine=volume.affine, labels=LABELS._replace(source=source))
     assert not (tmp_path / "no.dcm").exists()
