@@ -64,16 +64,17 @@ def test_the_stages_run_one_after_the_other(model, tmp_path):
     lesion[18:23, 18:22, 14:20] = 1
     write_scan(tmp_path / "patients/a_T1.nii.gz", voxels + np.float32(300) * lesion)
     write_scan(tmp_path / "patients/a_lesion.nii.gz", lesion)
-    run_stage("evaluate_anomaly", options={**options, **where, "scans": str(tmp_path / "patients")})
+    run_stage("evaluate_anomaly", options={**options, **where, "scans": str(tmp_path / "patients"), "seeds": 2})
     metrics = json.loads((tmp_path / "measured/metrics.json").read_text())
-    for part, slices in (("synthetic", 5), ("scans", None), ("scans_as_they_are", None)):
+    for part, slices in (("synthetic", 10), ("scans", None), ("scans_as_they_are", None)):
         methods = metrics[part]["methods"]
         assert {"anomaly_map", "bits", "position_z", "pca", "mean_image", "reconstruction_error"} <= methods.keys()
         assert slices in (None, metrics[part]["slices"])
         for scores in methods.values():
             assert 0 <= scores["ap_interval"][0] <= scores["ap"] <= 1
             assert scores["dice"] <= scores["best_dice"]
-    assert {"ap_dark", "ap_deformed"} <= metrics["synthetic"]["methods"]["bits"].keys()
+    assert {"ap_dark", "ap_deformed", "ap_seed_0", "ap_seed_1"} <= metrics["synthetic"]["methods"]["bits"].keys()
+    assert not any(name.startswith("ap_seed") for name in metrics["scans"]["methods"]["bits"])
 
     statistics = tmp_path / "measured/healthy.safetensors"
     assert np.isfinite(HealthySlices.load(statistics, model=TrainedModel.from_bundle(model)).threshold)
