@@ -11,6 +11,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from monai_vqgen.anomaly import HealthySlices, anomaly_signals
+from monai_vqgen.anomaly.healthy import model_fingerprint
+from monai_vqgen.engines import encode_records
 from monai_vqgen.models import ModelRecord, TrainedModel
 from monai_vqgen.models.loading import LoadedPriors
 from monai_vqgen.models.record import SamplingSettings
@@ -78,6 +81,17 @@ def tiny_model(
         settings or SamplingSettings.recorded([{}] * network.num_levels),
     )
     return TrainedModel(network, loaded, record=whole)
+
+
+def random_statistics(model: TrainedModel, *, threshold: float = 3.0) -> HealthySlices:
+    """Statistics of slices of noise, 40 to 97 mm below the top of the brain."""
+    places = [40.0 + 3 * i for i in range(20)]
+    images = torch.rand(len(places), 1, *model.record.image_size, generator=torch.Generator().manual_seed(0))
+    records = [{"position_mm": place} for place in places]
+    features = None if model.condition is None else encode_records(model.condition, records)
+    signals = anomaly_signals(model, images, condition=features)
+    healthy = HealthySlices.fit([(signals, places)], fingerprint=model_fingerprint(model))
+    return healthy._replace(threshold=threshold)
 
 
 def write_slices(

@@ -29,13 +29,17 @@ from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.files import write_bytes
 from monai_vqgen.weights import fingerprint
 
-__all__ = ["AnomalyMaps", "HealthySlices"]
+__all__ = ["STATISTICS", "AnomalyMaps", "HealthySlices"]
+
+STATISTICS = "healthy.safetensors"
+"""The file's name beside weights."""
 
 STEP_MM = 3.0  # between positions whose statistics are kept
 NEIGHBORS_MM = 3.0  # sigma with which slices of other positions count
 DEVIATION_SIGMA = 1.5  # pixels over which deviations are shared; few subjects make them rough
 DEVIATION_FLOOR = 0.3  # of the deviation over the whole brain, added to each pixel's own
 RESTORATIONS = 3  # a slice, where the statistics have that signal
+STORED = np.float16  # half the file; rounds by a thousandth of what slices of healthy subjects differ by
 FORMAT_VERSION = 1
 
 
@@ -108,7 +112,7 @@ class HealthySlices(NamedTuple):
             spread_nhw = np.sqrt(np.tensordot(weight_b, (values - means[-1]) ** 2, 1))
             blurred_nhw = ndimage.gaussian_filter(spread_nhw, (0, DEVIATION_SIGMA, DEVIATION_SIGMA))
             deviations.append(blurred_nhw + DEVIATION_FLOOR * np.maximum(floor_n, 1e-6)[:, None, None])
-        mean, deviation = (np.stack(kind).astype(np.float32) for kind in (means, deviations))
+        mean, deviation = (np.stack(kind).astype(STORED).astype(np.float32) for kind in (means, deviations))
         quantiles = np.linspace(0, 1, 65) if quantiles is None else quantiles
         return cls(kept[0][0].names, positions_p, mean, deviation, quantiles, fingerprint)
 
@@ -137,8 +141,9 @@ class HealthySlices(NamedTuple):
         return AnomalyMaps(scores_bhw, distances_bnhw, self.names, (told,) if beyond else ())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `.safetensors` file."""
+        """Write a `.safetensors` file; means and deviations of `fit` lose nothing."""
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+        arrays |= {name: arrays[name].astype(STORED) for name in _ROUNDED}
         about = {"names": self.names, "fingerprint": self.fingerprint, "threshold": self.threshold}
         write_bytes(Path(path), save(arrays, {"monai_vqgen": json.dumps({"version": FORMAT_VERSION, **about})}))
 
@@ -156,6 +161,7 @@ class HealthySlices(NamedTuple):
         try:
             content = Path(path).read_bytes()
             arrays = load(content)
+            arrays |= {name: arrays[name].astype(np.float32) for name in _ROUNDED}
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             about = json.loads(header["__metadata__"]["monai_vqgen"])
             found = cls(
@@ -213,7 +219,8 @@ def moved_into_range(encoder: Any, records: Sequence[Mapping[str, Any]]) -> list
     return told
 
 
-_ARRAYS = ("positions_p", "mean_pnhw", "deviation_pnhw", "quantiles")
+_ROUNDED = ("mean_pnhw", "deviation_pnhw")
+_ARRAYS = ("positions_p", "quantiles", *_ROUNDED)
 
 
 def model_fingerprint(model: Any) -> str:

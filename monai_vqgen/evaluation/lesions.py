@@ -20,7 +20,7 @@ from monai.data import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from monai_vqgen.anomaly.healthy import STEP_MM, HealthySlices, model_fingerprint
+from monai_vqgen.anomaly.healthy import STATISTICS, STEP_MM, HealthySlices, model_fingerprint
 from monai_vqgen.anomaly.signals import Signals, anomaly_signals, smooth_within
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import DatalistError, InputError, ScanError
@@ -39,7 +39,7 @@ __all__ = ["AnomalyEvaluation", "every_slice"]
 logger = logging.getLogger(__name__)
 
 COMPONENTS = 64  # principal components of the baseline
-STATISTICS, METRICS = "healthy.safetensors", "metrics.json"
+METRICS = "metrics.json"
 SEED_STEP = 100_003  # between the lesions of two seeds; more than a test set has slices
 MASK_LEVEL = 0.5  # share of a pixel that is a lesion
 
@@ -196,7 +196,13 @@ class AnomalyEvaluation:
     ) -> dict[str, Any]:
         scores, brain_bhw = self._scores(slices, healthy, components_khw), slices.brain_bhw
         subjects = [str(record.get("subject")) for record in slices.records]
-        kinds = np.array([str(record.get("lesion")) for record in slices.records])
+        names = {str(record[key]): key for record in slices.records for key in ("lesion", "seed") if key in record}
+        parts = {
+            name if key == "lesion" else f"seed_{name}": np.array(
+                [str(record[key]) == name for record in slices.records]
+            )
+            for name, key in names.items()
+        }
         methods: dict[str, Any] = {}
         for name, map_bhw in scores.items():
             counts = count_pixels(map_bhw, slices.masks_bhw, brain_bhw, subjects)
@@ -206,10 +212,9 @@ class AnomalyEvaluation:
                 "threshold": thresholds[name],
                 "lesions_found": lesions_found(called_bhw, slices.masks_bhw),
             }
-            for kind in [kind for kind in LESION_KINDS if (kinds == kind).any()]:
-                of = kinds == kind
-                part = count_pixels(map_bhw[of], slices.masks_bhw[of], brain_bhw[of], [""] * int(of.sum()))
-                methods[name][f"ap_{kind}"] = lesion_scores(part, threshold=thresholds[name], resamples=1).ap
+            for part, of in parts.items():
+                counts = count_pixels(map_bhw[of], slices.masks_bhw[of], brain_bhw[of], [""] * int(of.sum()))
+                methods[name][f"ap_{part}"] = lesion_scores(counts, threshold=thresholds[name], resamples=1).ap
         prevalence = float(slices.masks_bhw[brain_bhw].mean())
         return {"slices": len(subjects), "subjects": len(set(subjects)), "prevalence": prevalence, "methods": methods}
 
@@ -279,7 +284,7 @@ def _with_lesions(slices: _Slices, seed: int) -> _Slices:
         changed_hw, mask_hw = place_lesion(image_hw, lesion)
         images.append(changed_hw)
         masks.append(mask_hw)
-        records.append({**record, "lesion": kind})
+        records.append({**record, "lesion": kind, "seed": seed})
     return _Slices(np.stack(images), records, np.stack(masks))
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         AnomalyScan as AnomalyScan,
         anomaly_names as anomaly_names,
         anomaly_scan as anomaly_scan,
+        healthy_beside as healthy_beside,
         write_anomalies as write_anomalies,
     )
     from monai_vqgen.models.denoising import CycleSpinning as CycleSpinning

@@ -16,12 +16,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from monai_vqgen.anomaly.healthy import HealthySlices, moved_into_range, score_slices
+from monai_vqgen.anomaly.healthy import STATISTICS, HealthySlices, moved_into_range, score_slices
 from monai_vqgen.anomaly.signals import smooth_within
+from monai_vqgen.data.io.captures import CaptureLabels
 from monai_vqgen.data.io.nifti import nifti_bytes
+from monai_vqgen.data.io.segmentations import write_segmentation
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import DatalistError, InputError, ScanError
 from monai_vqgen.files import write_bytes, write_json
+from monai_vqgen.models.loading import weights_file
 from monai_vqgen.models.reconstruction_files import plain_stem
 from monai_vqgen.models.samples import check_names
 from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
@@ -32,7 +35,15 @@ from monai_vqgen.transforms.resampling import restore_plane
 from monai_vqgen.transforms.size import Frame, apply_frame, frame_loses, place_frame, trimmed
 from monai_vqgen.transforms.volume_slicing import Plane, PreparedVolume, cut_plane, locate_planes, prepare_volume
 
-__all__ = ["AnomalyScan", "ScanSlices", "anomaly_names", "anomaly_scan", "cut_scan", "write_anomalies"]
+__all__ = [
+    "AnomalyScan",
+    "ScanSlices",
+    "anomaly_names",
+    "anomaly_scan",
+    "cut_scan",
+    "healthy_beside",
+    "write_anomalies",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -224,10 +235,50 @@ def anomaly_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
     Raises:
         DatalistError: two scans would be written under one name.
     """
-    stems = [plain_stem(Path(record["image"])) for record in records]
+    paths = [Path(record["image"]) for record in records]
+    stems = [plain_stem(path) for path in paths]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise DatalistError(f"several scans are named {twice[0]}: rename them, or give their folders one by one")
-    return [REPORT, *(f"{stem}_{kind}.nii.gz" for stem in stems for kind in ("anomaly", "lesions"))]
+    series = [f"{plain_stem(path)}_lesions.dcm" for path in paths if path.is_dir()]
+    return [REPORT, *(f"{stem}_{kind}.nii.gz" for stem in stems for kind in ("anomaly", "lesions")), *series]
+
+
+def healthy_beside(model: str | os.PathLike[str] | None = None) -> HealthySlices | None:
+    """The statistics of healthy slices that lie beside weights; None where there are none.
+
+    Args:
+        model: where the weights are, as `TrainedModel.from_bundle` takes it; None for those of the package.
+
+    Raises:
+        InputError: no weights are there.
+        CheckpointError: damaged statistics.
+
+    Examples:
+        >>> round(healthy_beside("faithful").threshold, 1)  # doctest: +SKIP
+        3.4
+    """
+    with weights_file(None if model is None else os.fspath(model)) as weights:
+        path = weights.with_name(STATISTICS)
+        return HealthySlices.load(path) if path.is_file() else None
+
+
+def _write_scan(folder: Path, path: Path, found: AnomalyScan) -> list[str]:
+    """Write what was found in a scan; returns what could not be written, in words."""
+    stem = plain_stem(path)
+    write_bytes(folder / f"{stem}_anomaly.nii.gz", nifti_bytes(found.scores_s, found.affine))
+    if found.lesions_s is None:
+        return []
+    write_bytes(folder / f"{stem}_lesions.nii.gz", nifti_bytes(found.lesions_s.astype(np.uint8), found.affine))
+    if path.is_dir():
+        derivation = (
+            f"Scores over {found.threshold:.4g} under the priors of a vector-quantized autoencoder; research only"
+        )
+        labels = CaptureLabels("Unusual places (monai_vqgen)", derivation, source=path)
+        try:
+            write_segmentation(folder / f"{stem}_lesions.dcm", found.lesions_s, affine=found.affine, labels=labels)
+        except ScanError as error:
+            return [f"no DICOM segmentation is written: {error}"]
+    return []
 
 
 def write_anomalies(
@@ -235,16 +286,18 @@ def write_anomalies(
     records: Sequence[Mapping[str, Any]],
     output_dir: str | os.PathLike[str],
     *,
-    healthy: str | os.PathLike[str] | None = None,
+    healthy: HealthySlices | str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> None:
     """Write each scan's map `NAME_anomaly.nii.gz` and segmentation `NAME_lesions.nii.gz`, and notes on all.
+
+    The segmentation of a DICOM series is written as `NAME_lesions.dcm`, too.
 
     Args:
         model: a `TrainedModel` with priors.
         records: with the path of each scan.
         output_dir: where they go.
-        healthy: file of the statistics that `evaluate_anomaly.json` writes.
+        healthy: statistics, or the file that `evaluate_anomaly.json` writes; None for bits.
         options: of `anomaly_scan`.
 
     Raises:
@@ -252,7 +305,7 @@ def write_anomalies(
     """
     folder = Path(output_dir)
     report: list[dict[str, Any]] = []
-    statistics = None if healthy is None else HealthySlices.load(healthy, model=model)
+    statistics = HealthySlices.load(healthy, model=model) if isinstance(healthy, str | os.PathLike) else healthy
     for record in tqdm(records, desc="scans", unit="scan"):
         path = Path(record["image"])
         try:
@@ -261,15 +314,11 @@ def write_anomalies(
             logger.warning("skipped: %s: %s", path, error)
             report.append({"scan": path.name, "skipped": str(error)})
             continue
-        named = {"anomaly": found.scores_s}
-        if found.lesions_s is not None:
-            named["lesions"] = found.lesions_s.astype(np.uint8)
-        for kind, volume_s in named.items():
-            write_bytes(folder / f"{plain_stem(path)}_{kind}.nii.gz", nifti_bytes(volume_s, found.affine))
-        for note in found.notes:
+        notes = [*found.notes, *_write_scan(folder, path, found)]
+        for note in notes:
             logger.warning("%s: %s", path.name, note)
         known = None if found.lesions_s is None else found.threshold
-        report.append({"scan": path.name, "threshold": known, "notes": list(found.notes)})
+        report.append({"scan": path.name, "threshold": known, "notes": notes})
     if all("skipped" in entry for entry in report):
         raise ScanError(f"none of the {len(report)} scans could be used: {report[0]['skipped'] if report else ''}")
     write_json(folder / REPORT, {"scans": report})

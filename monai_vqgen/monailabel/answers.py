@@ -26,12 +26,12 @@ def _path(suffix: str) -> Path:
 
 
 def answer_nifti(voxels_s: NDArray, affine: NDArray, about: Mapping[str, Any]) -> str:
-    """Write a volume, or slices stacked along the third axis, as float32; return the path.
+    """Write a volume, or slices stacked along the third axis, as float32, a mask as uint8; return the path.
 
     What it is (synthetic or not, seed, model) stands in the header too, so that the file tells it without the answer.
     """
     path = _path(".nii.gz")
-    values = np.ascontiguousarray(voxels_s, dtype=np.float32)
+    values = np.ascontiguousarray(voxels_s, dtype=np.uint8 if voxels_s.dtype == bool else np.float32)
     write_volume_nifti(path, values, np.asarray(affine, dtype=np.float64), comment=json.dumps(about))
     return str(path)
 

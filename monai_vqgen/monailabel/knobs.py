@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from monai_vqgen.errors import InputError
 
-__all__ = ["Knobs", "ReconstructionKnobs", "SamplingKnobs", "TrainingKnobs", "asked_conditions"]
+__all__ = ["AnomalyKnobs", "Knobs", "ReconstructionKnobs", "SamplingKnobs", "TrainingKnobs", "asked_conditions"]
 
 MAX_SAMPLES = 64
 """Slices in one answer: about four minutes of the demo's priors on one core."""
@@ -78,6 +78,13 @@ class ReconstructionKnobs(Knobs):
     pixel_mm: float | None = Field(None, ge=0.1, le=20)
     batch_size: int = Field(16, ge=1, le=64)
     intensity: Literal["input", "unit"] = "input"
+
+
+class AnomalyKnobs(Knobs):
+    """What is called unusual; a threshold that is left out is that of the statistics of healthy slices."""
+
+    threshold: float | None = Field(None, gt=0)
+    match: bool = True
 
 
 class TrainingKnobs(Knobs):

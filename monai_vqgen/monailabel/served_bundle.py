@@ -1,6 +1,7 @@
 """The bundle that is served: its version and its model, loaded when first asked for.
 
 folder/configs/{metadata,inference}.json      folder/models/{model.pt, model.json, model_prior_level0.pt, ...}
+                                              folder/models/healthy.safetensors, where anomalies are looked for
                                               folder/models/generative/{the same}, where samples have weights of theirs
 """
 
@@ -11,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from monai_vqgen.anomaly.healthy import STATISTICS
 from monai_vqgen.bundles import bundle_root
 from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.models import TrainedModel
@@ -55,6 +57,11 @@ class ServedBundle:
         """The autoencoder's weights of the model that draws samples: the generative one where there is one."""
         generative = self.weights.parent / "generative" / self.weights.name
         return generative if generative.is_file() else self.weights
+
+    @property
+    def statistics(self) -> Path:
+        """Those of healthy slices (`HealthySlices`), beside the weights."""
+        return self.weights.with_name(STATISTICS)
 
     def has_priors(self, weights: Path | None = None) -> bool:
         """Whether there are priors to sample from beside weights, `self.weights` by default."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_vqgen.errors import CheckpointError, CodesMismatchError, InputError, VQGenError, root_cause
+from monai_vqgen.monailabel.anomaly import AnomalyMapTask, AnomalyTask, LatestScores
 from monai_vqgen.monailabel.interfaces import (
     First,
     HTTPException,
@@ -54,7 +55,7 @@ class Studies(LocalDatastore):
 
 
 class MyApp(MONAILabelApp):
-    """Reconstruction, sampling, completion and training of the bundle; see `docs/MONAI_LABEL.md`.
+    """Reconstruction, sampling, completion, anomaly maps and training of the bundle; see `docs/MONAI_LABEL.md`.
 
     MONAI Label finds this class by its base. `--conf bundle FOLDER` serves another bundle than the package's own.
 
@@ -94,10 +95,13 @@ class MyApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, Any]:
         """The models that a client can ask."""
+        scores = LatestScores(self.bundle)
         return {
             "reconstruction": ReconstructTask(self.bundle),
             SAMPLING: SamplingTask(self.bundle),
             "completion": CompletionTask(self.bundle),
+            "anomaly": AnomalyTask(scores),
+            "anomaly_map": AnomalyMapTask(scores),
         }
 
     def init_trainers(self) -> dict[str, Any]:

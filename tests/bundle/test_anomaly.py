@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from factories import POSITIONS, tiny_model, write_slices
+from factories import POSITIONS, random_statistics, tiny_model, write_slices
 
 from monai_vqgen.anomaly import HealthySlices
 from monai_vqgen.bundles import run_stage
@@ -63,16 +64,17 @@ def test_the_stages_run_one_after_the_other(model, tmp_path):
     lesion[18:23, 18:22, 14:20] = 1
     write_scan(tmp_path / "patients/a_T1.nii.gz", voxels + np.float32(300) * lesion)
     write_scan(tmp_path / "patients/a_lesion.nii.gz", lesion)
-    run_stage("evaluate_anomaly", options={**options, **where, "scans": str(tmp_path / "patients")})
+    run_stage("evaluate_anomaly", options={**options, **where, "scans": str(tmp_path / "patients"), "seeds": 2})
     metrics = json.loads((tmp_path / "measured/metrics.json").read_text())
-    for part, slices in (("synthetic", 5), ("scans", None), ("scans_as_they_are", None)):
+    for part, slices in (("synthetic", 10), ("scans", None), ("scans_as_they_are", None)):
         methods = metrics[part]["methods"]
         assert {"anomaly_map", "bits", "position_z", "pca", "mean_image", "reconstruction_error"} <= methods.keys()
         assert slices in (None, metrics[part]["slices"])
         for scores in methods.values():
             assert 0 <= scores["ap_interval"][0] <= scores["ap"] <= 1
             assert scores["dice"] <= scores["best_dice"]
-    assert {"ap_dark", "ap_deformed"} <= metrics["synthetic"]["methods"]["bits"].keys()
+    assert {"ap_dark", "ap_deformed", "ap_seed_0", "ap_seed_1"} <= metrics["synthetic"]["methods"]["bits"].keys()
+    assert not any(name.startswith("ap_seed") for name in metrics["scans"]["methods"]["bits"])
 
     statistics = tmp_path / "measured/healthy.safetensors"
     assert np.isfinite(HealthySlices.load(statistics, model=TrainedModel.from_bundle(model)).threshold)
@@ -93,6 +95,29 @@ def test_the_stages_run_one_after_the_other(model, tmp_path):
     told = {entry["scan"]: entry for entry in json.loads((tmp_path / "maps/anomalies.json").read_text())["scans"]}
     assert "left out" in told["one.nii.gz"]["notes"][0]
     assert "skipped" in told["broken.nii.gz"]
+
+
+def test_a_dicom_series_gets_its_segmentation_as_dicom_and_statistics_beside_weights_are_taken(
+    model, tmp_path, write_series
+):
+    highdicom = pytest.importorskip("highdicom")
+    for weights in model.parent.iterdir():
+        shutil.copy(weights, tmp_path / weights.name)
+    trained = TrainedModel.from_bundle(model)
+    random_statistics(trained, threshold=2.0).save(tmp_path / "healthy.safetensors")
+    write_series(tmp_path / "scans/series", blob(), OBLIQUE)
+    options = {"model": str(tmp_path / "model.pt"), "device": "cpu", "dataset_dir": str(tmp_path / "scans")}
+    run_stage("anomaly", options={**options, "output_dir": str(tmp_path / "maps")})
+    image = nib.load(tmp_path / "maps/series_lesions.nii.gz")
+    lesions = np.asarray(image.dataobj)
+    found = highdicom.seg.segread(tmp_path / "maps/series_lesions.dcm").get_volume(combine_segments=True)
+    marked = np.argwhere(found.array) @ found.affine[:3, :3].T + found.affine[:3, 3]
+    expected = np.argwhere(lesions) @ image.affine[:3, :3].T + image.affine[:3, 3]
+    assert 0 < lesions.sum() == len(marked) < lesions.size
+    np.testing.assert_allclose(np.unique(np.round(marked * [-1, -1, 1]), axis=0), np.unique(np.round(expected), axis=0))
+    told = json.loads((tmp_path / "maps/anomalies.json").read_text())["scans"]
+    assert told[0]["threshold"] == 2.0
+    assert not [note for note in told[0]["notes"] if "segmentation" in note]
 
 
 @pytest.mark.parametrize(("spacing", "count"), [(0.7, 60), (0.868, 101), (1.1, 63)])

@@ -11,9 +11,10 @@ import torch
 from monai.bundle import ConfigParser
 from skimage.metrics import structural_similarity
 
+from monai_vqgen.anomaly.healthy import model_fingerprint
 from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import SliceOptions, extract_slices
-from monai_vqgen.models import TrainedModel
+from monai_vqgen.models import TrainedModel, healthy_beside
 from monai_vqgen.weights import fingerprint
 
 MODELS = bundle_root() / "models"
@@ -57,6 +58,20 @@ def test_each_purpose_has_weights_of_its_own_and_their_name_finds_them():
     denoising = TrainedModel.from_bundle("denoising")
     assert (denoising.priors, denoising.record.license) == ((), faithful.record.license)
     assert denoising.record.fingerprint not in (faithful.record.fingerprint, generative.record.fingerprint)
+
+
+def test_the_statistics_of_healthy_slices_are_of_the_weights_beside_them_and_cover_their_positions():
+    healthy, model = healthy_beside("faithful"), TrainedModel.from_bundle("faithful")
+    assert healthy is not None
+    assert healthy.fingerprint == model_fingerprint(model)
+    assert healthy.mean_pnhw.shape[2:] == model.record.image_size
+    low, high = model.condition.continuous["position_mm"]
+    assert low <= healthy.positions_p.min() <= low + 3
+    assert high - 3 <= healthy.positions_p.max() <= high
+    assert np.isfinite(healthy.threshold)
+    assert healthy.deviation_pnhw.min() > 0
+    assert (MODELS / "healthy.safetensors").stat().st_size < 7 * 2**20
+    assert healthy_beside("generative") is None
 
 
 def test_blank_cells_of_the_generative_weights_have_one_code():

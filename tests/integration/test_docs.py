@@ -305,12 +305,12 @@ def test_the_commands_of_the_anomaly_page_run_one_after_another(clone, documente
     shutil.copy(source, clone.folder / "PATIENTS/a_T1.nii.gz")
     nib.save(nib.Nifti1Image(mask, scan.affine), clone.folder / "PATIENTS/a_lesion.nii.gz")
     commands = documented("docs/anomaly.md")
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         coarser = command.replace("--split_file configs/splits/ds002748.json", "--position_step_mm 20.0")
         clone.run(coarser)
-    for folder in ("BITS", "MAPS"):
-        assert nib.load(clone.folder / folder / "SCAN_anomaly.nii.gz").shape == scan.shape
-    assert nib.load(clone.folder / "MAPS/SCAN_lesions.nii.gz").shape == scan.shape
+    for folder in ("MAPS", "OWN_MAPS"):
+        for kind in ("anomaly", "lesions"):
+            assert nib.load(clone.folder / folder / f"SCAN_{kind}.nii.gz").shape == scan.shape
     metrics = json.loads((clone.folder / "MEASURED/metrics.json").read_text())
     assert {"synthetic", "scans"} <= metrics.keys()

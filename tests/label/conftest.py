@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from factories import tiny_autoencoder, tiny_model
+from factories import random_statistics, tiny_autoencoder, tiny_model
 from PIL import Image
 
 from monai_vqgen.bundles import bundle_root
@@ -149,6 +149,7 @@ def make_bundle(root: Path) -> Path:
     network = tiny_autoencoder(CODES)
     model = tiny_model(SIZE, autoencoder=network, condition=encoder, num_layers=1, record={"pixel_mm": 4.0})
     model.save(root / "models")
+    random_statistics(model).save(root / "models" / "healthy.safetensors")
     return root
 
 

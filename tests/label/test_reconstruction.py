@@ -17,7 +17,7 @@ def ssim(image, result) -> float:
 
 def test_the_server_tells_its_models_knobs_and_trainer(client, bundle):
     info = client.info()
-    assert set(info["models"]) == {"reconstruction", "sampling", "completion"}
+    assert set(info["models"]) == {"reconstruction", "sampling", "completion", "anomaly", "anomaly_map"}
     assert set(info["trainers"]) == {"autoencoder"}
     knobs = info["models"]["reconstruction"]["config"]
     assert {name: knobs[name] for name in ("plane", "pixel_mm", "batch_size", "intensity")} == {

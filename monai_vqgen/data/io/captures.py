@@ -23,7 +23,15 @@ from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.files import write_bytes
 from monai_vqgen.transforms.geometry import PLANES, PlaneView, view_plane
 
-__all__ = ["CaptureLabels", "check_highdicom", "write_secondary_captures"]
+__all__ = [
+    "IDENTITY",
+    "MANUFACTURER",
+    "CaptureLabels",
+    "check_highdicom",
+    "content_uid",
+    "source_headers",
+    "write_secondary_captures",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +103,11 @@ def write_secondary_captures(
     low, high = float(view.volume_s.min()), float(view.volume_s.max())
     slope = (high - low) / LARGEST or 1.0
     stored_s = np.rint((view.volume_s - low) / slope).astype(np.uint16)
-    series = _identifier(highdicom, plane, labels, stored_s.tobytes() + np.append(view.affine, [slope, low]).tobytes())
-    sources = _source_headers(labels.source)
-    identity = _identity(labels, sources, study=_identifier(highdicom, "study", labels))
+    series = content_uid(highdicom, plane, labels, stored_s.tobytes() + np.append(view.affine, [slope, low]).tobytes())
+    sources = source_headers(labels.source)
+    identity = _identity(labels, sources, study=content_uid(highdicom, "study", labels))
     frame = next((h.FrameOfReferenceUID for h in sources if h.get("FrameOfReferenceUID")), None)
-    frame = frame or _identifier(highdicom, f"{series} frame of reference", labels)
+    frame = frame or content_uid(highdicom, f"{series} frame of reference", labels)
     references = _references(sources)
     down, right = (FOOT_AND_HEAD.get(code, code) for code in PLANES[plane][:2])
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -112,7 +120,7 @@ def write_secondary_captures(
             coordinate_system="PATIENT",
             series_instance_uid=series,
             series_number=1,
-            sop_instance_uid=_identifier(highdicom, f"{series} {number}", labels),
+            sop_instance_uid=content_uid(highdicom, f"{series} {number}", labels),
             instance_number=number,
             manufacturer=MANUFACTURER,
             pixel_spacing=view.spacing[:2],
@@ -153,14 +161,14 @@ def _check_labels(labels: CaptureLabels) -> None:
             raise InputError(f"{name} has {len(text)} characters; DICOM allows {longest}: shorten it")
 
 
-def _identifier(highdicom: Any, what: str, labels: CaptureLabels, content: bytes = b"") -> str:
+def content_uid(highdicom: Any, what: str, labels: CaptureLabels, content: bytes = b"") -> str:
     """A UID that depends only on the labels and the content."""
     words = [what, labels.series_description, labels.derivation, labels.patient, hashlib.sha256(content).hexdigest()]
     number = int.from_bytes(hashlib.sha256("\n".join(words).encode()).digest()[:16], "big")
     return str(highdicom.UID.from_uuid(f"{number:032x}"))
 
 
-def _source_headers(source: Path | None) -> Sequence[Any]:
+def source_headers(source: Path | None) -> Sequence[Any]:
     """The headers of the source's images."""
     if source is None:
         return ()

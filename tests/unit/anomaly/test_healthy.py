@@ -29,8 +29,8 @@ def test_means_and_deviations_are_those_of_the_position():
     values = drawn()
     healthy = HealthySlices.fit([(signals(values), PLACES)])
     first, last = values[:40], values[40:]
-    np.testing.assert_allclose(healthy.mean_pnhw[0, :, 0, 0], first.mean(0), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(healthy.mean_pnhw[-1, :, 0, 0], last.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(healthy.mean_pnhw[0, :, 0, 0], first.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(healthy.mean_pnhw[-1, :, 0, 0], last.mean(0), rtol=1e-3)
     np.testing.assert_allclose(healthy.deviation_pnhw[0, :, 0, 0], first.std(0) + 0.3 * values.std(0), rtol=1e-3)
 
 
@@ -57,7 +57,10 @@ def test_a_files_statistics_are_those_that_were_saved_and_other_weights_are_refu
     healthy._replace(threshold=3.5).save(tmp_path / "healthy.safetensors")
     read = HealthySlices.load(tmp_path / "healthy.safetensors", model=model)
     assert (read.names, read.threshold) == (healthy.names, 3.5)
-    np.testing.assert_array_equal(read.deviation_pnhw, healthy.deviation_pnhw)
+    for name in ("mean_pnhw", "deviation_pnhw", "positions_p", "quantiles"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(healthy, name))
+    assert read.mean_pnhw.dtype == np.float32
+    assert (tmp_path / "healthy.safetensors").stat().st_size < healthy.mean_pnhw.nbytes * 1.1 + 2000
     with pytest.raises(CheckpointError, match="other weights"):
         HealthySlices.load(tmp_path / "healthy.safetensors", model=other)
     content = (tmp_path / "healthy.safetensors").read_bytes()

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
-from factories import tiny_model
+from factories import POSITIONS, random_statistics, tiny_model
 from PIL import Image
 
-from monai_vqgen.errors import InputError, ScanError
+from monai_vqgen.anomaly import HealthySlices
+from monai_vqgen.errors import CheckpointError, InputError, ScanError
+from monai_vqgen.monailabel.anomaly import AnomalyMapTask, AnomalyTask, LatestScores
 from monai_vqgen.monailabel.knobs import ReconstructionKnobs, SamplingKnobs, TrainingKnobs, asked_conditions
 from monai_vqgen.monailabel.reconstruct import check_size
 from monai_vqgen.monailabel.served_bundle import ServedBundle
@@ -191,3 +193,65 @@ def test_more_pixels_than_a_client_may_ask_for_are_refused():
     ):
         with pytest.raises(InputError, match="give a larger pixel_mm"):
             check_size(shape, affine, plane, pixel_mm)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A tiny bundle with statistics of healthy slices, and a request for a ball as the image."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text(json.dumps({"version": "1"}))
+    (tmp_path / "configs" / "inference.json").write_text("{}")
+    model = tiny_model((48, 48), condition=POSITIONS, num_layers=1)
+    model.save(tmp_path / "models")
+    random_statistics(model).save(tmp_path / "models" / "healthy.safetensors")
+    axes = np.meshgrid(*(np.linspace(-1.2, 1.2, 40),) * 3, indexing="ij")
+    ball = np.where(sum(x**2 for x in axes) < 1, 400 + 100 * np.sin(4 * axes[0]), 0).astype(np.float32)
+    affine = np.array([[0, -3.0, 0, 5], [-3.0, 0, 0, 7], [0, 0, 3.0, -9], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(ball, affine), tmp_path / "ball.nii.gz")
+    return ServedBundle(tmp_path), {"image": str(tmp_path / "ball.nii.gz"), "device": "cpu"}
+
+
+def test_what_is_unusual_is_marked_in_the_studys_geometry_and_a_threshold_computes_nothing_anew(served, monkeypatch):
+    bundle, request = served
+    scores = LatestScores(bundle)
+    task, maps = SimpleNamespace(scores=scores), SimpleNamespace(scores=scores)
+    assert AnomalyTask.is_valid(task)
+    image = nib.load(AnomalyMapTask.__call__(maps, request)[0])
+    study = nib.load(request["image"])
+    monkeypatch.setattr("monai_vqgen.monailabel.anomaly.anomaly_scan", None)
+    for threshold in ("", 1.5, "4"):
+        path, answer = AnomalyTask.__call__(task, {**request, "threshold": threshold})
+        mask = nib.load(path)
+        assert (mask.shape, mask.get_data_dtype()) == (study.shape, np.uint8)
+        np.testing.assert_allclose(mask.affine, study.affine)
+        assert answer["threshold"] == float(threshold or 3.0)
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), image.get_fdata() > answer["threshold"])
+        assert 0 < answer["voxels"] == np.asarray(mask.dataobj).sum()
+
+
+def test_other_intensities_or_another_scan_of_the_name_are_scored_anew(served):
+    bundle, request = served
+    scores = LatestScores(bundle)
+    first = scores(request)[0].scores_s
+    assert (scores({**request, "match": "false"})[0].scores_s != first).any()
+    study = nib.load(request["image"])
+    nib.save(nib.Nifti1Image(study.get_fdata(dtype=np.float32)[::-1] ** 2, study.affine), request["image"])
+    assert (scores(request)[0].scores_s != first).any()
+
+
+def test_statistics_that_are_missing_of_other_weights_or_without_a_threshold_are_told(served, tmp_path):
+    bundle, request = served
+    with pytest.raises(InputError, match="conditioned on nothing, not on position_mm"):
+        LatestScores(bundle)({**request, "position_mm": 60})
+    healthy = HealthySlices.load(bundle.statistics)
+    healthy._replace(threshold=float("nan")).save(bundle.statistics)
+    with pytest.raises(InputError, match="give threshold"):
+        LatestScores(bundle)(request)
+    assert LatestScores(bundle)({**request, "threshold": 2})[1]["threshold"] == 2
+    healthy._replace(fingerprint="other").save(bundle.statistics)
+    with pytest.raises(CheckpointError, match="other weights"):
+        LatestScores(bundle)(request)
+    bundle.statistics.unlink()
+    assert not AnomalyTask.is_valid(SimpleNamespace(scores=LatestScores(bundle)))
+    with pytest.raises(CheckpointError, match="no statistics"):
+        LatestScores(bundle)(request)
