@@ -29,10 +29,7 @@ from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.files import write_bytes
 from monai_vqgen.weights import fingerprint
 
-__all__ = ["STATISTICS", "AnomalyMaps", "HealthySlices"]
-
-STATISTICS = "healthy.safetensors"
-"""The file's name beside weights."""
+__all__ = ["AnomalyMaps", "HealthySlices"]
 
 STEP_MM = 3.0  # between positions whose statistics are kept
 NEIGHBORS_MM = 3.0  # sigma with which slices of other positions count

@@ -20,7 +20,7 @@ from monai.data import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from monai_vqgen.anomaly.healthy import STATISTICS, STEP_MM, HealthySlices, model_fingerprint
+from monai_vqgen.anomaly.healthy import STEP_MM, HealthySlices, model_fingerprint
 from monai_vqgen.anomaly.signals import Signals, anomaly_signals, smooth_within
 from monai_vqgen.engines import encode_records
 from monai_vqgen.errors import DatalistError, InputError, ScanError
@@ -28,6 +28,7 @@ from monai_vqgen.evaluation.evaluator import split_records
 from monai_vqgen.files import write_json
 from monai_vqgen.metrics import count_pixels, lesion_scores, lesions_found
 from monai_vqgen.models.anomaly_scans import cut_scan
+from monai_vqgen.models.record import STATISTICS
 from monai_vqgen.models.scans import as_volume
 from monai_vqgen.transforms.intensity import BRAIN_LEVEL, MatchQuantiles, brain_quantiles
 from monai_vqgen.transforms.lesions import LESION_KINDS, draw_lesion, place_lesion

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from monai_vqgen.anomaly.healthy import STATISTICS, HealthySlices, moved_into_range, score_slices
+from monai_vqgen.anomaly.healthy import HealthySlices, moved_into_range, score_slices
 from monai_vqgen.anomaly.signals import smooth_within
 from monai_vqgen.data.io.captures import CaptureLabels
 from monai_vqgen.data.io.nifti import nifti_bytes
@@ -26,6 +26,7 @@ from monai_vqgen.errors import DatalistError, InputError, ScanError
 from monai_vqgen.files import write_bytes, write_json
 from monai_vqgen.models.loading import weights_file
 from monai_vqgen.models.reconstruction_files import plain_stem
+from monai_vqgen.models.record import STATISTICS
 from monai_vqgen.models.samples import check_names
 from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
 from monai_vqgen.models.trained_model import TrainedModel

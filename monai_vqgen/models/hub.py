@@ -21,7 +21,7 @@ import yaml
 
 from monai_vqgen.errors import CheckpointError, DownloadError, InputError
 from monai_vqgen.files import read_json
-from monai_vqgen.models.record import CARD, CONFIG, prior_name
+from monai_vqgen.models.record import CARD, CONFIG, STATISTICS, prior_name
 
 __all__ = ["REPOSITORY", "fetch", "model_card", "push"]
 
@@ -29,7 +29,7 @@ REPOSITORY = re.compile(r"(?!out/|\.)[\w.-]+/[\w.-]+")
 """Its name: `owner/name`; commands write to `out`, so `out/model` is a run, there or not, and so is a hidden folder."""
 _PRIORS = f"{prior_name(0)[:-1]}*"
 _RECORDS = (CONFIG, "model.json", f"{_PRIORS}.json", CARD)
-_WEIGHTS = ("model.safetensors", "model.pt", f"{_PRIORS}.safetensors", f"{_PRIORS}.pt")
+_WEIGHTS = ("model.safetensors", "model.pt", f"{_PRIORS}.safetensors", f"{_PRIORS}.pt", STATISTICS)
 _LICENSES = {"apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gpl-3.0"}
 """Identifiers of licenses that the hub shares with SPDX; any other has a name of its own there."""
 _TAGS = ("medical", "monai", "vq-vae", "pixelcnn")

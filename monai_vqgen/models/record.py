@@ -25,6 +25,7 @@ from monai_vqgen.weights import SAFETENSORS
 __all__ = [
     "CARD",
     "CONFIG",
+    "STATISTICS",
     "ModelRecord",
     "SamplingSettings",
     "autoencoder_record",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 CARD, CONFIG = "README.md", "config.json"
+STATISTICS = "healthy.safetensors"  # of `monai_vqgen.anomaly.HealthySlices`, beside weights
 FORMAT_VERSION = 1
 LARGEST_IMAGE = 2**15  # pixels along an axis
 SMALLEST_MM = 1e-3  # of a pixel; a meter is the largest

@@ -12,10 +12,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from monai_vqgen.anomaly.healthy import STATISTICS
 from monai_vqgen.bundles import bundle_root
 from monai_vqgen.errors import CheckpointError, InputError
 from monai_vqgen.models import TrainedModel
+from monai_vqgen.models.record import STATISTICS
 
 __all__ = ["ServedBundle"]
 

@@ -93,13 +93,14 @@ def test_a_bundle_is_a_repository_and_its_models_are_loaded(model, hub, tmp_path
     model.save(tmp_path / "bundle/models")
     other = tiny_model(with_priors=False, autoencoder=tiny_autoencoder(seed=5))
     other.save(tmp_path / "bundle/models/generative")
-    for name in ("configs/train.json", "docs/README.md", "models/big.onnx"):
+    for name in ("configs/train.json", "docs/README.md", "models/big.onnx", "models/healthy.safetensors"):
         (tmp_path / "bundle" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "bundle" / name).write_text("{}")
     hub.upload(NAME, tmp_path / "bundle")
     assert_same(TrainedModel.from_pretrained(NAME), model)
     names = [f"model{end}" for end in ("", "_prior_level0", "_prior_level1")]
     ours = {f"models/{name}{suffix}" for name in names for suffix in (".pt", ".json")}
+    ours.add("models/healthy.safetensors")
     assert set(hub.downloaded()) == ours
     assert_same(TrainedModel.from_pretrained(NAME, subfolder="models/generative"), other)
     assert set(hub.downloaded()) == ours | {f"models/generative/model{suffix}" for suffix in (".pt", ".json")}
