@@ -36,7 +36,7 @@ NEIGHBORS_MM = 3.0  # sigma with which slices of other positions count
 DEVIATION_SIGMA = 1.5  # pixels over which deviations are shared; few subjects make them rough
 DEVIATION_FLOOR = 0.3  # of the deviation over the whole brain, added to each pixel's own
 RESTORATIONS = 3  # a slice, where the statistics have that signal
-STORED = np.float16  # half the file; rounds by a thousandth of what slices of healthy subjects differ by
+STORED = np.float16  # half the file
 FORMAT_VERSION = 1
 
 
@@ -138,7 +138,7 @@ class HealthySlices(NamedTuple):
         return AnomalyMaps(scores_bhw, distances_bnhw, self.names, (told,) if beyond else ())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `.safetensors` file; means and deviations of `fit` lose nothing."""
+        """Write a `.safetensors` file, means and deviations in half precision, in which `fit` made them."""
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         arrays |= {name: arrays[name].astype(STORED) for name in _ROUNDED}
         about = {"names": self.names, "fingerprint": self.fingerprint, "threshold": self.threshold}
@@ -167,6 +167,8 @@ class HealthySlices(NamedTuple):
                 fingerprint=about["fingerprint"],
                 threshold=float(about["threshold"]),
             )
+            if not all(np.isfinite(array).all() for array in arrays.values()) or (found.deviation_pnhw <= 0).any():
+                raise ValueError("values that are not finite, or deviations that are not above 0")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} holds no statistics of healthy slices ({error}): make them again") from error
         if model is not None and found.fingerprint != model_fingerprint(model):
@@ -189,7 +191,10 @@ def score_slices(
     if len(records) != len(images):
         raise InputError(f"{len(records)} positions for {len(images)} slices: give one in mm for each")
     if healthy.fingerprint not in ("", model_fingerprint(model)):
-        raise CheckpointError("the statistics were made with other weights: make them again with these")
+        raise CheckpointError(
+            "the statistics were made with other weights: make them again with these, or give none (--healthy '$None') "
+            "for a map of bits"
+        )
     found = []
     for start in range(0, len(images), model.batch_size):
         rows = slice(start, start + model.batch_size)

@@ -7,7 +7,8 @@
 Known neighbors are those above and to the left and, in the image before (the next slice of a volume, another channel),
 all around. A linear predictor for each class of local activity is fitted to the images by least squares; an error is
 coded with the histogram of its context, which says how much varies nearby. The bytes hold predictors and histograms.
-After the fit there are only whole numbers, so that any machine reads what another wrote.
+After the fit there are only whole numbers, and what the range coder makes of them, so that any machine reads what
+another wrote.
 
 Predictors: Wu, Barthel and Zhang, "Piecewise 2D autoregression for predictive image coding" (ICIP 1998). Contexts of
 errors: Wu and Memon, "Context-based, adaptive, lossless image coding" (IEEE Transactions on Communications 45, 1997),
@@ -16,10 +17,12 @@ section IV.
 The bytes, little-endian::
 
     4  length of the model | 1  type of the values | 4  CRC-32 of the values | model | payload of the range coder
-    model, deflated: 4  number of values V | 1  classes P | 1  contexts C | V  the values, as differences
+    model, deflated: 4  number of values V | 1  classes P | 1  contexts C | V times the type's size  their differences
                      4 P  thresholds of the classes   | 2 P F  weights of F features, in 4,096ths
-                     4 C  thresholds of the contexts  | C  bits of an error that are not modeled
-                     64 C  eighths of the logarithms of the histograms
+                     4 C  thresholds of the contexts  | C  low bits of an error that are not modeled
+                     64 C  histograms: 8 log2(count + 1)
+
+What precedes these bytes in a stream is told in `monai_vqgen.models.streams`.
 
 Legend of suffixes: c contexts, f features, k tokens, m pixels, n images, p classes, v values.
 """
@@ -54,6 +57,7 @@ TOKENS, WIDEST = 64, 31  # errors of -31 to 31, in units of their context, and a
 RAW = 1 << 18  # what such an error may be
 MOST_VALUES = 1 << 16
 MOST_MODEL = 1 << 20  # bytes
+MOST_WAVES = 1 << 18  # some hundred microseconds each
 TYPES = tuple(np.dtype(f"<{name}") for name in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
 _HEAD, _COUNTS = struct.Struct("<IBI"), struct.Struct("<I2B")
 _OCTAVE = np.array([1024, 1117, 1218, 1328, 1448, 1579, 1722, 1878])  # 2^(i / 8), in 1,024ths
@@ -79,9 +83,11 @@ def pack_exact(values_nhw: NDArray[Any], stream: Any) -> bytes:
         stream: `constriction.stream`.
 
     Raises:
-        InputError: another type, or more values.
+        InputError: another type, more values, or more images than a stream takes.
     """
     values_nhw = np.ascontiguousarray(values_nhw)
+    if _waves(values_nhw.shape) > MOST_WAVES:
+        raise InputError(f"{len(values_nhw)} images are more than are kept exactly in one stream: write several")
     plain = values_nhw.dtype.newbyteorder("<")
     if plain not in TYPES:
         raise InputError(f"values of type {values_nhw.dtype} are not kept exactly: give integers or float32")
@@ -100,12 +106,20 @@ def pack_exact(values_nhw: NDArray[Any], stream: Any) -> bytes:
     return _HEAD.pack(len(packed), TYPES.index(plain), checksum) + packed + payload
 
 
-def unpack_exact(data: bytes, shape_nhw: Sequence[int], stream: Any) -> NDArray[Any]:
+def unpack_exact(data: bytes, shape_nhw: Sequence[int], stream: Any, *, most_bytes: int = 1 << 34) -> NDArray[Any]:
     """The values `(n, h, w)`, in the type that they were given in.
 
+    Args:
+        data: of `pack_exact`.
+        shape_nhw: of the values.
+        stream: `constriction.stream`.
+        most_bytes: that decoding may take.
+
     Raises:
-        StreamError: damaged, or of images of another shape.
+        StreamError: damaged, of images of another shape, or too large.
     """
+    if _waves(shape_nhw) > MOST_WAVES or _working_bytes(shape_nhw) > most_bytes:
+        raise StreamError(f"exact values of shape {tuple(shape_nhw)} are more than a stream of that length may hold")
     damaged = StreamError("the exact values of the stream are damaged: copy the file again")
     if len(data) < _HEAD.size:
         raise damaged
@@ -123,6 +137,17 @@ def unpack_exact(data: bytes, shape_nhw: Sequence[int], stream: Any) -> NDArray[
     if zlib.crc32(values_nhw.tobytes()) != checksum:
         raise damaged
     return values_nhw
+
+
+def _waves(shape_nhw: Sequence[int]) -> int:
+    count, height, width = shape_nhw
+    return AHEAD * (count - 1) + 2 * (height - 1) + width
+
+
+def _working_bytes(shape_nhw: Sequence[int]) -> int:
+    """Two float32 arrays with what is around each image, and what `waves` counts a row."""
+    count, height, width = shape_nhw
+    return 8 * (count + 1) * (height + 2 * EDGE) * (width + 2 * EDGE) + 40 * count * height
 
 
 def _ordered(values: NDArray[Any]) -> NDArray[np.uint64]:
@@ -184,10 +209,13 @@ class _Stack:
         images, rows = np.divmod(np.arange(count * height), height)
         starts = AHEAD * images + 2 * rows
         places = images * self._image + rows * self._row + self._first - starts
-        for wave in range(int(starts[-1]) + width):
-            reached = (starts <= wave) & (wave < starts + width)
-            if reached.any():
-                yield places[reached] + wave
+        order = np.argsort(starts, kind="stable")
+        starts, places = starts[order], places[order]
+        every = np.arange(_waves(self.shape))
+        firsts, ends = (np.searchsorted(starts, every - late, side="right").tolist() for late in (width, 0))
+        for wave, (first, end) in enumerate(zip(firsts, ends, strict=True)):
+            if first < end:
+                yield places[first:end] + wave
 
     def features(self, places_m: NDArray[np.int64]) -> Whole:
         """Neighbors and a constant, `(m, f)`."""
@@ -358,7 +386,8 @@ def _pack_model(model: _Model, dtype: np.dtype[Any]) -> bytes:
 
 def _unpack_model(packed: bytes, dtype: np.dtype[Any], damaged: StreamError) -> _Model:
     try:
-        raw = zlib.decompressobj().decompress(packed, MOST_MODEL)
+        inflating = zlib.decompressobj()
+        raw = inflating.decompress(packed, MOST_MODEL)
         values, classes, contexts = _COUNTS.unpack_from(raw)
     except (zlib.error, struct.error) as error:
         raise damaged from error
@@ -366,7 +395,8 @@ def _unpack_model(packed: bytes, dtype: np.dtype[Any], damaged: StreamError) -> 
     forms += [("<u4", (classes,)), ("<i2", (classes, FEATURES))]
     forms += [("<u4", (contexts,)), ("<u1", (contexts,)), ("<u1", (contexts, TOKENS))]
     sizes = [int(np.dtype(form).itemsize * np.prod(shape)) for form, shape in forms]
-    if 0 in (values, classes, contexts) or len(raw) != _COUNTS.size + sum(sizes):
+    whole = inflating.eof and not inflating.unused_data and len(raw) == _COUNTS.size + sum(sizes)
+    if 0 in (values, classes, contexts) or values > MOST_VALUES or not whole:
         raise damaged
     parts, first = [], _COUNTS.size
     for (form, shape), size in zip(forms, sizes, strict=True):

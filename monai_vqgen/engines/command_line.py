@@ -119,7 +119,7 @@ def run_bundle(words: Sequence[str]) -> None:
     """
     from monai.bundle import scripts
 
-    words = [str(as_path(word)) for word in words]
+    words, before = [str(as_path(word)) for word in words], sys.argv
     sys.argv = [str(Path(scripts.__file__).with_name("__main__.py")), "run", *words]
     _show_errors_plainly({})
     given = _options(words)
@@ -134,7 +134,10 @@ def run_bundle(words: Sequence[str]) -> None:
             hint = f"did you mean {Path(file).with_name(near[0])}?" if near else "check the path"
             raise InputError(f"there is no configuration file {file}: {hint}")
     check_command_line(sys.argv)
-    fire.Fire(scripts.run, command=list(words), name="run")
+    try:
+        fire.Fire(scripts.run, command=list(words), name="run")
+    finally:
+        sys.argv = before  # a later call from Python in this process was not typed so
 
 
 def _show_errors_plainly(config: Mapping[str, Any]) -> None:

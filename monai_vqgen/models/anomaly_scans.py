@@ -49,6 +49,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 REPORT = "anomalies.json"
+MOST_SLICES = 1024  # of a scan
 
 
 class ScanSlices(NamedTuple):
@@ -141,6 +142,11 @@ def cut_scan(
     found = [plane for plane in placed if plane is not None]  # rounding may ask for one more than there are
     low, high = (model.condition.continuous if model.condition else {}).get("position_mm", (-np.inf, np.inf))
     planes = [plane for plane in found if low <= plane.position_mm <= high]
+    if len(planes) > MOST_SLICES:
+        raise ScanError(
+            f"{len(planes)} slices {spacing:g} mm apart; at most {MOST_SLICES} are looked at in a scan: fix the "
+            "spacing in the header, or resample the scan"
+        )
     if not planes:
         raise ScanError(
             f"no slice of the scan lies {low:g} to {high:g} mm from the brain's edge, as the trained ones do"
@@ -244,20 +250,25 @@ def anomaly_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [REPORT, *(f"{stem}_{kind}.nii.gz" for stem in stems for kind in ("anomaly", "lesions")), *series]
 
 
-def healthy_beside(model: str | os.PathLike[str] | None = None) -> HealthySlices | None:
+def healthy_beside(
+    model: str | os.PathLike[str] | None = None, priors_dir: str | os.PathLike[str] | None = None
+) -> HealthySlices | None:
     """The statistics of healthy slices that lie beside weights; None where there are none.
 
     Args:
         model: where the weights are, as `TrainedModel.from_bundle` takes it; None for those of the package.
+        priors_dir: of priors that lie elsewhere, to which no statistics beside the autoencoder belong: gives None.
 
     Raises:
         InputError: no weights are there.
         CheckpointError: damaged statistics.
 
     Examples:
-        >>> round(healthy_beside("faithful").threshold, 1)  # doctest: +SKIP
-        3.4
+        >>> round(healthy_beside("faithful").threshold, 1)
+        3.3
     """
+    if priors_dir is not None:
+        return None
     with weights_file(None if model is None else os.fspath(model)) as weights:
         path = weights.with_name(STATISTICS)
         return HealthySlices.load(path) if path.is_file() else None

@@ -12,17 +12,17 @@ import torch
 from monai.config import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
-from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from monai_vqgen.data import Volume, discover_volumes, load_datalist, read_volume
+from monai_vqgen.data.io.volume import read_stored
 from monai_vqgen.data.slices.datalists import loose_pictures
 from monai_vqgen.errors import DatalistError, InputError, ScanError, root_cause
 from monai_vqgen.models.record import ModelRecord
 from monai_vqgen.transforms import LoadSlice
 from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
-from monai_vqgen.transforms.nifti import nifti_shape
+from monai_vqgen.transforms.nifti import StoredVoxels, nifti_shape
 from monai_vqgen.transforms.tensors import as_numbers
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "intensities",
     "model_pixel_mm",
     "reconstruction_records",
-    "stored_values",
+    "stored_voxels",
 ]
 
 logger = logging.getLogger(__name__)
@@ -202,12 +202,12 @@ def intensities(volume: Volume) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(volume.voxels_s, dtype=np.float32)) * volume.slope
 
 
-def stored_values(scan: Any, image: MetaTensor) -> tuple[NDArray[Any], float]:
-    """Voxels `(X, Y, Z)` as a volume's file stores them, and their slope; of anything else what `as_volume` made."""
+def stored_voxels(scan: Any, image: MetaTensor) -> StoredVoxels:
+    """Voxels `(X, Y, Z)` as a file stores those of its (first) volume; of anything else what `as_volume` made."""
     if isinstance(scan, str | Path) and _flat_shape(Path(scan), 1) is None:
-        return read_volume(scan)[:2]
+        return read_stored(scan)
     values = image.as_tensor() if image.ndim == 3 else image.as_tensor()[0]
-    return values.detach().cpu().numpy(), 1.0
+    return StoredVoxels(values.detach().cpu().numpy(), np.asarray(image.affine))
 
 
 def _load(path: Path, channels: int = 1) -> MetaTensor:

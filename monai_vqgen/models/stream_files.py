@@ -116,7 +116,7 @@ def decompress_files(
 
     def contents(path: Path) -> Iterable[bytes]:
         if not lossy and (stored := stored_scan(streams[path])) is not None:
-            return [nifti_bytes(stored.voxels_s, stored.affine, slope=stored.slope)]
+            return [nifti_bytes(stored.voxels_s, stored.affine, slope=stored.slope, offset=stored.offset)]
         if headers[path].geometry:
             volume = decompress_scan(trained, streams[path], lossy=lossy)
             return [nifti_bytes(volume[0].numpy(), volume.affine.numpy())]

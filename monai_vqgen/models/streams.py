@@ -7,9 +7,11 @@ A scan's geometry, little-endian, in the header of its stream::
     12 intensities that are 0 and 1, and of the background, float32
     48 or 96  first three rows of the affine | the rest: one bit a slice along the normal, whether it is in the stream
 
-Values that are kept exactly (`monai_vqgen.coding.exact`), those of images in [0, 1] or of a scan's voxels as stored::
+Values that are kept exactly, those of images in [0, 1] or of a scan's voxels as stored::
 
-    1  axis of the scan along which its voxels are a stack | 8  what voxels are multiplied with (`scl_slope`) | values
+    4  CRC-32 of all that follows | 1  axis of the scan along which its voxels are a stack
+    8, 8  what voxels are multiplied with, and what is added (`scl_slope`, `scl_inter`)
+    values (`monai_vqgen.coding.exact`)
 
 Shape legend: n images or slices, c channels, f condition features, h w rows and columns, s spatial axes.
 """
@@ -17,6 +19,7 @@ Shape legend: n images or slices, c channels, f condition features, h w rows and
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -25,28 +28,27 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_vqgen.coding.codec import CodeCodec, DecodedStream, entropy_coder
-from monai_vqgen.coding.container import Header, allowed_bytes, unpack_stream
+from monai_vqgen.coding.container import KEY_BYTES, Header, allowed_bytes, check_stream, unpack_stream
 from monai_vqgen.coding.exact import pack_exact, unpack_exact
-from monai_vqgen.data import Volume
+from monai_vqgen.data.io.volume import usable_volume
 from monai_vqgen.errors import InputError, ScanError, StreamError
 from monai_vqgen.inferers.reconstruction import VolumeFrame
 from monai_vqgen.models.samples import encode_conditions
-from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume, intensities, stored_values
+from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume, intensities, stored_voxels
 from monai_vqgen.transforms.foreground import Window
 from monai_vqgen.transforms.geometry import PLANES, check_affine, view_plane
-from monai_vqgen.transforms.nifti import FREE_BYTES
+from monai_vqgen.transforms.nifti import FREE_BYTES, StoredVoxels
 from monai_vqgen.transforms.resampling import resampled_size
 from monai_vqgen.transforms.tensors import as_numbers
+from monai_vqgen.weights import fingerprint
 
 __all__ = ["compress_images", "compress_scan", "decompress_images", "decompress_scan", "stored_scan"]
 
-_GEOMETRY, _DOUBLE, _EXACT = struct.Struct("<B3Id3f"), 16, struct.Struct("<Bd")
+_GEOMETRY, _DOUBLE, _EXACT = struct.Struct("<B3Id3f"), 16, struct.Struct("<B2d")
 FREE_VOLUME = 1 << 30  # bytes of float32 that a volume may have, however short its stream is
-WORKING_BYTES = 8  # for a value that is kept exactly
 
 
 def compress_images(
@@ -78,7 +80,8 @@ def compress_images(
     features = encode_conditions(model.condition, len(images), condition or {})
     size = tuple(images.shape[2:])
     if lossless:
-        exact = _pack_exact(images.detach().cpu().numpy())
+        kept = images.float() if images.dtype in (torch.half, torch.bfloat16) else images
+        exact = _pack_exact(StoredVoxels(kept.detach().cpu().numpy(), np.eye(4)), axis=0)
     options: dict[str, Any] = {"mode": mode, "chunk_size": chunk_size, "features": features}
     return codec.encode(codes, size, geometry=geometry, exact=exact, **options)
 
@@ -96,8 +99,12 @@ def decompress_images(model: Any, stream: bytes, *, lossy: bool = False) -> Tens
     """
     header, _ = unpack_stream(stream)
     if header.exact and not header.geometry and not lossy:
+        check_stream(header, bytes.fromhex(fingerprint(model.autoencoder))[:KEY_BYTES], b"", needs_priors=False)
         shape = (header.images, model.autoencoder.in_channels, *header.image_size)
-        return torch.from_numpy(_unpack_exact(header, shape, len(stream))[0])
+        values = _unpack_exact(header, shape, len(stream)).voxels_s
+        if values.dtype.kind != "f":
+            raise StreamError("the stream's exact values are not those of images: copy the file again")
+        return torch.from_numpy(values)
     return _decoded(model, CodeCodec(model.autoencoder, model.priors).decode(stream))
 
 
@@ -131,7 +138,7 @@ def compress_scan(
         mode: as in `TrainedModel.compress`.
         chunk_size: slices coded together.
         condition: values by name, for all slices.
-        lossless: also keep the voxels as they are stored, all of them.
+        lossless: also keep the voxels as they are stored, all of them; of a cut slice, what `LoadSlice` reads.
 
     Raises:
         InputError: the model is one of volumes, an argument is out of range, or more than 65,536 different values are
@@ -160,14 +167,13 @@ def compress_scan(
     images = torch.from_numpy(cut.images_nhw)[:, None]
     options: dict[str, Any] = {"mode": mode, "chunk_size": chunk_size, "condition": condition}
     if lossless:
-        voxels, slope = stored_values(scan, image)
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        options["exact"] = _pack_exact(voxels, axis=2 - int(np.argmax(spacing[::-1])), slope=slope)
+        options["exact"] = _pack_exact(stored_voxels(scan, image), axis=2 - int(np.argmax(spacing[::-1])))
     return compress_images(model, images, geometry=_pack_geometry(cut.frame, pixel_mm), **options)
 
 
-def stored_scan(stream: bytes) -> Volume | None:
-    """The voxels of a scan as they were stored, with slope and affine; None where a stream does not keep them.
+def stored_scan(stream: bytes) -> StoredVoxels | None:
+    """The voxels of a scan as they were stored, with slope, offset and affine; None where a stream does not keep them.
 
     No weights are needed.
 
@@ -178,8 +184,7 @@ def stored_scan(stream: bytes) -> Volume | None:
     if not header.geometry or not header.exact:
         return None
     frame, _ = _unpack_geometry(header.geometry, header.images, header.image_size, len(stream))
-    voxels_s, slope = _unpack_exact(header, frame.shape, len(stream))
-    return Volume(voxels_s, slope, frame.affine, Path())
+    return _unpack_exact(header, frame.shape, len(stream))._replace(affine=frame.affine)
 
 
 def decompress_scan(model: Any, stream: bytes, *, lossy: bool = False) -> MetaTensor:
@@ -195,10 +200,12 @@ def decompress_scan(model: Any, stream: bytes, *, lossy: bool = False) -> MetaTe
 
     Raises:
         InputError: the stream holds plain images: use `decompress_images`.
-        StreamError: the stream is damaged, or was made with other weights.
+        StreamError: the stream is damaged, or was made with other weights; where it keeps the voxels and they are asked
+            for, any weights will do.
     """
     if not lossy and (stored := stored_scan(stream)) is not None:
-        return MetaTensor(intensities(stored)[None], affine=torch.from_numpy(stored.affine))
+        volume = usable_volume(stored, Path("the stream"))
+        return MetaTensor(intensities(volume)[None], affine=torch.from_numpy(volume.affine))
     found = CodeCodec(model.autoencoder, model.priors).decode(stream)
     header = found.header
     if not header.geometry:
@@ -211,23 +218,28 @@ def decompress_scan(model: Any, stream: bytes, *, lossy: bool = False) -> MetaTe
     return MetaTensor(torch.from_numpy(volume_s)[None], affine=torch.from_numpy(frame.affine), meta=meta)
 
 
-def _pack_exact(values: NDArray[Any], *, axis: int = 0, slope: float = 1.0) -> bytes:
+def _pack_exact(stored: StoredVoxels, *, axis: int) -> bytes:
     """Values, for a coder a stack of images along an axis or, of images in batches and channels, along all but two."""
-    stack = np.moveaxis(values, axis, 0)
-    return _EXACT.pack(axis, slope) + pack_exact(stack.reshape(-1, *stack.shape[-2:]), entropy_coder())
+    stack = np.moveaxis(stored.voxels_s, axis, 0)
+    values = pack_exact(stack.reshape(-1, *stack.shape[-2:]), entropy_coder())
+    told = _EXACT.pack(axis, stored.slope, stored.offset) + values
+    return zlib.crc32(told).to_bytes(4, "little") + told
 
 
-def _unpack_exact(header: Header, shape: tuple[int, ...], stream_bytes: int) -> tuple[NDArray[Any], float]:
-    """Values of a shape, and the slope; what a stream of that length may not hold is refused before it is made."""
-    wrong = StreamError("the stream's exact values do not fit its geometry: copy the file again")
-    if len(header.exact) < _EXACT.size or WORKING_BYTES * prod(shape) > allowed_bytes(stream_bytes):
+def _unpack_exact(header: Header, shape: tuple[int, ...], stream_bytes: int) -> StoredVoxels:
+    """Values of a shape, without an affine; what a stream of that length may not hold is refused before it is made."""
+    wrong = StreamError("the stream's exact values are damaged: copy the file again")
+    checksum, told = header.exact[:4], header.exact[4:]
+    if len(told) < _EXACT.size or zlib.crc32(told).to_bytes(4, "little") != checksum:
         raise wrong
-    axis, slope = _EXACT.unpack_from(header.exact)
-    if axis >= len(shape) or not np.isfinite(slope):
+    axis, slope, offset = _EXACT.unpack_from(told)
+    most = float(np.finfo(np.float32).max)
+    if axis >= len(shape) or not (0 < abs(slope) <= most and abs(offset) <= most):
         raise wrong
     stacked = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    values = unpack_exact(header.exact[_EXACT.size :], (prod(stacked[:-2]), *stacked[-2:]), entropy_coder())
-    return np.moveaxis(values.reshape(stacked), 0, axis), slope
+    flat = (prod(stacked[:-2]), *stacked[-2:])
+    values = unpack_exact(told[_EXACT.size :], flat, entropy_coder(), most_bytes=allowed_bytes(stream_bytes))
+    return StoredVoxels(np.moveaxis(values.reshape(stacked), 0, axis), np.eye(4), slope, offset)
 
 
 def _pack_geometry(frame: VolumeFrame, pixel_mm: float) -> bytes:

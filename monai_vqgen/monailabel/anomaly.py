@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from monai_vqgen.anomaly import HealthySlices
 from monai_vqgen.errors import InputError
@@ -49,23 +52,29 @@ class LatestScores:
             names = [name for name in (model.condition.names if model.condition else ()) if name != "position_mm"]
             condition = asked_conditions(request, names)
             healthy = HealthySlices.load(self.bundle.statistics, model=model)
-            seen = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
-            key = (path, seen, healthy.fingerprint, healthy.threshold, knobs.match, condition)
+            threshold = healthy.threshold if knobs.threshold is None else knobs.threshold
+            if threshold != threshold:
+                raise InputError("the statistics of healthy slices name no threshold: give threshold, such as 3")
+            seen = _version(path)
+            key = (path, seen, healthy.fingerprint, _version(self.bundle.statistics), knobs.match, condition)
             if seen is None or self._latest is None or self._latest[0] != key:
                 self._latest = key, anomaly_scan(model, path, healthy, match=knobs.match, condition=condition)
             found = self._latest[1]
             about = self.bundle.about(device)
-        threshold = found.threshold if knobs.threshold is None else knobs.threshold
-        if threshold is None or threshold != threshold:
-            raise InputError("the statistics of healthy slices name no threshold: give threshold, such as 3")
         about |= {"threshold": threshold, "match": knobs.match, "condition": condition, "notes": list(found.notes)}
-        return found._replace(threshold=threshold), {**about, "synthetic": False}
+        found = found._replace(threshold=threshold, lesions_s=found.scores_s > threshold)
+        return found, {**about, "synthetic": False}
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes with a file's content; None for a folder."""
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
 
 
 class _ScoreTask(InferTask):
     """A task that answers with a volume of the study's geometry."""
 
-    def __init__(self, scores: LatestScores, type: Any, labels: Mapping[str, int], description: str) -> None:
+    def __init__(self, scores: LatestScores, *, type: Any, labels: Mapping[str, int], description: str) -> None:
         super().__init__(type, labels, 3, description, {**AnomalyKnobs.defaults(), **CONDITIONS})
         self.scores = scores
 
@@ -81,12 +90,17 @@ class AnomalyTask(_ScoreTask):
     """
 
     def __init__(self, scores: LatestScores) -> None:
-        super().__init__(scores, InferType.SEGMENTATION, LABELS, "Unusual places of a volume, to be corrected")
+        super().__init__(
+            scores,
+            type=InferType.SEGMENTATION,
+            labels=LABELS,
+            description="Unusual places of a volume, to be corrected",
+        )
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the path of the segmentation and what it is; raises what `LatestScores` raises."""
         found, about = self.scores(request)
-        mask_s = found.scores_s > found.threshold
+        mask_s = cast("NDArray[np.bool_]", found.lesions_s)
         about |= {"label_names": LABELS, "voxels": int(mask_s.sum())}
         return answer_nifti(mask_s, found.affine, about), about
 
@@ -98,7 +112,12 @@ class AnomalyMapTask(_ScoreTask):
     """
 
     def __init__(self, scores: LatestScores) -> None:
-        super().__init__(scores, InferType.OTHERS, {}, "The scores that the segmentation of `anomaly` is cut from")
+        super().__init__(
+            scores,
+            type=InferType.OTHERS,
+            labels={},
+            description="The scores that the segmentation of `anomaly` is cut from",
+        )
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the path of the map and what it is; raises what `LatestScores` raises."""

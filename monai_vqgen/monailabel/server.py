@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 BAD_REQUEST, NOT_FOUND, CONFLICT = 400, 404, 409  # statuses of HTTP
 SAMPLING = "sampling"
+LONGEST_NAME = 100  # bytes
 
 
 class Studies(LocalDatastore):
@@ -181,9 +182,10 @@ class MyApp(MONAILabelApp):
 
 def _check_name(name: Any) -> None:
     """Refuse what is no name of an image, a label or a tag within one folder."""
-    if not (isinstance(name, str) and re.fullmatch(r"[^./\\\0][^/\\\0]{0,99}", name)):
+    usable = isinstance(name, str) and re.fullmatch(r"[^./\\\0][^/\\\0]*", name)
+    if not usable or len(name.encode(errors="replace")) > LONGEST_NAME:
         raise HTTPException(
-            BAD_REQUEST, f"{name!r} names no file: give up to 100 signs without slashes, the first no dot"
+            BAD_REQUEST, f"{name!r} names no file: give up to {LONGEST_NAME} characters, no slashes, the first no dot"
         )
 
 

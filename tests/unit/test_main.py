@@ -74,13 +74,14 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
             {"model": "b", "folder": "a", "seed": 3, "overwrite": True},
         ),
         (
-            "compress a b --output c --model d --mode anywhere --plane coronal --condition sex=f age=30 --overwrite",
+            "compress a b --output c --model d --mode anywhere --plane coronal --condition sex=f age=30 --overwrite "
+            "--lossless",
             {"files": ["a", "b"], "output_dir": "c", "model": "d", "mode": "anywhere", "plane": "coronal"}
-            | {"condition": {"sex": "f", "age": "30"}, "overwrite": True},
+            | {"condition": {"sex": "f", "age": "30"}, "lossless": True, "overwrite": True},
         ),
         (
-            "decompress a b --output c --model d --overwrite",
-            {"files": ["a", "b"], "output_dir": "c", "model": "d", "overwrite": True},
+            "decompress a b --output c --model d --lossy --overwrite",
+            {"files": ["a", "b"], "output_dir": "c", "model": "d", "lossy": True, "overwrite": True},
         ),
         ("phantoms --output a --subjects 5 --seed 3", {"folder": "a", "num_subjects": 5, "seed": 3}),
         (

@@ -21,7 +21,7 @@ from monai_vqgen.files import replace_path, write_bytes
 __all__ = ["CompleteNiftiWriter", "write_slice_nifti", "write_volume_nifti"]
 
 GZIP_LEVEL = 3  # slices of float32 hardly get smaller above
-SLOPE = 112  # where scl_slope stands in the header, which nibabel makes itself
+SLOPE = 112  # where scl_slope and scl_inter stand in the header, which nibabel makes itself
 
 
 def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, comment: str = "") -> None:
@@ -31,18 +31,24 @@ def write_volume_nifti(path: Path, voxels_s: NDArray, affine: NDArray, *, commen
 
 
 def nifti_bytes(
-    voxels_s: NDArray, affine: NDArray, *, comment: str = "", packed: bool = True, slope: float = 1.0
+    voxels_s: NDArray,
+    affine: NDArray,
+    *,
+    comment: str = "",
+    packed: bool = True,
+    slope: float = 1.0,
+    offset: float = 0.0,
 ) -> bytes:
-    """The bytes of a NIfTI-1 file, those of a .nii.gz where they are to be packed; the slope is only stated."""
-    image = nib.Nifti1Image(voxels_s, affine)
+    """The bytes of a NIfTI-1 file, those of a .nii.gz where they are to be packed; slope and offset are only stated."""
+    image = nib.Nifti1Image(voxels_s, affine, dtype=voxels_s.dtype)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code="scanner")
     image.set_sform(affine, code="scanner")
     if comment:
         image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", comment.encode()))
     content: bytes = image.to_bytes()
-    if slope != 1:
-        content = content[:SLOPE] + struct.pack("<f", slope) + content[SLOPE + 4 :]
+    if (slope, offset) != (1, 0):
+        content = content[:SLOPE] + struct.pack("<2f", slope, offset) + content[SLOPE + 8 :]
     return gzip.compress(content, GZIP_LEVEL, mtime=0) if packed else content
 
 

@@ -47,16 +47,18 @@ def write_segmentation(path: str | Path, mask_s: NDArray, *, affine: NDArray, la
     if labels.source is None:
         raise InputError("a DICOM segmentation needs the series that it lies over: give its folder as labels.source")
     marked_s = np.asarray(mask_s) != 0
-    content = np.packbits(marked_s).tobytes() + np.asarray(affine, dtype=np.float64).tobytes()
-    sources = [_completed(header) for header in source_headers(labels.source)]
-    # highdicom's volumes run over planes, rows, columns; ours over columns, rows, planes
-    volume = highdicom.Volume(
-        np.ascontiguousarray(marked_s.transpose(2, 1, 0)).astype(np.uint8),
-        affine=(LPS @ affine)[:, [2, 1, 0, 3]],
-        coordinate_system="PATIENT",
-        frame_of_reference_uid=sources[0].FrameOfReferenceUID,
-    )
+    study = content_uid(highdicom, "study", labels)
+    sources = [_completed(header, study) for header in source_headers(labels.source)]
+    content = f"{sources[0].SeriesInstanceUID} {marked_s.shape}".encode() + np.packbits(marked_s).tobytes()
+    content += np.asarray(affine, dtype=np.float64).tobytes()
     try:
+        # highdicom's volumes run over planes, rows, columns; ours over columns, rows, planes
+        volume = highdicom.Volume(
+            np.ascontiguousarray(marked_s.transpose(2, 1, 0)).astype(np.uint8),
+            affine=(LPS @ affine)[:, [2, 1, 0, 3]],
+            coordinate_system="PATIENT",
+            frame_of_reference_uid=sources[0].FrameOfReferenceUID,
+        )
         segmentation = highdicom.seg.Segmentation(
             source_images=sources,
             pixel_array=volume,
@@ -64,7 +66,7 @@ def write_segmentation(path: str | Path, mask_s: NDArray, *, affine: NDArray, la
             segment_descriptions=[_segment(highdicom, labels)],
             series_instance_uid=content_uid(highdicom, "segmentation series", labels, content),
             series_number=1,
-            sop_instance_uid=content_uid(highdicom, f"segmentation {sources[0].SeriesInstanceUID}", labels, content),
+            sop_instance_uid=content_uid(highdicom, "segmentation", labels, content),
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=MANUFACTURER,
@@ -97,11 +99,11 @@ def _segment(highdicom: Any, labels: CaptureLabels) -> Any:
     )
 
 
-def _completed(header: Any) -> Any:
+def _completed(header: Any, study: str) -> Any:
     """The header with what highdicom asks for and older files lack."""
     for keyword in IDENTITY.values():
         if keyword not in header:
             setattr(header, keyword, None)
-    header.StudyInstanceUID = header.StudyInstanceUID or header.SeriesInstanceUID
+    header.StudyInstanceUID = header.StudyInstanceUID or study
     header.FrameOfReferenceUID = header.get("FrameOfReferenceUID") or header.SeriesInstanceUID
     return header

@@ -15,7 +15,7 @@ from monai_vqgen.errors import ScanError
 from monai_vqgen.transforms.foreground import find_background
 from monai_vqgen.transforms.nifti import StoredVoxels, read_nifti
 
-__all__ = ["Volume", "read_volume"]
+__all__ = ["Volume", "read_stored", "read_volume", "usable_volume"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,17 @@ def read_volume(path: str | Path, *, max_bytes: int | None = None) -> Volume:
     Raises:
         ScanError: unreadable, truncated, damaged, not a volume, too large, an unusable affine, or no finite voxel.
     """
+    return usable_volume(read_stored(path, max_bytes=max_bytes), Path(path))
+
+
+def read_stored(path: str | Path, *, max_bytes: int | None = None) -> StoredVoxels:
+    """The voxels `(X, Y, Z)` of a scan as they are stored; arguments and errors are those of `read_volume`."""
     path = Path(path)
-    stored = read_dicom_series(path, max_bytes=max_bytes) if path.is_dir() else _read_nifti(path, max_bytes)
+    return read_dicom_series(path, max_bytes=max_bytes) if path.is_dir() else _read_nifti(path, max_bytes)
+
+
+def usable_volume(stored: StoredVoxels, path: Path) -> Volume:
+    """What `read_volume` makes of voxels as stored."""
     voxels, slope, offset = stored.voxels_s, stored.slope, stored.offset
     if not voxels.dtype.isnative:
         voxels = voxels.astype(voxels.dtype.newbyteorder("="))

@@ -136,6 +136,18 @@ def test_a_model_that_unfolds_to_more_than_any_is_refused():
         unpack_exact(len(bomb).to_bytes(4, "little") + packed[4:9] + bomb, (2, 9, 8), stream)
 
 
+@pytest.mark.parametrize("shape", [(500_000_000, 1, 1), (70_000, 1, 1), (1, 1 << 20, 1), (1, 1 << 16, 1 << 16)])
+def test_shapes_that_take_too_much_memory_or_time_are_refused_before_anything_is_made(shape):
+    packed = pack_exact(smooth((2, 9, 8)).astype(np.uint8), stream)
+    with pytest.raises(StreamError, match="more than a stream of that length may hold"):
+        unpack_exact(packed, shape, stream, most_bytes=1 << 27)
+
+
+def test_too_many_images_for_a_stream_are_refused():
+    with pytest.raises(InputError, match="write several"):
+        pack_exact(np.zeros((70_000, 1, 1), np.uint8), stream)
+
+
 def test_the_order_of_values_is_that_of_their_numbers():
     values = np.array([-np.inf, -2.5, -0.0, 0.0, 1e-45, 3.0, np.inf], np.float32)
 

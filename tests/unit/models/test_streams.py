@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -16,9 +17,10 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from monai_vqgen.coding import unpack_stream
-from monai_vqgen.coding.container import FREE_BYTES, pack_stream
+from monai_vqgen.coding.container import pack_stream
 from monai_vqgen.errors import DatalistError, InputError, OutputExistsError, ScanError, StreamError
 from monai_vqgen.models import TrainedModel, compress_files, compress_scan, decompress_files, decompress_scan
+from monai_vqgen.models.scans import as_volume
 from monai_vqgen.models.streams import stored_scan
 
 OBLIQUE = np.array([[0.1, -2.0, 0, 30], [2.5, 0.1, 0.2, -40], [0, 0.1, 3.1, 7], [0, 0, 0, 1]])
@@ -272,13 +274,28 @@ def test_lossless_volumes_of_a_model_of_volumes_come_back():
     assert torch.equal(model.decompress(model.compress(images, lossless=True)), images)
 
 
-@pytest.mark.parametrize(("dtype", "slope"), [(np.uint8, 7.936949), (np.int16, 1.0), (np.float32, 1.0), (">i2", 0.5)])
-def test_a_lossless_file_gives_back_the_scan_as_it_was_stored(tmp_path, saved, dtype, slope):
+@pytest.mark.parametrize(
+    ("dtype", "slope", "offset"),
+    [
+        ("u1", 7.936949, 0.0),
+        ("i2", 1.0, -1024.0),
+        ("i2", -1.0, 1000.0),
+        (">i2", 0.5, 0.0),
+        ("f4", 1.0, 0.0),
+        ("f8", 1.0, 0.0),
+        ("u4", 1.0, 0.0),
+        ("i8", 1.0, 0.0),
+        ("u8", 2.0, 0.0),
+    ],
+)
+def test_a_lossless_file_gives_back_the_scan_as_it_was_stored(tmp_path, saved, dtype, slope, offset):
     stored = (scan()[0].numpy() / 4).astype(dtype)
+    if dtype == "f4":
+        stored[10, 9, 3] = np.nan
     order = ">" if dtype == ">i2" else "<"
     image = nib.Nifti1Image(stored, OBLIQUE, nib.Nifti1Header(endianness=order), dtype=np.dtype(dtype))
     content = bytearray(image.to_bytes())
-    content[112:116] = struct.pack(f"{order}f", slope)
+    content[112:120] = struct.pack(f"{order}2f", slope, offset)
     path = tmp_path / "scan.nii"
     path.write_bytes(content)
     (stream,) = compress_files([path], tmp_path / "small", model=saved, lossless=True)
@@ -290,7 +307,7 @@ def test_a_lossless_file_gives_back_the_scan_as_it_was_stored(tmp_path, saved, d
     np.testing.assert_array_equal(now.affine, was.affine)
     model = TrainedModel.from_bundle(saved)
     found = decompress_scan(model, stream.read_bytes())
-    np.testing.assert_array_equal(found[0].numpy(), was.get_fdata(dtype=np.float32))
+    np.testing.assert_array_equal(found[0].numpy(), as_volume(path)[0].numpy())
     assert torch.equal(found.affine, torch.from_numpy(was.affine))
     (lossy,) = decompress_files([stream], tmp_path / "lossy", model=saved, lossy=True)
     expected = decompress_scan(model, compress_scan(model, path))
@@ -329,25 +346,53 @@ def test_exact_values_need_no_weights_and_lossy_streams_have_none():
 @pytest.mark.parametrize(
     "change",
     [
-        lambda exact: b"",
-        lambda exact: exact[:5],
-        lambda exact: b"\3" + exact[1:],
-        lambda exact: b"\1" + exact[1:],
-        lambda exact: exact[:1] + struct.pack("<d", float("nan")) + exact[9:],
-        lambda exact: exact[:-4],
+        lambda told: b"",
+        lambda told: told[:5],
+        lambda told: b"\3" + told[1:],
+        lambda told: b"\1" + told[1:],
+        lambda told: told[:1] + struct.pack("<d", float("nan")) + told[9:],
+        lambda told: told[:1] + struct.pack("<d", 1e300) + told[9:],
+        lambda told: told[:1] + bytes(8) + told[9:],
+        lambda told: told[:9] + struct.pack("<d", float("inf")) + told[17:],
+        lambda told: told[:-4],
     ],
 )
-def test_exact_values_that_do_not_fit_the_geometry_are_refused(change):
+def test_exact_values_that_do_not_fit_the_geometry_are_refused_with_a_right_checksum_too(change):
     model = tiny_model()
     header, chunks = unpack_stream(compress_scan(model, scan(), lossless=True))
-    changed = pack_stream(header._replace(exact=change(header.exact) or b"0"), chunks)
+    told = change(header.exact[4:])
+    changed = pack_stream(header._replace(exact=struct.pack("<I", zlib.crc32(told)) + told), chunks)
     with pytest.raises(StreamError, match="exact values"):
         decompress_scan(model, changed)
     assert decompress_scan(model, changed, lossy=True).shape == (1, 20, 18, 7)
 
 
+def test_no_flipped_bit_of_the_exact_values_of_a_cube_goes_unseen():
+    """Of which no shape tells one axis from another."""
+    model = tiny_model()
+    header, chunks = unpack_stream(compress_scan(model, scan((9, 9, 9)), lossless=True))
+    for bit in range(8 * min(len(header.exact), 120)):
+        exact = bytearray(header.exact)
+        exact[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(StreamError, match="damaged"):
+            stored_scan(pack_stream(header._replace(exact=bytes(exact)), chunks))
+
+
+def test_lossless_images_need_the_weights_that_compressed_them():
+    stream = tiny_model().compress(torch.zeros(1, 1, 16, 16), lossless=True)
+    with pytest.raises(StreamError, match="other weights"):
+        tiny_model(autoencoder=tiny_autoencoder(seed=5)).decompress(stream)
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+def test_lossless_images_in_half_precision_come_back_in_single(dtype):
+    images = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    model = tiny_model()
+    assert torch.equal(model.decompress(model.compress(images, lossless=True)), images.float())
+
+
 def test_exact_values_are_not_made_where_the_stream_is_too_short_for_them(monkeypatch):
     stream = compress_scan(tiny_model(), scan(), lossless=True)
-    monkeypatch.setattr("monai_vqgen.models.streams.WORKING_BYTES", FREE_BYTES // (20 * 18 * 7) + 1)
-    with pytest.raises(StreamError, match="exact values do not fit"):
+    monkeypatch.setattr("monai_vqgen.models.streams.allowed_bytes", lambda length: 8 * 20 * 18 * 7)
+    with pytest.raises(StreamError, match=r"exact values of shape \(7, 20, 18\) are more than"):
         stored_scan(stream)

@@ -178,15 +178,16 @@ def test_a_mask_that_lies_elsewhere_than_the_slice_is_refused(tmp_path):
 def test_more_pixels_than_a_client_may_ask_for_are_refused():
     affine = np.diag([-1.0, -1.0, 2.0, 1.0])
     for shape, pixel_mm in (
-        ((256, 256, 256), 1.0),
-        ((256, 256, 256), None),
+        ((512, 512, 512), 1.0),
+        ((512, 512, 512), None),
         ((2048, 2048), None),
         ((2048, 1, 2048), 2),
     ):
         check_size(shape, affine, "axial", pixel_mm)
     check_size((16, 16, 512), affine, "coronal", 0.5)
+    check_size((512, 512, 600), np.diag([-0.98, -0.98, 1.0, 1.0]), "axial", 1.736)  # a CT of the trunk
     for shape, plane, pixel_mm in (
-        ((256, 256, 257), "axial", 1.0),
+        ((512, 512, 513), "axial", 1.0),
         ((2049, 2048), "axial", None),
         ((32, 32, 4), "axial", 0.01),
         ((16, 16, 512), "coronal", 0.05),
