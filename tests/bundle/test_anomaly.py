@@ -16,7 +16,7 @@ from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import CheckpointError, DatalistError, InputError, ScanError
 from monai_vqgen.evaluation import AnomalyEvaluation
 from monai_vqgen.models import TrainedModel, anomaly_names, anomaly_scan
-from monai_vqgen.models.anomaly_scans import cut_scan
+from monai_vqgen.models.anomaly_scans import cut_scan, healthy_beside
 
 OBLIQUE = np.array([[0, -3.0, 0, 5], [-3.0, 0, 0, 7], [0, 0, 3.0, -9], [0, 0, 0, 1]])
 
@@ -126,6 +126,17 @@ def test_every_plane_of_the_brain_is_mapped_or_counted_as_left_out(model, spacin
     cut = cut_scan(TrainedModel.from_bundle(model), voxels, np.diag([3.0, 3.0, spacing, 1.0]))
     assert cut.left_out + len(cut.planes) == count
     assert len({plane.number for plane in cut.planes}) == len(cut.planes)
+
+
+def test_more_slices_than_are_looked_at_are_refused(model, monkeypatch):
+    monkeypatch.setattr("monai_vqgen.models.anomaly_scans.MOST_SLICES", 5)
+    with pytest.raises(ScanError, match=r"slices 3 mm apart; at most 5 are looked at"):
+        cut_scan(TrainedModel.from_bundle(model), blob(), np.diag([3.0, 3.0, 3.0, 1.0]))
+
+
+def test_statistics_beside_the_autoencoder_are_not_those_of_priors_elsewhere(tmp_path):
+    assert healthy_beside("faithful") is not None
+    assert healthy_beside("faithful", tmp_path) is None
 
 
 def test_brain_beyond_the_models_size_is_told(model, tmp_path):

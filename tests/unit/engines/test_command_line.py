@@ -153,6 +153,15 @@ def test_a_call_from_python_is_checked_as_the_command_line_is(config, tmp_path):
             raise root_cause(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_a_run_leaves_the_words_of_the_program_as_they_were(config, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    before = sys.argv
+    command_line.run_bundle(["--config_file", config, "--logging_file", "False"])
+    assert sys.argv is before
+    assert from_python(config, model="m.pt") == ["out", "m.pt", 1]
+
+
 @pytest.mark.parametrize(
     "text", ["run#2", "20240131", "1e5", "a,b", "[x]", "a@b#c", "'run#2'", "~/x", "$'a' + 'b'", "@free#a"]
 )

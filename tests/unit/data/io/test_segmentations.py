@@ -66,6 +66,29 @@ def test_the_same_mask_of_the_same_series_has_the_same_identifiers_and_another_m
     assert identifiers[0] == identifiers[1] != identifiers[2]
 
 
+def test_the_same_mask_of_two_series_has_other_identifiers(tmp_path, write_series):
+    found = []
+    for name in ("one", "two"):
+        volume, mask_s = series(tmp_path / name, write_series)
+        for path in (tmp_path / name).glob("*.dcm"):
+            header = pydicom.dcmread(path)
+            header.SeriesInstanceUID = f"1.2.3.{len(name)}.{len(found)}"
+            header.save_as(path)
+        labels = LABELS._replace(source=tmp_path / name)
+        write_segmentation(tmp_path / f"{name}.dcm", mask_s * 0, affine=volume.affine, labels=labels)
+        found.append(pydicom.dcmread(tmp_path / f"{name}.dcm"))
+    assert found[0].SeriesInstanceUID != found[1].SeriesInstanceUID
+    assert found[0].SOPInstanceUID != found[1].SOPInstanceUID
+
+
+def test_a_mask_that_cannot_lie_over_the_series_is_refused_and_names_it(tmp_path, write_series):
+    volume, mask_s = series(tmp_path / "source", write_series)
+    sheared = volume.affine @ np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    with pytest.raises(ScanError, match=r"source: a segmentation cannot refer"):
+        labels = LABELS._replace(source=tmp_path / "source")
+        write_segmentation(tmp_path / "no.dcm", mask_s, affine=sheared, labels=labels)
+
+
 def test_a_mask_that_marks_nothing_is_written_and_a_mask_without_a_series_is_not(tmp_path, write_series):
     volume, mask_s = series(tmp_path / "source", write_series)
     labels = LABELS._replace(source=tmp_path / "source")
