@@ -84,8 +84,8 @@ def test_the_same_mask_of_two_series_has_other_identifiers(tmp_path, write_serie
 def test_a_mask_that_cannot_lie_over_the_series_is_refused_and_names_it(tmp_path, write_series):
     volume, mask_s = series(tmp_path / "source", write_series)
     sheared = volume.affine @ np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    labels = LABELS._replace(source=tmp_path / "source")
     with pytest.raises(ScanError, match=r"source: a segmentation cannot refer"):
-        labels = LABELS._replace(source=tmp_path / "source")
         write_segmentation(tmp_path / "no.dcm", mask_s, affine=sheared, labels=labels)
 
 
