@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 from itertools import pairwise
 
@@ -131,9 +132,21 @@ def test_images_of_another_shape_are_refused(shape):
 
 def test_a_model_that_unfolds_to_more_than_any_is_refused():
     packed = pack_exact(smooth((2, 9, 8)).astype(np.uint8), stream)
-    bomb = zlib.compress(bytes(1 << 24))
+    bomb = zlib.compress(bytes(1 << 26))
+    tracemalloc.start()
     with pytest.raises(StreamError, match="damaged"):
         unpack_exact(len(bomb).to_bytes(4, "little") + packed[4:9] + bomb, (2, 9, 8), stream)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 24
+
+
+def test_bytes_that_follow_the_models_end_are_refused():
+    packed = pack_exact(smooth((2, 9, 8)).astype(np.uint8), stream)
+    length = int.from_bytes(packed[:4], "little")
+    longer = (length + 4).to_bytes(4, "little") + packed[4 : 9 + length] + b"more" + packed[9 + length :]
+    with pytest.raises(StreamError, match="damaged"):
+        unpack_exact(longer, (2, 9, 8), stream)
 
 
 @pytest.mark.parametrize("shape", [(500_000_000, 1, 1), (70_000, 1, 1), (1, 1 << 20, 1), (1, 1 << 16, 1 << 16)])
