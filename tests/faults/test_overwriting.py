@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,10 @@ from tiny_training import run, write_slices
 
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.data import make_phantoms
+from monai_vqgen.errors import in_one_line, root_cause
 
-FAILED = 7
+FAILED, NOT_ALLOWED = 7, 77
+NEW_MOUNTS, PRIVATE = 0x00020000, 0x00040000 | 0x4000  # CLONE_NEWNS; MS_PRIVATE | MS_REC
 PROCESSES = multiprocessing.get_context("forkserver")  # threads that have worked here would not survive a plain fork
 PROCESSES.set_forkserver_preload(["monai.bundle", "monai_vqgen.models", "monai_vqgen.evaluation", "tiny_training"])
 STAGES = ("extract_slices", "extract_codes", "sample", "inference", "evaluate", "export")
@@ -78,6 +82,25 @@ def on_a_full_disk(action: Callable[[], None]) -> None:
     action()
 
 
+def on_a_small_tmpfs(stage: str, options: dict[str, Any], folder: Path) -> None:
+    """Run a stage, and again with `overwrite` while 8 kB are free, and again with room, on a file system of its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_MOUNTS) or libc.mount(None, b"/", None, PRIVATE, None):
+        os._exit(NOT_ALLOWED)
+    assert libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=32m") == 0
+    run_stage(stage, options=options)
+    before, again, filler = visible(folder), {**options, "overwrite": True}, folder / "filler"
+    room = os.statvfs(folder)
+    filler.write_bytes(bytes(room.f_bavail * room.f_frsize - 8192))
+    with pytest.raises(Exception) as caught:
+        run_stage(stage, options=again)
+    assert "disk" in in_one_line(caught.value) or "No space" in str(root_cause(caught.value))
+    filler.unlink()
+    assert visible(folder) == before
+    run_stage(stage, options=again)
+    assert set(visible(folder)) == set(before)
+
+
 def killed_at(count: int, action: Callable[[], None]) -> None:
     """Run with a kill in place of a rename; a file's last step is one."""
     replace, left = os.replace, [count]
@@ -125,6 +148,16 @@ def test_results_outlive_a_typo_a_full_disk_and_a_kill_and_are_then_replaced(sta
     fewer = stage == "sample"  # the third of three samples went with the others
     after = set(before) - ({"images/sample_0002.nii.gz", "images/sample_0002.png"} if fewer else set())
     assert set(visible(tmp_path)) == {*after, "notes.txt"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of a process are Linux's")
+@pytest.mark.parametrize("stage", STAGES)
+def test_results_outlive_a_file_system_without_room(stage, inputs, tmp_path):
+    options = {**options_of(stage, inputs), "output_dir": str(tmp_path)}
+    status = in_process(partial(on_a_small_tmpfs, stage, options, tmp_path))
+    if status == NOT_ALLOWED:
+        pytest.skip("mounting a tmpfs takes the rights of root")
+    assert status == 0
 
 
 @pytest.mark.slow
