@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from monai_vqgen.data import make_phantoms
+from monai_vqgen.models.streams import stored_scan
 from tools.__main__ import build_parser
 from tools.designs import read_designs
 
@@ -261,7 +262,7 @@ def test_the_commands_of_compression_run_one_after_another(clone, documented):
     (clone.folder / "tools").symlink_to(ROOT / "tools")
     install, *commands = documented("docs/compression.md")
     assert install == "pip install 'monai-vqgen[bitstream]'"
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         coarser = command.replace("--position_step_mm 1.0", "--position_step_mm 20.0")  # and phantoms have their names
         clone.run(coarser.replace("--split_file configs/splits/ds002748.json", ""))
@@ -270,6 +271,8 @@ def test_the_commands_of_compression_run_one_after_another(clone, documented):
     assert back.affine == pytest.approx(scan.affine, abs=1e-4)
     assert (clone.folder / "COMPRESSED/SCAN.vqg").stat().st_size < source.stat().st_size / 2
     assert len(list((clone.folder / "ANYWHERE").glob("*.vqg"))) == 8
+    exact = stored_scan((clone.folder / "EXACT/SCAN.vqg").read_bytes())
+    np.testing.assert_array_equal(exact.voxels_s, scan.dataobj.get_unscaled())
     figures = json.loads((clone.folder / "BITSTREAM/bitstream.json").read_text())
     assert figures["model"]["exact_slices"] == figures["anywhere"]["exact_slices"] == figures["slices"]
 
@@ -305,12 +308,14 @@ def test_the_commands_of_the_anomaly_page_run_one_after_another(clone, documente
     shutil.copy(source, clone.folder / "PATIENTS/a_T1.nii.gz")
     nib.save(nib.Nifti1Image(mask, scan.affine), clone.folder / "PATIENTS/a_lesion.nii.gz")
     commands = documented("docs/anomaly.md")
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         coarser = command.replace("--split_file configs/splits/ds002748.json", "--position_step_mm 20.0")
         clone.run(coarser)
     for folder in ("MAPS", "OWN_MAPS"):
         for kind in ("anomaly", "lesions"):
             assert nib.load(clone.folder / folder / f"SCAN_{kind}.nii.gz").shape == scan.shape
-    metrics = json.loads((clone.folder / "MEASURED/metrics.json").read_text())
-    assert {"synthetic", "scans"} <= metrics.keys()
+    for folder, seeds in (("MEASURED", 1), ("MEASURED_SEEDS", 5)):
+        metrics = json.loads((clone.folder / folder / "metrics.json").read_text())
+        assert {"synthetic", "scans"} <= metrics.keys()
+        assert metrics["seeds"] == seeds
