@@ -32,24 +32,16 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_vqgen.coding.pixel_stack import FEATURES, PixelStack, Whole, local_activity, wave_count, working_bytes
 from monai_vqgen.errors import InputError, StreamError
 
 __all__ = ["pack_exact", "unpack_exact"]
 
-Whole = NDArray[np.float64]
-"""Whole numbers below 2^53, of which float64 sums and products are exact in any order."""
-
-BEFORE = ((0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-2, 1), (-1, -2), (-2, -1))
-AROUND = tuple(product((-1, 0, 1), repeat=2))  # in the image before
-EDGE = 2  # zeros around an image
-AHEAD = 4  # steps that an image waits for the one before it, so that all around a pixel is known there
-CONSTANT = 64.0  # the last feature
 FRACTION = 4096.0  # of a weight
 CLASSES, CONTEXTS, PIXELS_A_CONTEXT = 8, 24, 4096
 FITTED = 1 << 21  # pixels that predictors are fitted to, about
@@ -61,7 +53,6 @@ MOST_WAVES = 1 << 18  # some hundred microseconds each
 TYPES = tuple(np.dtype(f"<{name}") for name in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
 _HEAD, _COUNTS = struct.Struct("<IBI"), struct.Struct("<I2B")
 _OCTAVE = np.array([1024, 1117, 1218, 1328, 1448, 1579, 1722, 1878])  # 2^(i / 8), in 1,024ths
-FEATURES = len(BEFORE) + len(AROUND) + 1
 
 
 class _Model(NamedTuple):
@@ -86,7 +77,7 @@ def pack_exact(values_nhw: NDArray[Any], stream: Any) -> bytes:
         InputError: another type, more values, or more images than a stream takes.
     """
     values_nhw = np.ascontiguousarray(values_nhw)
-    if _waves(values_nhw.shape) > MOST_WAVES:
+    if wave_count(values_nhw.shape) > MOST_WAVES:
         raise InputError(f"{len(values_nhw)} images are more than are kept exactly in one stream: write several")
     plain = values_nhw.dtype.newbyteorder("<")
     if plain not in TYPES:
@@ -97,7 +88,7 @@ def pack_exact(values_nhw: NDArray[Any], stream: Any) -> bytes:
             f"{len(ordered_v):,} different values, of which {MOST_VALUES:,} are kept exactly: save the scan as 16-bit "
             "integers, or compress it without lossless"
         )
-    stack = _Stack(values_nhw.shape)
+    stack = PixelStack(values_nhw.shape)
     stack.fill(ranks.reshape(values_nhw.shape))
     activities_p, weights_pf = _fitted(stack)
     model = _with_histograms(stack, ordered_v, activities_p, weights_pf)
@@ -118,7 +109,7 @@ def unpack_exact(data: bytes, shape_nhw: Sequence[int], stream: Any, *, most_byt
     Raises:
         StreamError: damaged, of images of another shape, or too large.
     """
-    if _waves(shape_nhw) > MOST_WAVES or _working_bytes(shape_nhw) > most_bytes:
+    if wave_count(shape_nhw) > MOST_WAVES or working_bytes(shape_nhw) > most_bytes:
         raise StreamError(f"exact values of shape {tuple(shape_nhw)} are more than a stream of that length may hold")
     damaged = StreamError("the exact values of the stream are damaged: copy the file again")
     if len(data) < _HEAD.size:
@@ -128,7 +119,7 @@ def unpack_exact(data: bytes, shape_nhw: Sequence[int], stream: Any, *, most_byt
     if kind >= len(TYPES) or length > len(data) - _HEAD.size or len(payload) % 4:
         raise damaged
     model = _unpack_model(data[_HEAD.size : _HEAD.size + length], TYPES[kind], damaged)
-    stack = _Stack(shape_nhw)
+    stack = PixelStack(shape_nhw)
     try:
         _decode(stack, model, payload, stream)
     except (AssertionError, ValueError) as error:  # words that no encoder writes
@@ -137,17 +128,6 @@ def unpack_exact(data: bytes, shape_nhw: Sequence[int], stream: Any, *, most_byt
     if zlib.crc32(values_nhw.tobytes()) != checksum:
         raise damaged
     return values_nhw
-
-
-def _waves(shape_nhw: Sequence[int]) -> int:
-    count, height, width = shape_nhw
-    return AHEAD * (count - 1) + 2 * (height - 1) + width
-
-
-def _working_bytes(shape_nhw: Sequence[int]) -> int:
-    """Two float32 arrays with what is around each image, and what `waves` counts a row."""
-    count, height, width = shape_nhw
-    return 8 * (count + 1) * (height + 2 * EDGE) * (width + 2 * EDGE) + 40 * count * height
 
 
 def _ordered(values: NDArray[Any]) -> NDArray[np.uint64]:
@@ -170,73 +150,6 @@ def _unordered(ordered: NDArray[np.uint64], dtype: np.dtype[Any]) -> NDArray[Any
     return bits.view(dtype)
 
 
-class _Stack:
-    """Ranks and sizes of errors of images `(n, h, w)` with zeros around each, flat, and the order of the pixels."""
-
-    def __init__(self, shape_nhw: Sequence[int]) -> None:
-        count, height, width = self.shape = tuple(shape_nhw)
-        self._padded = (count + 1, height + 2 * EDGE, width + 2 * EDGE)
-        self._row = width + 2 * EDGE
-        self._image = (height + 2 * EDGE) * self._row
-        self.ranks = np.zeros(int(np.prod(self._padded)), np.float32)  # whole numbers, too, and below 2^24
-        self.errors = np.zeros_like(self.ranks)
-        steps = [down * self._row + right for down, right in BEFORE]
-        steps += [down * self._row + right - self._image for down, right in AROUND]
-        self._steps = np.array(steps)
-        self._first = self._image + EDGE * self._row + EDGE
-
-    def fill(self, ranks_nhw: NDArray[Any]) -> None:
-        """Take all ranks."""
-        self._framed()[:] = ranks_nhw
-
-    def inside(self) -> NDArray[np.int64]:
-        """All ranks, `(n, h, w)`."""
-        return self._framed().astype(np.int64)
-
-    def _framed(self) -> NDArray[np.float32]:
-        return self.ranks.reshape(self._padded)[1:, EDGE:-EDGE, EDGE:-EDGE]
-
-    def images(self) -> Iterator[NDArray[np.int64]]:
-        """The places of each image's pixels."""
-        _, height, width = self.shape
-        one = (np.arange(height)[:, None] * self._row + np.arange(width)).ravel() + self._first
-        for image in range(self.shape[0]):
-            yield one + image * self._image
-
-    def waves(self) -> Iterator[NDArray[np.int64]]:
-        """The places of pixels that can be known together: all their neighbors are in earlier waves."""
-        count, height, width = self.shape
-        images, rows = np.divmod(np.arange(count * height), height)
-        starts = AHEAD * images + 2 * rows
-        places = images * self._image + rows * self._row + self._first - starts
-        order = np.argsort(starts, kind="stable")
-        starts, places = starts[order], places[order]
-        every = np.arange(_waves(self.shape))
-        firsts, ends = (np.searchsorted(starts, every - late, side="right").tolist() for late in (width, 0))
-        for wave, (first, end) in enumerate(zip(firsts, ends, strict=True)):
-            if first < end:
-                yield places[first:end] + wave
-
-    def features(self, places_m: NDArray[np.int64]) -> Whole:
-        """Neighbors and a constant, `(m, f)`."""
-        known_mf = np.empty((len(places_m), FEATURES))
-        known_mf[:, :-1] = self.ranks[places_m[:, None] + self._steps]
-        known_mf[:, -1] = CONSTANT
-        return known_mf
-
-    def spread(self, places_m: NDArray[np.int64], activity_m: Whole) -> Whole:
-        """How much varies nearby: gradients, and errors of the predictions before."""
-        row, errors = self._row, self.errors
-        near_m = 2 * (errors[places_m - 1] + errors[places_m - row]) + errors[places_m - row - 1]
-        return activity_m + 2.0 * (near_m + errors[places_m - row + 1] + errors[places_m - self._image])
-
-
-def _activity(known_mf: Whole) -> Whole:
-    west, north, northwest, northeast, west2, north2 = known_mf.T[:6]
-    within: Whole = abs(west - northwest) + abs(north - northwest) + abs(north - northeast)
-    return within + abs(west - west2) + abs(north - north2)
-
-
 def _predicted(known_mf: Whole, activity_m: Whole, model: Any) -> Whole:
     sums_mp = known_mf @ model.weights_pf.T.astype(np.float64)  # below 2^37, so exact
     classes_m = np.searchsorted(model.activities_p, activity_m, side="right")
@@ -252,12 +165,12 @@ def _thresholds(sizes_m: Whole, most: int) -> NDArray[np.uint32]:
     return np.unique([0.0, 1.0, *np.ceil(between)]).astype("<u4")
 
 
-def _fitted(stack: _Stack) -> tuple[NDArray[np.uint32], NDArray[np.int16]]:
+def _fitted(stack: PixelStack) -> tuple[NDArray[np.uint32], NDArray[np.int16]]:
     """Thresholds of the classes, and the weights that fit best in each."""
     total = int(np.prod(stack.shape))
     every, most = 1 + total // FITTED, min(CLASSES, 2 + total // (4 * PIXELS_A_CONTEXT))
     found = [(stack.features(places_m[::every]), stack.ranks[places_m[::every]]) for places_m in stack.images()]
-    sizes = [_activity(known_mf) for known_mf, _ in found]
+    sizes = [local_activity(known_mf) for known_mf, _ in found]
     activities_p = _thresholds(np.concatenate(sizes), most)
     grams_pff = np.zeros((len(activities_p), FEATURES, FEATURES))
     sums_pf = np.zeros((len(activities_p), FEATURES))
@@ -273,14 +186,14 @@ def _fitted(stack: _Stack) -> tuple[NDArray[np.uint32], NDArray[np.int16]]:
 
 
 def _with_histograms(
-    stack: _Stack, ordered_v: NDArray[np.uint64], activities_p: NDArray[np.uint32], weights_pf: NDArray[np.int16]
+    stack: PixelStack, ordered_v: NDArray[np.uint64], activities_p: NDArray[np.uint32], weights_pf: NDArray[np.int16]
 ) -> _Model:
     """The whole model; the stack's errors become those of its predictors."""
     model = _Model(ordered_v, activities_p, weights_pf, *[np.zeros(1, "<u4")] * 3)
     activities = []
     for places_m in stack.images():
         known_mf = stack.features(places_m)
-        activities.append(_activity(known_mf))
+        activities.append(local_activity(known_mf))
         predicted_m = _clipped(_predicted(known_mf, activities[-1], model), ordered_v)
         stack.errors[places_m] = abs(stack.ranks[places_m] - predicted_m)
     spreads = [stack.spread(at, activity) for at, activity in zip(stack.images(), activities, strict=True)]
@@ -295,7 +208,7 @@ def _with_histograms(
     counts_ck = np.zeros((len(spreads_c), TOKENS))
     for places_m, spread_m in zip(stack.images(), spreads, strict=True):
         known_mf = stack.features(places_m)
-        predicted_m = _clipped(_predicted(known_mf, _activity(known_mf), model), ordered_v)
+        predicted_m = _clipped(_predicted(known_mf, local_activity(known_mf), model), ordered_v)
         contexts_m = np.searchsorted(spreads_c, spread_m, side="right") - 1
         errors_m = (stack.ranks[places_m] - predicted_m).astype(np.int64)
         np.add.at(counts_ck, (contexts_m, _tokens(errors_m, shifts_c[contexts_m])), 1)
@@ -331,15 +244,15 @@ def _runs(contexts_m: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64
     yield from zip(found.tolist(), np.split(order, firsts[1:]), strict=True)
 
 
-def _wave(stack: _Stack, model: _Model, places_m: NDArray[np.int64]) -> tuple[Whole, NDArray[np.int64]]:
+def _wave(stack: PixelStack, model: _Model, places_m: NDArray[np.int64]) -> tuple[Whole, NDArray[np.int64]]:
     """Predictions and contexts of a wave's pixels, from what earlier waves hold."""
     known_mf = stack.features(places_m)
-    activity_m = _activity(known_mf)
+    activity_m = local_activity(known_mf)
     predicted_m = _clipped(_predicted(known_mf, activity_m, model), model.ordered_v)
     return predicted_m, np.searchsorted(model.spreads_c, stack.spread(places_m, activity_m), side="right") - 1
 
 
-def _encoded(stack: _Stack, model: _Model, stream: Any) -> bytes:
+def _encoded(stack: PixelStack, model: _Model, stream: Any) -> bytes:
     coder, encoder = _Coder(model, stream), stream.queue.RangeEncoder()
     for places_m in stack.waves():
         predicted_m, contexts_m = _wave(stack, model, places_m)
@@ -357,7 +270,7 @@ def _encoded(stack: _Stack, model: _Model, stream: Any) -> bytes:
     return words.astype("<u4").tobytes()
 
 
-def _decode(stack: _Stack, model: _Model, payload: bytes, stream: Any) -> None:
+def _decode(stack: PixelStack, model: _Model, payload: bytes, stream: Any) -> None:
     coder = _Coder(model, stream)
     decoder = stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
     for places_m in stack.waves():

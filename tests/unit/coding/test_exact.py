@@ -9,7 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from monai_vqgen.coding.exact import MOST_VALUES, TYPES, _ordered, _Stack, pack_exact, unpack_exact
+from monai_vqgen.coding.exact import MOST_VALUES, TYPES, _ordered, pack_exact, unpack_exact
+from monai_vqgen.coding.pixel_stack import PixelStack
 from monai_vqgen.errors import InputError, StreamError
 
 stream = pytest.importorskip("constriction").stream
@@ -83,7 +84,7 @@ def test_a_stack_of_similar_images_takes_fewer_bytes_than_each_alone_and_than_de
 
 
 def test_all_that_a_pixel_is_predicted_from_is_in_earlier_waves():
-    stack = _Stack((3, 5, 4))
+    stack = PixelStack((3, 5, 4))
     waves = list(stack.waves())
     inside = np.concatenate([*stack.images()])
     assert sorted(np.concatenate(waves)) == sorted(inside)
