@@ -15,7 +15,7 @@ from monai_vqgen.data import load_datalist
 from monai_vqgen.errors import DatalistError, InputError
 from monai_vqgen.evaluation.pictures import save_reconstruction_pictures, save_sample_pictures
 from monai_vqgen.evaluation.rate_distortion import codec_figures, rated_system, save_rate_distortion
-from monai_vqgen.evaluation.sample_scores import check_sample_report
+from monai_vqgen.evaluation.sample_scores import CLASSIFIER_STEPS, check_sample_report
 from monai_vqgen.evaluation.sections import (
     SHOWN,
     EvaluationData,
@@ -105,11 +105,14 @@ class ReportOptions(NamedTuple):
             those of training slices drawn at random, so that both show the same mix of positions.
         feature_space: in which samples are compared, for example `NetworkFeatures`; by default a whitened filter bank,
             which needs no weights.
+        classifier_steps: training steps of each of the twelve small networks that tell samples, reconstructions and
+            others from training slices: most of the report's time. Accuracies compare at the same number alone.
     """
 
     codecs: bool = False
     samples: bool = False
     feature_space: FeatureSpace | None = None
+    classifier_steps: int = CLASSIFIER_STEPS
 
 
 class ModelEvaluation:
@@ -171,7 +174,8 @@ class ModelEvaluation:
             raise InputError("sample_report asks for samples, and there are no priors: leave with_priors on")
         if self.report.samples:
             sets = {"training slices": data.training.data, "test slices": data.test.data}
-            check_sample_report(self.sampling.num_samples, sets, image_size=model.record.image_size or None)
+            size, steps = model.record.image_size or None, self.report.classifier_steps
+            check_sample_report(self.sampling.num_samples, sets, image_size=size, classifier_steps=steps)
 
     def run(self) -> dict[str, Any]:
         """Measure, write, and return the content of `metrics.json`."""
@@ -221,9 +225,15 @@ class ModelEvaluation:
         codes = encode_slices(model, data.training, description="encoding training slices")
         sections = prior_sections(model, data, result, codes, samples)
         if self.report.samples:
-            space = self.report.feature_space
             sections["samples"] = sample_section(
-                model, data, result, codes, samples, folder=self.folder, feature_space=space
+                model,
+                data,
+                result,
+                codes,
+                samples,
+                folder=self.folder,
+                feature_space=self.report.feature_space,
+                classifier_steps=self.report.classifier_steps,
             )
         return sections
 

@@ -37,6 +37,7 @@ from monai_vqgen.metrics import (
 
 logger = logging.getLogger(__name__)
 
+CLASSIFIER_STEPS = 500  # of each network of `cnn_two_sample`; accuracies compare at the same number alone
 FEWEST_SAMPLES = 32  # below this many images of a kind no figure here means anything
 SMALLEST_SIDE = 32  # pixels: the coarsest scale of `FilterBankFeatures` wants eight of its own, of four pixels each
 
@@ -59,13 +60,19 @@ class ImageSet(NamedTuple):
 
 
 def check_sample_report(
-    num_samples: int, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, image_size: Sequence[int] | None = None
+    num_samples: int,
+    splits: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    image_size: Sequence[int] | None = None,
+    classifier_steps: int = CLASSIFIER_STEPS,
 ) -> None:
     """Raise InputError for a report of samples that could not be made, before any work.
 
-    Too few samples, slices, subjects or pixels, or some slices of a split without a subject. `splits` are the records
-    of the training and the test slices; the size may not be known yet.
+    Too few samples, slices, subjects or pixels, or some slices of a split without a subject; no steps of its
+    classifiers. `splits` are the records of the training and the test slices; the size may not be known yet.
     """
+    if isinstance(classifier_steps, bool) or not isinstance(classifier_steps, int) or classifier_steps < 1:
+        raise InputError(f"classifier_steps is {classifier_steps!r}; give a whole number, at least 1, such as 500")
     if image_size is not None and min(image_size) < SMALLEST_SIDE:
         raise InputError(
             f"slices of {tuple(image_size)} pixels: the report of samples needs at least {SMALLEST_SIDE} a side; "
@@ -124,7 +131,7 @@ def sample_metrics(
     kinds: ImageKinds,
     *,
     feature_space: Callable[[Tensor], Tensor] | None = None,
-    classifier_steps: int = 500,
+    classifier_steps: int = CLASSIFIER_STEPS,
     mirror: bool = True,
     seed: int = 0,
 ) -> tuple[dict[str, Any], AlignedNeighbors]:
@@ -158,6 +165,7 @@ def sample_metrics(
     result: dict[str, Any] = {
         "num_samples": len(samples.images),
         "compared": compared,
+        "classifier_steps": classifier_steps,
         "feature_space": str(getattr(space, "description", space)),
         "neighbors": "any slices" if training.subjects() is None else "slices of other subjects",
     }

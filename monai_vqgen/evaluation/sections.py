@@ -229,6 +229,7 @@ def sample_section(
     *,
     folder: Path,
     feature_space: FeatureSpace | None,
+    classifier_steps: int,
 ) -> dict[str, Any]:
     """`samples`: sampled against real slices; draws `closest_pairs.png` and, where it can, `positions.png`."""
     real, learned = (
@@ -246,6 +247,7 @@ def sample_section(
     section, nearest = sample_metrics(
         kinds,
         feature_space=feature_space,
+        classifier_steps=classifier_steps,
         mirror=data.test.data[0].get("plane") != "sagittal",  # whose left-right mirror is its front turned back
         seed=samples.seed,
     )

@@ -44,8 +44,12 @@ MOST_OTHER_SAMPLES = 1  # of 4
 # A voxel of the reconstruction is off by rounding alone unless a code near it flipped, which moves some 50 x 50 pixels
 # of one slice: 1 % of a volume's voxels at most.
 VOXEL_ROUNDING, MOST_OTHER_VOXELS = 1e-4, 0.01  # of the volume's range; of the voxels looked at
-# Figures over all slices: a few flipped codes among some thousand. Figures of samples: one sample may be another.
-FIGURES, SAMPLE_FIGURES = 2e-3, 0.25
+# Figures over all slices: a few flipped codes among some thousand.
+FIGURES = 2e-3
+# A classifier's share of right answers on some forty held-out images: its training carries rounding into its weights,
+# and five of the images may then lie on the other side. Twenty steps of it were recorded, not the 500 of a report.
+CLASSIFIED = ("/two_sample/cnn/accuracy", "/two_sample/cnn/standard_error")
+CLASSIFIER_STEPS, CLASSIFIERS = 20, 0.125
 # Rounding grows from step to step, and a flipped code of 512 in a batch moves a loss by about its share.
 LOSSES = 5e-3
 
@@ -206,11 +210,16 @@ def slices(tmp_path_factory) -> Path:
 def test_every_number_of_an_evaluation(tmp_path, expected, slices):
     """Bits per code among them."""
     options = {"num_samples": 32, "batch_size": 16, "seed": 7, "temperature": [0.8, 1.0], "top_k": None, "top_p": None}
-    report = {"codecs": True, "sample_report": True}
+    report = {"codecs": True, "sample_report": True, "classifier_steps": CLASSIFIER_STEPS}
     stage("evaluate", dataset_dir=slices, output_dir=tmp_path / "out", device="cpu", **report, **options)
     metrics = every_number(json.loads((tmp_path / "out" / "metrics.json").read_text()))
     recorded, strict = expected("evaluation", {"metrics": metrics})
-    assert_near(metrics, recorded["metrics"], STRICT if strict else FIGURES)
+    values = recorded["metrics"]
+    classified = {name: value for name, value in values.items() if name.endswith(CLASSIFIED)}
+    assert len(classified) == 8
+    assert_near(metrics, classified, CLASSIFIERS)
+    others = {name: value for name, value in values.items() if name not in classified}
+    assert_near(metrics, others, STRICT if strict else FIGURES)
 
 
 def tiny_training(stage_name: str, folder: Path, **options: Any) -> dict[str, float]:

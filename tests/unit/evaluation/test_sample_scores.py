@@ -121,7 +121,7 @@ def test_the_threshold_is_that_of_the_test_slices(kinds, report):
 
 def test_every_kind_is_cut_to_the_smallest_before_its_figures_are_compared(kinds, report):
     metrics, training = report[0], space(kinds["training"].images)
-    assert (metrics["num_samples"], metrics["compared"]) == (44, 36)
+    assert (metrics["num_samples"], metrics["compared"], metrics["classifier_steps"]) == (44, 36, 2)
     assert metrics["neighbors"] == "slices of other subjects"
     for name, kind in {
         "samples": "samples", "real": "test", "reconstructions": "reconstructions", "independent_codes": "independent"
@@ -205,6 +205,13 @@ def test_what_cannot_be_reported_is_refused_with_the_mend(num_samples, training,
     splits = {"test slices": records(40, "c", "d"), "training slices": training}
     with pytest.raises(InputError, match=message):
         check_sample_report(num_samples, splits, image_size=size)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, None])
+def test_classifiers_learn_for_a_whole_number_of_steps(steps):
+    splits = {"test slices": records(40, "c", "d"), "training slices": records(40, "a", "b")}
+    with pytest.raises(InputError, match="classifier_steps is .*whole number"):
+        check_sample_report(32, splits, classifier_steps=steps)
 
 
 def test_the_smallest_report_is_allowed_and_its_images_are_the_smallest_that_have_features():
