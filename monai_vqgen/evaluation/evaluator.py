@@ -174,8 +174,8 @@ class ModelEvaluation:
             raise InputError("sample_report asks for samples, and there are no priors: leave with_priors on")
         if self.report.samples:
             sets = {"training slices": data.training.data, "test slices": data.test.data}
-            size, steps = model.record.image_size or None, self.report.classifier_steps
-            check_sample_report(self.sampling.num_samples, sets, image_size=size, classifier_steps=steps)
+            size_or_none, steps = model.record.image_size or None, self.report.classifier_steps
+            check_sample_report(self.sampling.num_samples, sets, image_size=size_or_none, classifier_steps=steps)
 
     def run(self) -> dict[str, Any]:
         """Measure, write, and return the content of `metrics.json`."""

@@ -20,7 +20,10 @@ pytestmark = pytest.mark.slow
 def test_a_release_is_trained_evaluated_and_written_down_once(tmp_path):
     small = yaml.safe_load((bundle_root().parent / "configs/sizes/tiny.yaml").read_text())
     small["slices"] |= {"position_start_mm": 45.0, "position_stop_mm": 95.0, "position_step_mm": 2.5}
-    small |= {"sampling": {"num_samples": 40}, "evaluation": {"codecs": True, "sample_report": True, "classifier_steps": 20}}
+    small |= {
+        "sampling": {"num_samples": 40},
+        "evaluation": {"codecs": True, "sample_report": True, "classifier_steps": 20},
+    }
     size = tmp_path / "tiny.yaml"
     size.write_text(yaml.safe_dump(small))
     make_phantoms(tmp_path / "scans", 16, seed=1)

@@ -210,7 +210,7 @@ def test_what_cannot_be_reported_is_refused_with_the_mend(num_samples, training,
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, None])
 def test_classifiers_learn_for_a_whole_number_of_steps(steps):
     splits = {"test slices": records(40, "c", "d"), "training slices": records(40, "a", "b")}
-    with pytest.raises(InputError, match="classifier_steps is .*whole number"):
+    with pytest.raises(InputError, match=r"classifier_steps is .*whole number"):
         check_sample_report(32, splits, classifier_steps=steps)
 
 
