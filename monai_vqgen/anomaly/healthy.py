@@ -67,6 +67,7 @@ class HealthySlices(NamedTuple):
         quantiles: intensities of the brain that a share 0, 1/64 ... 1 lies below, for `MatchQuantiles`.
         fingerprint: of the autoencoder and priors that the signals come from; empty for signals without a model.
         threshold: score that a chosen share of healthy pixels stays below; NaN while there is none.
+        brain_mm: rows and columns of the brain, the mean of the healthy subjects; None where it is not known.
     """
 
     names: tuple[str, ...]
@@ -76,6 +77,7 @@ class HealthySlices(NamedTuple):
     quantiles: NDArray
     fingerprint: str = ""
     threshold: float = float("nan")
+    brain_mm: NDArray | None = None
 
     @classmethod
     def fit(
@@ -84,6 +86,7 @@ class HealthySlices(NamedTuple):
         *,
         quantiles: NDArray | None = None,
         fingerprint: str = "",
+        brain_mm: NDArray | None = None,
     ) -> HealthySlices:
         """Statistics of batches of signals and their positions in mm, one pass.
 
@@ -111,7 +114,7 @@ class HealthySlices(NamedTuple):
             deviations.append(blurred_nhw + DEVIATION_FLOOR * np.maximum(floor_n, 1e-6)[:, None, None])
         mean, deviation = (np.stack(kind).astype(STORED).astype(np.float32) for kind in (means, deviations))
         quantiles = np.linspace(0, 1, 65) if quantiles is None else quantiles
-        return cls(kept[0][0].names, positions_p, mean, deviation, quantiles, fingerprint)
+        return cls(kept[0][0].names, positions_p, mean, deviation, quantiles, fingerprint, brain_mm=brain_mm)
 
     def score(self, signals: Signals, positions_mm: Sequence[float]) -> AnomalyMaps:
         """The maps of slices at these positions; one out of the known range is judged by the nearest known one.
@@ -142,6 +145,7 @@ class HealthySlices(NamedTuple):
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         arrays |= {name: arrays[name].astype(STORED) for name in _ROUNDED}
         about = {"names": self.names, "fingerprint": self.fingerprint, "threshold": self.threshold}
+        about |= {} if self.brain_mm is None else {"brain_mm": [float(side) for side in self.brain_mm]}
         write_bytes(Path(path), save(arrays, {"monai_vqgen": json.dumps({"version": FORMAT_VERSION, **about})}))
 
     @classmethod
@@ -166,6 +170,7 @@ class HealthySlices(NamedTuple):
                 **{name: arrays[name] for name in _ARRAYS},
                 fingerprint=about["fingerprint"],
                 threshold=float(about["threshold"]),
+                brain_mm=_known_size(about.get("brain_mm")),
             )
             if not all(np.isfinite(array).all() for array in arrays.values()) or (found.deviation_pnhw <= 0).any():
                 raise ValueError("values that are not finite, or deviations that are not above 0")
@@ -219,6 +224,15 @@ def moved_into_range(encoder: Any, records: Sequence[Mapping[str, Any]]) -> list
         moved = sum(record.get(name) is not None and not low <= record[name] <= high for record in known)
         told += [f"{name} of {moved} slices lies outside {low:g} to {high:g} and was moved into it"] if moved else []
     return told
+
+
+def _known_size(sides: Any) -> NDArray | None:
+    if sides is None:
+        return None
+    brain_mm = np.asarray(sides, dtype=float)
+    if brain_mm.shape != (2,) or not (np.isfinite(brain_mm) & (brain_mm > 0)).all():
+        raise ValueError(f"the brain's rows and columns are {sides!r}, not two lengths in mm")
+    return brain_mm
 
 
 _ROUNDED = ("mean_pnhw", "deviation_pnhw")

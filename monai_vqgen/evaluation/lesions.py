@@ -27,9 +27,9 @@ from monai_vqgen.errors import DatalistError, InputError, ScanError
 from monai_vqgen.evaluation.evaluator import split_records
 from monai_vqgen.files import write_json
 from monai_vqgen.metrics import count_pixels, lesion_scores, lesions_found
-from monai_vqgen.models.anomaly_scans import cut_scan
+from monai_vqgen.models.anomaly_scans import brain_extent, cut_scan
 from monai_vqgen.models.record import STATISTICS
-from monai_vqgen.models.scans import as_volume
+from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
 from monai_vqgen.transforms.intensity import BRAIN_LEVEL, MatchQuantiles, brain_quantiles
 from monai_vqgen.transforms.lesions import LESION_KINDS, draw_lesion, place_lesion
 from monai_vqgen.transforms.resampling import resample_plane
@@ -120,6 +120,7 @@ class AnomalyEvaluation:
             [(signals, _positions(training))],
             quantiles=brain_quantiles(training.images_bhw),
             fingerprint=model_fingerprint(self.model),
+            brain_mm=_mean_extent(training) * (self.model.record.pixel_mm or BUNDLE_PIXEL_MM),
         )
         components_khw = _components(training.images_bhw)
         scores = self._scores(validation, healthy, components_khw)
@@ -139,7 +140,11 @@ class AnomalyEvaluation:
             "synthetic": results,
         }
         if scans is not None:
-            for name, shown in {"scans": _matched(scans, healthy.quantiles), "scans_as_they_are": scans}.items():
+            for name, shown in {
+                "scans": _matched(self._scans(healthy.brain_mm), healthy.quantiles),
+                "scans_matched_alone": _matched(scans, healthy.quantiles),
+                "scans_as_they_are": scans,
+            }.items():
                 metrics[name] = self._figures(shown, healthy, components_khw, thresholds)
         write_json(self.folder / METRICS, metrics)
         best = results["methods"]["anomaly_map"]
@@ -219,13 +224,13 @@ class AnomalyEvaluation:
         prevalence = float(slices.masks_bhw[brain_bhw].mean())
         return {"slices": len(subjects), "subjects": len(set(subjects)), "prevalence": prevalence, "methods": methods}
 
-    def _scans(self) -> _Slices:
-        """The slices of all scans with masks."""
+    def _scans(self, brain_mm: NDArray | None = None) -> _Slices:
+        """The slices of all scans with masks, their brains of this size or their own."""
         images, records, masks = [], [], []
         for scan, mask in self.pairs:
             image, label = as_volume(scan), as_volume(mask)
             affine = np.asarray(image.affine.cpu(), dtype=np.float64)
-            cut = cut_scan(self.model, image.as_tensor()[0].numpy(), affine, step_mm=STEP_MM)
+            cut = cut_scan(self.model, image.as_tensor()[0].numpy(), affine, step_mm=STEP_MM, brain_mm=brain_mm)
             if label.shape != image.shape:
                 shapes = f"shape {tuple(label.shape[1:])}, its scan {tuple(image.shape[1:])}"
                 raise ScanError(f"{mask} has the {shapes}: resample the mask")
@@ -238,6 +243,12 @@ class AnomalyEvaluation:
         if not np.any(masks):
             raise ScanError(f"the masks in {self.pairs[0][1].parent} mark nothing in the slices that are looked at")
         return _Slices(np.concatenate(images), records, np.stack(masks))
+
+
+def _mean_extent(slices: _Slices) -> NDArray:
+    """Rows and columns of the brain in pixels, the mean of all subjects."""
+    whose = np.array([str(record.get("subject")) for record in slices.records])
+    return np.mean([brain_extent(slices.images_bhw[whose == subject]) for subject in np.unique(whose)], axis=0)
 
 
 def _matched(slices: _Slices, quantiles: NDArray) -> _Slices:

@@ -30,7 +30,7 @@ from monai_vqgen.models.record import STATISTICS
 from monai_vqgen.models.samples import check_names
 from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
 from monai_vqgen.models.trained_model import TrainedModel
-from monai_vqgen.transforms.geometry import view_plane
+from monai_vqgen.transforms.geometry import PlaneView, view_plane
 from monai_vqgen.transforms.intensity import BRAIN_LEVEL, MatchQuantiles, scale_to_window
 from monai_vqgen.transforms.resampling import restore_plane
 from monai_vqgen.transforms.size import Frame, apply_frame, frame_loses, place_frame, trimmed
@@ -49,6 +49,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 REPORT = "anomalies.json"
+UNSCALED = (1.0, 1.0, 1.0)
+MOST_SCALED = 1.35  # of a brain: what differs more is no brain alone, or no grown-up's
 MOST_SLICES = 1024  # of a scan
 
 
@@ -65,6 +67,7 @@ class ScanSlices(NamedTuple):
         frame: of the model's image size in the resampled planes, whose size is `shown`.
         shown: rows and columns of a resampled plane.
         pixel_mm: of the slices.
+        scaled: how much larger than it is the brain was made along rows, columns and normal.
     """
 
     images_nhw: NDArray
@@ -76,14 +79,16 @@ class ScanSlices(NamedTuple):
     frame: Frame
     shown: tuple[int, ...]
     pixel_mm: float
+    scaled: tuple[float, float, float] = UNSCALED
 
     def back(self, maps_nhw: NDArray, shape: Sequence[int], affine: NDArray) -> NDArray:
         """Maps in the scan's geometry, `(X, Y, Z)` float32; 0 where there was no slice."""
         volume_s = np.zeros(tuple(shape), dtype=np.float32)
         view = view_plane(volume_s, affine, self.prepared.plane)
+        grid = scaled_view(view, self.scaled).affine
         outside = Frame(tuple(-start for start in self.frame.start), tuple(self.shown))
         inner_nhw = apply_frame(maps_nhw.astype(np.float32), outside)
-        own_nhw = restore_plane(inner_nhw, view.volume_s.shape[:2], view.affine, self.pixel_mm).clip(0)
+        own_nhw = restore_plane(inner_nhw, view.volume_s.shape[:2], grid, self.pixel_mm).clip(0)
         for plane, own_hw in zip(self.planes, own_nhw, strict=True):
             view.volume_s[:, :, plane.number] = own_hw
         return volume_s
@@ -97,7 +102,9 @@ class AnomalyScan(NamedTuple):
         lesions_s: scores above the threshold; None while there is no threshold.
         affine: of the scan.
         threshold: that was used.
-        notes: slices left out or cropped, values moved into the trained range; empty where there was nothing to say.
+        notes: slices left out or cropped, values moved into the trained range, a brain of a size that is left as it is;
+            empty where there was nothing to say.
+        scaled: how much larger than it is the brain was made along rows, columns and normal.
     """
 
     scores_s: NDArray
@@ -105,6 +112,7 @@ class AnomalyScan(NamedTuple):
     affine: NDArray
     threshold: float | None
     notes: tuple[str, ...]
+    scaled: tuple[float, float, float] = UNSCALED
 
 
 def cut_scan(
@@ -114,8 +122,13 @@ def cut_scan(
     *,
     plane: str | None = None,
     step_mm: float | None = None,
+    brain_mm: NDArray | None = None,
 ) -> ScanSlices:
     """Every plane of a scan at a position that the priors know, extracted as `extract_slices.json` does.
+
+    A brain of another size shows other anatomy at the same distance below its top, and other folds: with `brain_mm` the
+    scan is cut as if its voxels had the size with which its brain measures that, and the mean of both factors holds
+    along the normal. Where a factor would be beyond 1.35, the scan is left as it is.
 
     Args:
         model: a `TrainedModel` of slices.
@@ -123,11 +136,43 @@ def cut_scan(
         affine: 4x4, voxel centers to RAS+ millimeters.
         plane: of the slices; by default the model's.
         step_mm: between slices; by default every plane of the scan.
+        brain_mm: rows and columns of the brain, as `brain_extent` measures it; by default the scan's own.
 
     Raises:
         ScanError: nothing to see, or no plane at a trained position.
         InputError: a model whose image size is not known.
     """
+    cut = _cut(model, values_s, affine, plane, step_mm)
+    if brain_mm is None:
+        return cut
+    rows, columns = np.asarray(brain_mm) / np.maximum(brain_extent(cut.images_nhw) * cut.pixel_mm, cut.pixel_mm)
+    scaled = (float(rows), float(columns), float(np.sqrt(rows * columns)))
+    if not all(1 / MOST_SCALED <= factor <= MOST_SCALED for factor in scaled):
+        return cut
+    return _cut(model, values_s, affine, plane, step_mm, scaled)
+
+
+def brain_extent(images_nhw: NDArray) -> NDArray:
+    """Rows and columns, in pixels, from the first to the last with brain in any of a subject's slices."""
+    brain_hw = np.any(np.asarray(images_nhw) > BRAIN_LEVEL, axis=0)
+    spans = [np.flatnonzero(brain_hw.any(1)), np.flatnonzero(brain_hw.any(0))]
+    return np.array([span[-1] - span[0] + 1 if span.size else 0 for span in spans], dtype=float)
+
+
+def scaled_view(view: PlaneView, scaled: Sequence[float]) -> PlaneView:
+    """The view as if its voxels were so many times as large along rows, columns and normal."""
+    rows, columns, normal = (size * factor for size, factor in zip(view.spacing, scaled, strict=True))
+    return view._replace(affine=view.affine @ np.diag([*scaled, 1.0]), spacing=(rows, columns, normal))
+
+
+def _cut(
+    model: Any,
+    values_s: NDArray,
+    affine: NDArray,
+    plane: str | None,
+    step_mm: float | None,
+    scaled: tuple[float, float, float] = UNSCALED,
+) -> ScanSlices:
     if not model.record.image_size:
         raise InputError("the record of these weights does not tell their image size: use anomaly_map on slices")
     lower, upper = model.record.percentiles
@@ -135,6 +180,7 @@ def cut_scan(
     prepared = prepare_volume(values_s, affine, plane or model.record.plane or "axial", lower=lower, upper=upper)
     if not prepared.window.high > prepared.window.low:
         raise ScanError("the scan has no contrast; export it again")
+    prepared = prepared._replace(view=scaled_view(prepared.view, scaled))
     spacing, pixel_mm = prepared.view.spacing[2], model.record.pixel_mm or BUNDLE_PIXEL_MM
     count = prepared.box.stop[2] - prepared.box.start[2]
     step_mm = max(step_mm or spacing, spacing)
@@ -165,6 +211,7 @@ def cut_scan(
         frame,
         cuts[0].pixels.shape,
         pixel_mm,
+        scaled,
     )
 
 
@@ -175,6 +222,7 @@ def anomaly_scan(
     *,
     threshold: float | None = None,
     match: bool = True,
+    scale: bool = True,
     plane: str | None = None,
     condition: Mapping[str, Any] | None = None,
 ) -> AnomalyScan:
@@ -186,6 +234,7 @@ def anomaly_scan(
         healthy: statistics of healthy slices; without them the scores are bits.
         threshold: of the segmentation; by default the statistics' own.
         match: bring the scan's intensities to the quantiles of the training data, where there are statistics.
+        scale: bring the brain to the mean size of the training data's, where the statistics know it.
         plane: of the slices; by default the model's.
         condition: values by name, for all slices; the position is known.
 
@@ -201,7 +250,8 @@ def anomaly_scan(
     plain = image.as_tensor() if image.ndim == 3 else image.as_tensor()[0]
     values_s = np.asarray(plain.cpu(), dtype=np.float32)
     affine = np.asarray(image.affine.cpu(), dtype=np.float64)
-    cut = cut_scan(model, values_s, affine, plane=plane)
+    brain_mm = healthy.brain_mm if healthy is not None and scale else None
+    cut = cut_scan(model, values_s, affine, plane=plane, brain_mm=brain_mm)
     images_nhw = cut.images_nhw
     if healthy is not None and match:
         images_nhw = np.asarray(MatchQuantiles(healthy.quantiles)(images_nhw))
@@ -210,6 +260,8 @@ def anomaly_scan(
     notes = [f"{cut.left_out} slices of the brain outside the trained positions are left out"] if cut.left_out else []
     if cut.cropped:
         notes.append(f"{cut.cropped} slices show more than the model's {cut.frame.size} pixels; the rest is left out")
+    if brain_mm is not None and cut.scaled == UNSCALED:
+        notes.append(f"the brain is far from the training data's {' x '.join(f'{side:.0f}' for side in brain_mm)} mm")
     if healthy is None:
         scores_nhw = _bits(model, images, cut.positions_mm, condition)
         notes += moved_into_range(model.condition, [condition or {}] * len(images))
@@ -219,7 +271,7 @@ def anomaly_scan(
         threshold = healthy.threshold if threshold is None else threshold
     scores_s = cut.back(scores_nhw, values_s.shape, affine)
     usable = threshold is not None and np.isfinite(threshold)
-    return AnomalyScan(scores_s, scores_s > threshold if usable else None, affine, threshold, tuple(notes))
+    return AnomalyScan(scores_s, scores_s > threshold if usable else None, affine, threshold, tuple(notes), cut.scaled)
 
 
 def _bits(model: Any, images: torch.Tensor, positions_mm: list[float], condition: Mapping[str, Any] | None) -> NDArray:
@@ -330,7 +382,8 @@ def write_anomalies(
         for note in notes:
             logger.warning("%s: %s", path.name, note)
         known = None if found.lesions_s is None else found.threshold
-        report.append({"scan": path.name, "threshold": known, "notes": notes})
+        scaled = [round(factor, 3) for factor in found.scaled]
+        report.append({"scan": path.name, "threshold": known, "scaled": scaled, "notes": notes})
     if all("skipped" in entry for entry in report):
         raise ScanError(f"none of the {len(report)} scans could be used: {report[0]['skipped'] if report else ''}")
     write_json(folder / REPORT, {"scans": report})

@@ -13,13 +13,14 @@ from monai.data.folder_layout import FolderLayoutBase
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
 
 from monai_vqgen.data import CaptureLabels, CompleteNiftiWriter, write_secondary_captures
 from monai_vqgen.data.io.captures import check_highdicom
 from monai_vqgen.errors import DatalistError, ScanError
 from monai_vqgen.files import place_of
 from monai_vqgen.plots.pictures import as_shown, save_png
-from monai_vqgen.transforms.geometry import PLANES
+from monai_vqgen.transforms.geometry import PLANES, three_planes
 from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
     "reconstruction_names",
 ]
 
+NIFTI = ".nii.gz"
+SHOWN_SHARE, MIN_RANGE = 0.999, 1e-6  # of a picture: voxels up to white, and the least that counts as white
+
 INPUT_SUFFIXES = (".nii.gz", ".nii", *PICTURE_SUFFIXES)
 
 
@@ -39,6 +43,8 @@ def reconstruction_names(
     records: Sequence[Mapping[str, Any]], dataset_dir: str | Path, postfix: str, *, dicom: bool = False
 ) -> list[str]:
     """Where each reconstruction goes, relative to the output folder: the input's own path, with the postfix.
+
+    Beside each NIfTI file goes a picture of it, `NAME_planes.png`.
 
     Args:
         records: with the path of each input.
@@ -57,7 +63,11 @@ def reconstruction_names(
         if paths.setdefault(name, path) != path:
             raise DatalistError(f"{paths[name]} and {path} would both be written as {name}; rename or move one")
     captures = [capture_folder(path, folder, postfix) for path in paths.values()] if dicom else []
-    return [*paths, *captures]
+    return [*paths, *(_picture_of(name) for name in paths if name.endswith(NIFTI)), *captures]
+
+
+def _picture_of(name: str) -> str:
+    return f"{name.removesuffix(NIFTI)}_planes.png"
 
 
 def capture_folder(path: Path, dataset_dir: Path, postfix: str) -> str:
@@ -66,7 +76,7 @@ def capture_folder(path: Path, dataset_dir: Path, postfix: str) -> str:
 
 
 def _name(path: Path, folder: Path, postfix: str, *, suffix: str = "") -> str:
-    suffix = suffix or (".png" if path.suffix.lower() in PICTURE_SUFFIXES else ".nii.gz")
+    suffix = suffix or (".png" if path.suffix.lower() in PICTURE_SUFFIXES else NIFTI)
     path = Path(os.path.normpath(path))  # not resolved: a link's own name counts
     parent = path.parent.relative_to(folder) if folder in path.parents else Path()
     return (parent / f"{plain_stem(path)}_{postfix}{suffix}").as_posix()
@@ -99,14 +109,29 @@ class ReconstructionLayout(FolderLayoutBase):
 
 
 class ReconstructionWriter(CompleteNiftiWriter):
-    """MONAI's image writer for these names: a picture comes back as PNG of 8 bits, anything else as NIfTI."""
+    """MONAI's image writer for these names: a picture comes back as PNG of 8 bits, anything else as NIfTI.
+
+    Beside a NIfTI file goes a picture: of a volume its middle axial, coronal and sagittal slice, from 0 (black) to the
+    value that 99.9 % of its voxels lie below (white).
+    """
 
     def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
         """Write beside the file, then rename."""
         if not str(filename).endswith(".png"):
-            return super().write(filename, verbose=verbose, **obj_kwargs)
+            picture_hw = self._middle_planes()  # first: MONAI puts its own object in the place of the array
+            super().write(filename, verbose=verbose, **obj_kwargs)
+            return save_png(picture_hw, _picture_of(str(filename)))
         pixels = np.asarray(self.data_obj, dtype=np.float32)
         return save_png(as_shown(np.moveaxis(pixels.reshape(*pixels.shape[:2], -1), -1, 0)), Path(filename))
+
+    def _middle_planes(self) -> NDArray:
+        voxels = np.asarray(self.data_obj, dtype=np.float32)
+        channels = np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), -1, 0)
+        slices = [
+            channel_s[:, :, 0] if channel_s.shape[2] == 1 else three_planes(channel_s, self.affine)
+            for channel_s in channels
+        ]
+        return as_shown(np.stack(slices) / max(float(np.quantile(voxels, SHOWN_SHARE)), MIN_RANGE))
 
 
 DERIVATION = "Reconstruction from the discrete codes of a vector-quantized autoencoder; details are lost."

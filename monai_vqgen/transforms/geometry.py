@@ -10,6 +10,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from monai_vqgen.errors import InputError, ScanError
 
@@ -98,17 +99,28 @@ def view_plane(volume_s: NDArray, affine: NDArray, plane: str, *, name: str = "t
     return PlaneView(nib.orientations.apply_orientation(volume_s, change), turned, spacing)
 
 
-def three_planes(volume_s: NDArray) -> NDArray:
-    """A picture of a volume `[X, Y, Z]`, RAS+: its middle axial, coronal and sagittal slice, side by side, as drawn.
+def three_planes(volume_s: NDArray, affine: NDArray | None = None) -> NDArray:
+    """A picture of a volume: its middle axial, coronal and sagittal slice, side by side, as drawn.
 
     Each has as many rows as the tallest, with zeros above and below.
+
+    Args:
+        volume_s: `[X, Y, Z]`.
+        affine: 4x4, voxel centers to RAS+ millimeters; where voxels are no cubes, the pixels are made as small as their
+            shortest side. None for cubes along RAS+.
 
     Examples:
         >>> three_planes(np.ones((4, 6, 5))).shape
         (6, 14)
+        >>> three_planes(np.ones((4, 6, 5)), np.diag([1.0, 1.0, 3.0, 1.0])).shape
+        (15, 14)
     """
-    views = [view_plane(volume_s, np.eye(4), plane).volume_s for plane in PLANES]
-    slices = [view[:, :, view.shape[2] // 2] for view in views]
+    views = [view_plane(volume_s, np.eye(4) if affine is None else affine, plane) for plane in PLANES]
+    smallest = min(views[0].spacing)
+    slices = [
+        ndimage.zoom(view.volume_s[:, :, view.volume_s.shape[2] // 2], np.array(view.spacing[:2]) / smallest, order=1)
+        for view in views
+    ]
     height = max(len(pixels) for pixels in slices)
     above = [(height - len(pixels)) // 2 for pixels in slices]
     return np.hstack([np.pad(p, ((a, height - len(p) - a), (0, 0))) for p, a in zip(slices, above, strict=True)])

@@ -10,13 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from factories import POSITIONS, random_statistics, tiny_model, write_slices
+from scipy import ndimage
 
 from monai_vqgen.anomaly import HealthySlices
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import CheckpointError, DatalistError, InputError, ScanError
 from monai_vqgen.evaluation import AnomalyEvaluation
 from monai_vqgen.models import TrainedModel, anomaly_names, anomaly_scan
-from monai_vqgen.models.anomaly_scans import cut_scan, healthy_beside
+from monai_vqgen.models.anomaly_scans import brain_extent, cut_scan, healthy_beside
 
 OBLIQUE = np.array([[0, -3.0, 0, 5], [-3.0, 0, 0, 7], [0, 0, 3.0, -9], [0, 0, 0, 1]])
 
@@ -55,6 +56,53 @@ def test_what_was_cut_from_a_scan_comes_back_to_its_place(model):
     assert cut.left_out == (voxels.any(axis=(0, 1)).sum()) - len(cut.planes)
 
 
+def test_a_brain_of_another_size_is_cut_as_if_its_voxels_were_larger_and_comes_back_to_its_place(model):
+    trained, voxels = TrainedModel.from_bundle(model), blob()
+    plain = cut_scan(trained, voxels, OBLIQUE)
+    extent = brain_extent(plain.images_nhw)
+    assert extent == pytest.approx([100 / 3] * 2, abs=2)  # the ball of 100 mm in pixels of 3 mm
+    cut = cut_scan(trained, voxels, OBLIQUE, brain_mm=1.2 * extent * plain.pixel_mm)
+    assert cut.scaled == pytest.approx([1.2] * 3)
+    larger = cut_scan(trained, voxels, OBLIQUE @ np.diag([1.2, 1.2, 1.2, 1]))
+    assert cut.positions_mm == pytest.approx(larger.positions_mm)
+    np.testing.assert_allclose(cut.images_nhw, larger.images_nhw, atol=1e-5)
+    assert brain_extent(cut.images_nhw) == pytest.approx(1.2 * extent, abs=1)
+    back = cut.back(cut.images_nhw, voxels.shape, OBLIQUE)
+    seen = back.any(axis=(0, 1))
+    low, high = cut.prepared.window
+    away = np.abs(back[:, :, seen] - np.clip((voxels[:, :, seen] - low) / (high - low), 0, 1))
+    inner = ndimage.binary_erosion(voxels[:, :, seen] > 0, np.ones((7, 7, 1)))  # two resamplings blur the edge
+    assert 0 < np.mean(away[inner]) < 0.002  # half a voxel beside its place it is 0.017
+    assert seen.sum() == len(cut.planes)
+
+
+def test_factors_differ_between_rows_and_columns_and_none_is_beyond_what_brains_differ_by(model):
+    trained = TrainedModel.from_bundle(model)
+    plain = cut_scan(trained, blob(), OBLIQUE)
+    own_mm = brain_extent(plain.images_nhw) * plain.pixel_mm
+    assert cut_scan(trained, blob(), OBLIQUE, brain_mm=own_mm * [1.1, 0.9]).scaled == pytest.approx(
+        (1.1, 0.9, np.sqrt(0.99))
+    )
+    for factors in ([1.0, 1.4], [0.7, 1.0]):
+        kept = cut_scan(trained, blob(), OBLIQUE, brain_mm=own_mm * factors)
+        assert kept.scaled == (1, 1, 1)
+        np.testing.assert_array_equal(kept.images_nhw, plain.images_nhw)
+
+
+def test_the_size_of_the_healthy_brains_is_used_unless_told_otherwise(model, tmp_path):
+    trained = TrainedModel.from_bundle(model)
+    plain = cut_scan(trained, blob(), OBLIQUE)
+    healthy = random_statistics(trained, threshold=2.0)._replace(
+        brain_mm=1.1 * brain_extent(plain.images_nhw) * plain.pixel_mm
+    )
+    scan = write_scan(tmp_path / "one.nii.gz", blob())
+    assert anomaly_scan(trained, scan, healthy).scaled == pytest.approx([1.1] * 3)
+    assert anomaly_scan(trained, scan, healthy, scale=False).scaled == (1, 1, 1)
+    found = anomaly_scan(trained, scan, healthy._replace(brain_mm=3 * healthy.brain_mm))
+    assert found.scaled == (1, 1, 1)
+    assert any("the brain is far from" in note for note in found.notes)
+
+
 def test_the_stages_run_one_after_the_other(model, tmp_path):
     write_slices(tmp_path / "slices", (48, 48), counts={"training": 6, "validation": 3, "test": 5})
     options = {"model": str(model), "device": "cpu"}
@@ -66,7 +114,12 @@ def test_the_stages_run_one_after_the_other(model, tmp_path):
     write_scan(tmp_path / "patients/a_lesion.nii.gz", lesion)
     run_stage("evaluate_anomaly", options={**options, **where, "scans": str(tmp_path / "patients"), "seeds": 2})
     metrics = json.loads((tmp_path / "measured/metrics.json").read_text())
-    for part, slices in (("synthetic", 10), ("scans", None), ("scans_as_they_are", None)):
+    for part, slices in (
+        ("synthetic", 10),
+        ("scans", None),
+        ("scans_matched_alone", None),
+        ("scans_as_they_are", None),
+    ):
         methods = metrics[part]["methods"]
         assert {"anomaly_map", "bits", "position_z", "pca", "mean_image", "reconstruction_error"} <= methods.keys()
         assert slices in (None, metrics[part]["slices"])
@@ -77,7 +130,9 @@ def test_the_stages_run_one_after_the_other(model, tmp_path):
     assert not any(name.startswith("ap_seed") for name in metrics["scans"]["methods"]["bits"])
 
     statistics = tmp_path / "measured/healthy.safetensors"
-    assert np.isfinite(HealthySlices.load(statistics, model=TrainedModel.from_bundle(model)).threshold)
+    healthy = HealthySlices.load(statistics, model=TrainedModel.from_bundle(model))
+    assert np.isfinite(healthy.threshold)
+    assert (healthy.brain_mm > 0).all()
     write_scan(tmp_path / "scans/one.nii.gz", voxels)
     (tmp_path / "scans/broken.nii.gz").write_bytes(b"no scan")
     given = {**options, "dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path / "maps")}

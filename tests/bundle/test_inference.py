@@ -12,14 +12,16 @@ import torch
 from factories import tiny_autoencoder, tiny_model
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
+from PIL import Image
 
 from monai_vqgen.bundles import bundle_root, run_stage
 from monai_vqgen.data import read_volume
 from monai_vqgen.data.io.nifti import write_slice_nifti
 from monai_vqgen.errors import CheckpointError, DatalistError, InputError, OutputExistsError, ScanError
 from monai_vqgen.inferers import VolumeReconstructionInferer
-from monai_vqgen.models import model_pixel_mm, reconstruction_names, reconstruction_records
+from monai_vqgen.models import ReconstructionWriter, model_pixel_mm, reconstruction_names, reconstruction_records
 from monai_vqgen.networks import HierarchicalVQVAE
+from monai_vqgen.transforms.geometry import three_planes
 
 
 def tiny_network() -> HierarchicalVQVAE:
@@ -154,9 +156,11 @@ def test_files_are_written_at_the_names_that_were_asked_for(tmp_path, model, wri
         write_series(tmp_path / "scans" / "deep" / series, voxels, np.diag([2.0, 2.0, 3.0, 1.0]), series)
     records = reconstruction_records(tmp_path / "scans")
     names = reconstruction_names(records, tmp_path / "scans", "recon")
-    assert names == ["deep/1.2.3.4_recon.nii.gz", "deep/1.2.3.5_recon.nii.gz"]
+    stems = ["deep/1.2.3.4_recon", "deep/1.2.3.5_recon"]
+    assert names == [f"{stem}{suffix}" for suffix in (".nii.gz", "_planes.png") for stem in stems]
     run(tmp_path / "scans", tmp_path / "out", model, pixel_mm=2.0)
-    assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.nii.gz")) == names
+    files = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".gz", ".png")]
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in files} == set(names)
     write_blob(tmp_path / "other" / "A.B.NII.GZ", (12, 12, 4), np.eye(4))
     run(tmp_path / "other", tmp_path / "out2", model, pixel_mm=2.0)
     assert [p.name for p in (tmp_path / "out2").rglob("*.nii.gz")] == ["A.B_recon.nii.gz"]
@@ -173,12 +177,32 @@ def test_one_file_is_reconstructed_by_itself(tmp_path, model):
         run(tmp_path / "scans" / "c.nii.gz", tmp_path / "out2", model)
 
 
+@pytest.mark.parametrize("affine", [np.diag([1.0, 1.0, 3.0, 1.0]), np.array(
+    [[0, -1.0, 0, 9], [-1.0, 0, 0, 9], [0, 0, -3.0, 9], [0, 0, 0, 1]]
+)], ids=["RAS", "PLI"])  # fmt: skip
+def test_beside_a_reconstruction_lies_a_picture_of_its_three_middle_planes(tmp_path, affine):
+    values = np.zeros((8, 8, 4), dtype=np.float32)
+    values[1:7, 2:6, 1:3] = 500
+    writer = ReconstructionWriter()
+    writer.set_data_array(values[None])
+    writer.set_metadata({"affine": affine})
+    writer.write(tmp_path / "a_recon.nii.gz")
+    with Image.open(tmp_path / "a_recon_planes.png") as picture:
+        shown = np.asarray(picture)
+    assert shown.shape == (12, 24)  # rows of 12 mm: four slices of 3 mm
+    np.testing.assert_allclose(shown / 255, three_planes(values, affine).clip(0, 500) / 500, atol=0.01)
+    assert shown[2:10, :8].sum() / 255 == pytest.approx(24)  # the axial slice is 8 x 8, centered
+    assert shown.max() == 255
+
+
 def test_what_lies_elsewhere_is_written_into_the_folder_all_the_same(tmp_path):
     records = [{"image": str(tmp_path / name)} for name in ("scans/a/b.nii", "elsewhere/c.nii.gz", "scans/../d.png")]
     assert reconstruction_names(records, tmp_path / "scans", "recon") == [
         "a/b_recon.nii.gz",
         "c_recon.nii.gz",
         "d_recon.png",
+        "a/b_recon_planes.png",
+        "c_recon_planes.png",
     ]
 
 

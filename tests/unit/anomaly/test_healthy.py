@@ -61,8 +61,16 @@ def test_a_files_statistics_are_those_that_were_saved_and_other_weights_are_refu
         np.testing.assert_array_equal(getattr(read, name), getattr(healthy, name))
     assert read.mean_pnhw.dtype == np.float32
     assert (tmp_path / "healthy.safetensors").stat().st_size < healthy.mean_pnhw.nbytes * 1.1 + 2000
+    assert read.brain_mm is None
+    sized = healthy._replace(threshold=1.0, brain_mm=np.array([175.5, 148.0]))
+    sized.save(tmp_path / "sized")
+    assert HealthySlices.load(tmp_path / "sized").brain_mm.tolist() == [175.5, 148.0]
     with pytest.raises(CheckpointError, match="other weights"):
         HealthySlices.load(tmp_path / "healthy.safetensors", model=other)
+    for size in ([0.0, 148.0], [175.5, np.inf], [175.5]):
+        sized._replace(brain_mm=np.array(size)).save(tmp_path / "damaged")
+        with pytest.raises(CheckpointError, match="rows and columns"):
+            HealthySlices.load(tmp_path / "damaged")
     content = (tmp_path / "healthy.safetensors").read_bytes()
     for damaged in (b"", b"{}", content[:100], content[:-1]):
         (tmp_path / "damaged").write_bytes(damaged)
