@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,9 +10,14 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+
+from monai_vqgen.data import make_phantoms
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "monai_vqgen", "bundle", "configs")
@@ -67,22 +73,63 @@ def test_a_wheel_holds_every_module_and_the_bundle(wheel):
     assert expected - packed == set()
 
 
-@pytest.mark.slow
-def test_a_trained_model_works_from_the_wheel_outside_the_clone(wheel, tmp_path):
-    from monai_vqgen.data import make_phantoms
-
-    venv.create(tmp_path / "env", with_pip=False)
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "env")}))
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Callable[..., str]:
+    """Runs Python, in a folder, of an environment that has nothing but the wheel and what it depends on."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder / "env", with_pip=False)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "env")}))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     # what the package depends on comes from here; a plain path runs no .pth file, so the clone stays out
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments: str, cwd: Path) -> str:
+        options = {"cwd": cwd, "env": environment, "capture_output": True, "text": True, "timeout": 900}
+        done = subprocess.run([str(python), *arguments], check=False, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_trained_model_works_from_the_wheel_outside_the_clone(installed, tmp_path):
     (scan,) = make_phantoms(tmp_path / "scans", 1, seed=7, voxel_mm=4.0, progress=False)
     shutil.move(scan, tmp_path / "scan.nii.gz")
     shape = "SHAPE = __import__('nibabel').load('scan.nii.gz').shape\n"
-    python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(python), "-c", shape + LINES], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    installed("-c", shape + LINES, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_verbs_work_from_the_wheel_in_an_empty_folder(installed, tmp_path, write_series):
+    """Twelve scans, one of them as a DICOM series too: look at them, train on them, use what was trained."""
+    scan, *_ = make_phantoms(tmp_path / "SCANS", 12, seed=7, voxel_mm=1.9, progress=False)
+    image = nib.load(scan)
+    write_series(tmp_path / "SERIES/one", np.round(image.get_fdata()), image.affine)
+
+    def verb(*arguments: str) -> str:
+        return installed("-m", "monai_vqgen", *arguments, cwd=tmp_path)
+
+    verb("sample", "--num_samples", "2", "--position_mm", "65", "--sex", "f")
+    assert len(list((tmp_path / "out/samples").rglob("*.nii.gz"))) == 2
+    assert list((tmp_path / "out/samples").rglob("*.png"))
+    for given, name in ((str(scan), scan.name.removesuffix(".nii.gz")), ("SERIES", "one")):
+        verb("reconstruct", given, "--output_dir", name)
+        (written,) = (tmp_path / name).rglob("*_recon.nii.gz")
+        again = nib.load(written)
+        assert again.shape == image.shape
+        np.testing.assert_allclose(np.abs(np.linalg.det(again.affine)), np.abs(np.linalg.det(image.affine)), rtol=1e-3)
+        assert written.with_name(f"{name}_recon_planes.png").is_file()
+    assert "no findings" in verb("verify", "SCANS")
+    verb("plan", "SCANS", "--minutes", "1", "--output", "plan.yaml")
+    verb("train", "SCANS", "--size", "plan.yaml")
+    trained = tmp_path / "out/model"
+    assert {"model.pt", "model_prior_level0.pt", "report.html"} <= {path.name for path in trained.iterdir()}
+    verb("evaluate", str(trained / "slices"), "--model", str(trained / "model.pt"), "--output_dir", "EVALUATION")
+    metrics = json.loads((tmp_path / "EVALUATION/metrics.json").read_text())
+    assert metrics["judged"] == "test"
+    verb("sample", "--model", str(trained / "model.pt"), "--num_samples", "2", "--output_dir", "OWN")
+    assert len(list((tmp_path / "OWN").rglob("*.nii.gz"))) == 2
