@@ -27,7 +27,7 @@ from monai_vqgen.coding.exact import pack_exact, unpack_exact
 from monai_vqgen.data import load_datalist
 from monai_vqgen.engines.conditions import fitted_conditions
 from monai_vqgen.files import write_json
-from monai_vqgen.metrics.codecs import CODECS, Codec, at_rate, codec_curves
+from monai_vqgen.metrics.codecs import CODECS, at_rate, codec_curves
 from monai_vqgen.metrics.reconstruction import mean_scores, reconstruction_scores
 from monai_vqgen.models import TrainedModel
 from monai_vqgen.transforms import LoadSlice
@@ -35,13 +35,6 @@ from monai_vqgen.transforms import LoadSlice
 __all__ = ["measure_bitstream"]
 
 T = TypeVar("T")
-AVIF = Codec(
-    "AVIF",
-    "AVIF",
-    "avif",
-    (0, 10, 20, 30, 40, 50, 60, 70, 80, 90),
-    lambda quality: {"quality": int(quality), "subsampling": "4:0:0"},
-)
 
 
 def measure_bitstream(
@@ -111,7 +104,7 @@ def _lossless(images: Sequence[Tensor], figures: Mapping[str, Any]) -> dict[str,
         "encode_cpu_s_per_slice": written / figures["slices"],
         "decode_cpu_s_per_slice": read / figures["slices"],
     }
-    others: dict[str, Callable[[Any], bytes]] = {"PNG": _png}
+    others: dict[str, Callable[[Any], bytes | bytearray]] = {"PNG": _png}
     with contextlib.suppress(ImportError):
         import imagecodecs
 
@@ -176,7 +169,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 def _others(images: Sequence[Tensor], rates: Sequence[float]) -> dict[str, Any]:
     """PSNR and brain SSIM of other codecs at our rates: of their whole streams, and with what black takes left out."""
-    curves = codec_curves([torch.cat([*images])], codecs=[*CODECS, AVIF])
+    curves = codec_curves([torch.cat([*images])], codecs=CODECS)
     found: dict[str, Any] = {"skipped": curves.skipped}
     for name, points in curves.points.items():
         bare = [p._replace(bits_per_pixel=p.bits_per_pixel - p.header_bits_per_pixel) for p in points]

@@ -100,7 +100,7 @@ class ReportOptions(NamedTuple):
     """What an evaluation reports beyond reconstruction, codebooks and priors.
 
     Attributes:
-        codecs: compress the test slices with JPEG, JPEG 2000 and WebP too (under a second a slice).
+        codecs: compress the test slices with JPEG, JPEG 2000, WebP, AVIF and JPEG XL too (some seconds a slice).
         samples: compare the samples with real slices (minutes; ask for 512 samples or more). Their conditions are then
             those of training slices drawn at random, so that both show the same mix of positions.
         feature_space: in which samples are compared, for example `NetworkFeatures`; by default a whitened filter bank,

@@ -1,4 +1,4 @@
-"""Rate and distortion as a picture and as figures: a system of codes beside JPEG, JPEG 2000 and WebP.
+"""Rate and distortion as a picture and as figures: a system of codes beside JPEG, WebP and others.
 
 A system of codes has one quality and two rates: that of its raw codes, log2 of the codebook's size each, and that
 after its priors, what an arithmetic coder driven by them would need. The codecs have a curve each. Their dotted

@@ -1,4 +1,4 @@
-"""What ordinary codecs keep of a slice at a given rate: JPEG, JPEG 2000 and WebP, as Pillow writes them.
+"""What ordinary codecs keep of a slice at a given rate: those of Pillow, and JPEG XL by imagecodecs.
 
 Shape legend: b batch, c channels (always 1 here), h w rows and columns.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from monai_vqgen.metrics.reconstruction import mean_scores, reconstruction_score
 
 BITS_PER_BYTE = 8
 LEVELS = 255  # the largest value of an 8-bit image
+JXL = "JXL"  # the one format that Pillow does not write
+JXL_SIGNATURE = b"\xff\x0a"
 
 
 class Codec(NamedTuple):
@@ -32,10 +35,10 @@ class Codec(NamedTuple):
 
     Attributes:
         name: what the reader of a picture knows it by.
-        format: Pillow's name of the format.
-        feature: what `PIL.features.check` calls it; Pillow may be built without.
+        format: Pillow's name of the format; "JXL" is written by the package `imagecodecs`.
+        feature: what `PIL.features.check` calls it; Pillow may be built without. Of "JXL", the package.
         settings: from few bits to many, in the codec's own terms.
-        options: what `Image.save` is given at a setting.
+        options: what `Image.save`, or `imagecodecs.jpegxl_encode`, is given at a setting.
     """
 
     name: str
@@ -59,6 +62,14 @@ def _webp_options(quality: float) -> dict[str, Any]:
     return {"quality": int(quality), "method": 6}  # the slowest search, the fewest bits
 
 
+def _avif_options(quality: float) -> dict[str, Any]:
+    return {"quality": int(quality), "subsampling": "4:0:0"}  # gray: no bits for colors
+
+
+def _jpegxl_options(distance: float) -> dict[str, Any]:
+    return {"distance": distance, "effort": 7}
+
+
 CODECS = (
     Codec("JPEG", "JPEG", "jpg", (1, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 95), _jpeg_options),
     Codec(
@@ -69,8 +80,11 @@ CODECS = (
         _jpeg2000_options,
     ),
     Codec("WebP", "WEBP", "webp", (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 100), _webp_options),
+    Codec("AVIF", "AVIF", "avif", (0, 10, 20, 30, 40, 50, 60, 70, 80, 90), _avif_options),
+    Codec("JPEG XL", JXL, "imagecodecs", (15.0, 10.0, 7.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5), _jpegxl_options),
 )
-"""JPEG and WebP by their quality; JPEG 2000 by the bits a pixel that it is asked to keep to."""
+"""JPEG, WebP and AVIF by their quality; JPEG 2000 by the bits a pixel that it is asked to keep to; JPEG XL by the
+distance, in what an eye sees, that it may have from the original."""
 
 
 class CodecPoint(NamedTuple):
@@ -108,6 +122,10 @@ class CodecCurves(NamedTuple):
 
 
 def _encoded(image_hw: NDArray[np.uint8], codec: Codec, setting: float) -> bytes:
+    if codec.format == JXL:
+        import imagecodecs
+
+        return bytes(imagecodecs.jpegxl_encode(image_hw, **codec.options(setting)))
     buffer = io.BytesIO()
     Image.fromarray(image_hw).save(buffer, format=codec.format, **codec.options(setting))
     return buffer.getvalue()
@@ -115,6 +133,10 @@ def _encoded(image_hw: NDArray[np.uint8], codec: Codec, setting: float) -> bytes
 
 def _decoded(stream: bytes) -> NDArray[np.float32]:
     """Back to [0, 1]; WebP has no gray images, so what it gives is turned back into gray."""
+    if stream.startswith(JXL_SIGNATURE):
+        import imagecodecs
+
+        return np.asarray(imagecodecs.jpegxl_decode(stream), dtype=np.float32) / np.float32(LEVELS)
     with Image.open(io.BytesIO(stream)) as image:
         return np.asarray(image.convert("L"), dtype=np.float32) / np.float32(LEVELS)
 
@@ -145,7 +167,8 @@ def codec_curves(originals: Iterable[Tensor], *, codecs: Sequence[Codec] = CODEC
 
     Args:
         originals: batches (batch, 1, H, W) in [0, 1], gone through once.
-        codecs: which ones; those that this Pillow was built without are skipped, with the reason.
+        codecs: which ones; those that this Pillow was built without, or whose package is not installed (`pip install
+            'monai-vqgen[codecs]'`), are skipped, with the reason.
 
     Raises:
         InputError: there is no original, or it is no single-channel slice.
@@ -156,14 +179,21 @@ def codec_curves(originals: Iterable[Tensor], *, codecs: Sequence[Codec] = CODEC
         >>> few.bits_per_pixel < many.bits_per_pixel, few.psnr < many.psnr
         (True, True)
     """
-    missing = [codec for codec in codecs if not features.check(codec.feature)]
-    present = [codec for codec in codecs if codec not in missing]
+    missing = {codec.name: reason for codec in codecs if (reason := _lacking(codec))}
+    present = [codec for codec in codecs if codec.name not in missing]
     plain = [torch.as_tensor(batch_bcs).as_subclass(Tensor).detach().cpu().float() for batch_bcs in originals]
     batches = [(originals_bcs, _as_bytes(originals_bcs)) for originals_bcs in plain]
     return CodecCurves(
         points={codec.name: [_point(codec, setting, batches) for setting in codec.settings] for codec in present},
-        skipped={codec.name: f"Pillow was built without {codec.feature}" for codec in missing},
+        skipped=missing,
     )
+
+
+def _lacking(codec: Codec) -> str:
+    """Why a codec cannot be tried here; empty where it can."""
+    if codec.format == JXL:
+        return "" if find_spec(codec.feature) else f"the package {codec.feature} is not installed"
+    return "" if features.check(codec.feature) else f"Pillow was built without {codec.feature}"
 
 
 def at_rate(points: Sequence[CodecPoint], bits_per_pixel: float) -> CodecPoint:
