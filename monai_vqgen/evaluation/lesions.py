@@ -120,7 +120,7 @@ class AnomalyEvaluation:
             [(signals, _positions(training))],
             quantiles=brain_quantiles(training.images_bhw),
             fingerprint=model_fingerprint(self.model),
-            brain_mm=_mean_extent(training) * (self.model.record.pixel_mm or BUNDLE_PIXEL_MM),
+            brain_mm=_mean_brain(training, self.model.record.pixel_mm or BUNDLE_PIXEL_MM),
         )
         components_khw = _components(training.images_bhw)
         scores = self._scores(validation, healthy, components_khw)
@@ -245,10 +245,13 @@ class AnomalyEvaluation:
         return _Slices(np.concatenate(images), records, np.stack(masks))
 
 
-def _mean_extent(slices: _Slices) -> NDArray:
-    """Rows and columns of the brain in pixels, the mean of all subjects."""
-    whose = np.array([str(record.get("subject")) for record in slices.records])
-    return np.mean([brain_extent(slices.images_bhw[whose == subject]) for subject in np.unique(whose)], axis=0)
+def _mean_brain(slices: _Slices, pixel_mm: float) -> NDArray | None:
+    """Rows and columns of the brain in mm, the mean of all subjects; None where slices do not tell theirs."""
+    if any(record.get("subject") is None for record in slices.records):
+        return None
+    whose = np.array([str(record["subject"]) for record in slices.records])
+    extents = [brain_extent(slices.images_bhw[whose == subject]) for subject in np.unique(whose)]
+    return np.asarray(np.mean(extents, axis=0) * pixel_mm)
 
 
 def _matched(slices: _Slices, quantiles: NDArray) -> _Slices:

@@ -16,6 +16,7 @@ from monai_vqgen.anomaly import HealthySlices
 from monai_vqgen.bundles import run_stage
 from monai_vqgen.errors import CheckpointError, DatalistError, InputError, ScanError
 from monai_vqgen.evaluation import AnomalyEvaluation
+from monai_vqgen.evaluation.lesions import _mean_brain, _Slices
 from monai_vqgen.models import TrainedModel, anomaly_names, anomaly_scan
 from monai_vqgen.models.anomaly_scans import brain_extent, cut_scan, healthy_beside
 
@@ -101,6 +102,15 @@ def test_the_size_of_the_healthy_brains_is_used_unless_told_otherwise(model, tmp
     found = anomaly_scan(trained, scan, healthy._replace(brain_mm=3 * healthy.brain_mm))
     assert found.scaled == (1, 1, 1)
     assert any("the brain is far from" in note for note in found.notes)
+
+
+def test_the_mean_brain_is_that_of_subjects_and_unknown_without_them():
+    images = np.zeros((3, 20, 20), dtype=np.float32)
+    images[0, 5:10, 5:10] = images[1, 5:15, 5:10] = 1  # one subject: 10 rows, 5 columns
+    images[2, 5:9, 2:17] = 1  # the other: 4 rows, 15 columns
+    known = _Slices(images, [{"subject": name} for name in "aab"], images > 2)
+    np.testing.assert_allclose(_mean_brain(known, 2.0), [14, 20])
+    assert _mean_brain(known._replace(records=[{"subject": "a"}, {"subject": "a"}, {}]), 2.0) is None
 
 
 def test_the_stages_run_one_after_the_other(model, tmp_path):
