@@ -174,7 +174,7 @@ class HealthySlices(NamedTuple):
             )
             if not all(np.isfinite(array).all() for array in arrays.values()) or (found.deviation_pnhw <= 0).any():
                 raise ValueError("values that are not finite, or deviations that are not above 0")
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise CheckpointError(f"{path} holds no statistics of healthy slices ({error}): make them again") from error
         if model is not None and found.fingerprint != model_fingerprint(model):
             raise CheckpointError(f"{path} was made with other weights: make the statistics again with these")
@@ -229,6 +229,8 @@ def moved_into_range(encoder: Any, records: Sequence[Mapping[str, Any]]) -> list
 def _known_size(sides: Any) -> NDArray | None:
     if sides is None:
         return None
+    if not isinstance(sides, list) or any(isinstance(side, bool | str) for side in sides):
+        raise ValueError(f"the brain's rows and columns are {sides!r}, not two lengths in mm")
     brain_mm = np.asarray(sides, dtype=float)
     if brain_mm.shape != (2,) or not (np.isfinite(brain_mm) & (brain_mm > 0)).all():
         raise ValueError(f"the brain's rows and columns are {sides!r}, not two lengths in mm")

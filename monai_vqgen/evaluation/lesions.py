@@ -115,12 +115,14 @@ class AnomalyEvaluation:
         """Measure, write, and return the content of `metrics.json`."""
         scans = self._scans() if self.pairs else None  # before the long part: what is wrong with them is told at once
         training, validation = self._slices("training"), self._slices("validation")
+        brain_mm = _mean_brain(training, self.model.record.pixel_mm or BUNDLE_PIXEL_MM)
+        scaled = None if scans is None else self._scans(brain_mm)
         signals = self._signals(training, "statistics of healthy slices")
         healthy = HealthySlices.fit(
             [(signals, _positions(training))],
             quantiles=brain_quantiles(training.images_bhw),
             fingerprint=model_fingerprint(self.model),
-            brain_mm=_mean_brain(training, self.model.record.pixel_mm or BUNDLE_PIXEL_MM),
+            brain_mm=brain_mm,
         )
         components_khw = _components(training.images_bhw)
         scores = self._scores(validation, healthy, components_khw)
@@ -139,9 +141,9 @@ class AnomalyEvaluation:
             "draws": self.draws,
             "synthetic": results,
         }
-        if scans is not None:
+        if scans is not None and scaled is not None:
             for name, shown in {
-                "scans": _matched(self._scans(healthy.brain_mm), healthy.quantiles),
+                "scans": _matched(scaled, healthy.quantiles),
                 "scans_matched_alone": _matched(scans, healthy.quantiles),
                 "scans_as_they_are": scans,
             }.items():

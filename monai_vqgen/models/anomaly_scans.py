@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from tqdm import tqdm
 
 from monai_vqgen.anomaly.healthy import HealthySlices, moved_into_range, score_slices
@@ -41,6 +42,7 @@ __all__ = [
     "ScanSlices",
     "anomaly_names",
     "anomaly_scan",
+    "brain_extent",
     "cut_scan",
     "healthy_beside",
     "write_anomalies",
@@ -50,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 REPORT = "anomalies.json"
 UNSCALED = (1.0, 1.0, 1.0)
-MOST_SCALED = 1.35  # of a brain: what differs more is no brain alone, or no grown-up's
+MOST_SCALED, MOST_STRETCHED = 1.35, 1.15  # chosen by us: beyond, it is not the brain alone, or not an adult's
 MOST_SLICES = 1024  # of a scan
 
 
@@ -67,7 +69,8 @@ class ScanSlices(NamedTuple):
         frame: of the model's image size in the resampled planes, whose size is `shown`.
         shown: rows and columns of a resampled plane.
         pixel_mm: of the slices.
-        scaled: how much larger than it is the brain was made along rows, columns and normal.
+        scaled: factors by which the brain was enlarged along rows, columns and normal.
+        kept: why the brain's size was left as it is although another was asked for; else empty.
     """
 
     images_nhw: NDArray
@@ -80,6 +83,7 @@ class ScanSlices(NamedTuple):
     shown: tuple[int, ...]
     pixel_mm: float
     scaled: tuple[float, float, float] = UNSCALED
+    kept: str = ""
 
     def back(self, maps_nhw: NDArray, shape: Sequence[int], affine: NDArray) -> NDArray:
         """Maps in the scan's geometry, `(X, Y, Z)` float32; 0 where there was no slice."""
@@ -104,7 +108,7 @@ class AnomalyScan(NamedTuple):
         threshold: that was used.
         notes: slices left out or cropped, values moved into the trained range, a brain of a size that is left as it is;
             empty where there was nothing to say.
-        scaled: how much larger than it is the brain was made along rows, columns and normal.
+        scaled: factors by which the brain was enlarged along rows, columns and normal.
     """
 
     scores_s: NDArray
@@ -127,8 +131,9 @@ def cut_scan(
     """Every plane of a scan at a position that the priors know, extracted as `extract_slices.json` does.
 
     A brain of another size shows other anatomy at the same distance below its top, and other folds: with `brain_mm` the
-    scan is cut as if its voxels had the size with which its brain measures that, and the mean of both factors holds
-    along the normal. Where a factor would be beyond 1.35, the scan is left as it is.
+    scan is cut as if its voxels had the size with which its brain measures that, and the geometric mean of both factors
+    holds along the normal. It is left as it is where a factor would be above 1.35 or below 1 / 1.35, one factor 1.15
+    times the other, or no slice would be left.
 
     Args:
         model: a `TrainedModel` of slices.
@@ -145,16 +150,32 @@ def cut_scan(
     cut = _cut(model, values_s, affine, plane, step_mm)
     if brain_mm is None:
         return cut
-    rows, columns = np.asarray(brain_mm) / np.maximum(brain_extent(cut.images_nhw) * cut.pixel_mm, cut.pixel_mm)
-    scaled = (float(rows), float(columns), float(np.sqrt(rows * columns)))
-    if not all(1 / MOST_SCALED <= factor <= MOST_SCALED for factor in scaled):
-        return cut
-    return _cut(model, values_s, affine, plane, step_mm, scaled)
+    own_mm = brain_extent(cut.images_nhw) * cut.pixel_mm
+    told = (
+        f"the brain measures {_size(own_mm)}, those of the training data {_size(brain_mm)}; its size is left as it is"
+    )
+    if plane not in (None, model.record.plane or "axial"):
+        return cut._replace(kept=f"the size of the training data's brains in {plane} slices is not known")
+    rows, columns = np.asarray(brain_mm) / np.maximum(own_mm, cut.pixel_mm)
+    factors = (float(rows), float(columns), float(np.sqrt(rows * columns)))
+    alike = max(rows / columns, columns / rows) <= MOST_STRETCHED
+    if not alike or not all(1 / MOST_SCALED <= factor <= MOST_SCALED for factor in factors):
+        return cut._replace(kept=told)
+    try:
+        return _cut(model, values_s, affine, plane, step_mm, factors)
+    except ScanError as error:
+        return cut._replace(kept=f"{told} ({error})")
+
+
+def _size(sides_mm: NDArray) -> str:
+    return " x ".join(f"{side:.0f}" for side in sides_mm) + " mm"
 
 
 def brain_extent(images_nhw: NDArray) -> NDArray:
-    """Rows and columns, in pixels, from the first to the last with brain in any of a subject's slices."""
-    brain_hw = np.any(np.asarray(images_nhw) > BRAIN_LEVEL, axis=0)
+    """Rows and columns, in pixels, from the first to the last of the largest part that is brain in any slice."""
+    parts_hw, count = ndimage.label(np.any(np.asarray(images_nhw) > BRAIN_LEVEL, axis=0))
+    sizes = np.bincount(parts_hw.ravel(), minlength=2)[1:]
+    brain_hw = parts_hw == 1 + int(sizes.argmax()) if count else np.zeros(parts_hw.shape, dtype=bool)
     spans = [np.flatnonzero(brain_hw.any(1)), np.flatnonzero(brain_hw.any(0))]
     return np.array([span[-1] - span[0] + 1 if span.size else 0 for span in spans], dtype=float)
 
@@ -260,8 +281,7 @@ def anomaly_scan(
     notes = [f"{cut.left_out} slices of the brain outside the trained positions are left out"] if cut.left_out else []
     if cut.cropped:
         notes.append(f"{cut.cropped} slices show more than the model's {cut.frame.size} pixels; the rest is left out")
-    if brain_mm is not None and cut.scaled == UNSCALED:
-        notes.append(f"the brain is far from the training data's {' x '.join(f'{side:.0f}' for side in brain_mm)} mm")
+    notes += [cut.kept] if cut.kept else []
     if healthy is None:
         scores_nhw = _bits(model, images, cut.positions_mm, condition)
         notes += moved_into_range(model.condition, [condition or {}] * len(images))

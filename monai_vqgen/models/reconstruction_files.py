@@ -20,7 +20,7 @@ from monai_vqgen.data.io.captures import check_highdicom
 from monai_vqgen.errors import DatalistError, ScanError
 from monai_vqgen.files import place_of
 from monai_vqgen.plots.pictures import as_shown, save_png
-from monai_vqgen.transforms.geometry import PLANES, three_planes
+from monai_vqgen.transforms.geometry import PLANES, middle_slice, three_planes, view_plane
 from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 
 __all__ = [
@@ -63,7 +63,12 @@ def reconstruction_names(
         if paths.setdefault(name, path) != path:
             raise DatalistError(f"{paths[name]} and {path} would both be written as {name}; rename or move one")
     captures = [capture_folder(path, folder, postfix) for path in paths.values()] if dicom else []
-    return [*paths, *(_picture_of(name) for name in paths if name.endswith(NIFTI)), *captures]
+    pictures = {_picture_of(name): name for name in paths if name.endswith(NIFTI)}
+    if twice := sorted(pictures.keys() & paths.keys()):
+        raise DatalistError(
+            f"{paths[twice[0]]} and the picture of {pictures[twice[0]]} would both be {twice[0]}: rename"
+        )
+    return [*paths, *pictures, *captures]
 
 
 def _picture_of(name: str) -> str:
@@ -127,10 +132,11 @@ class ReconstructionWriter(CompleteNiftiWriter):
     def _middle_planes(self) -> NDArray:
         voxels = np.asarray(self.data_obj, dtype=np.float32)
         channels = np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), -1, 0)
-        slices = [
-            channel_s[:, :, 0] if channel_s.shape[2] == 1 else three_planes(channel_s, self.affine)
-            for channel_s in channels
-        ]
+        if voxels.shape[2] == 1:
+            plane = plane_through(self.affine)
+            slices = [middle_slice(view_plane(channel_s, self.affine, plane)) for channel_s in channels]
+        else:
+            slices = [three_planes(channel_s, self.affine) for channel_s in channels]
         return as_shown(np.stack(slices) / max(float(np.quantile(voxels, SHOWN_SHARE)), MIN_RANGE))
 
 

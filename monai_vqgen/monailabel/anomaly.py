@@ -56,12 +56,13 @@ class LatestScores:
             if threshold != threshold:
                 raise InputError("the statistics of healthy slices name no threshold: give threshold, such as 3")
             seen = _version(path)
-            key = (path, seen, healthy.fingerprint, _version(self.bundle.statistics), knobs.match, condition)
+            options: dict[str, Any] = {"match": knobs.match, "scale": knobs.scale, "condition": condition}
+            key = (path, seen, healthy.fingerprint, _version(self.bundle.statistics), options)
             if seen is None or self._latest is None or self._latest[0] != key:
-                self._latest = key, anomaly_scan(model, path, healthy, match=knobs.match, condition=condition)
+                self._latest = key, anomaly_scan(model, path, healthy, **options)
             found = self._latest[1]
             about = self.bundle.about(device)
-        about |= {"threshold": threshold, "match": knobs.match, "condition": condition, "notes": list(found.notes)}
+        about |= {"threshold": threshold, **options, "scaled": list(found.scaled), "notes": list(found.notes)}
         found = found._replace(threshold=threshold, lesions_s=found.scores_s > threshold)
         return found, {**about, "synthetic": False}
 

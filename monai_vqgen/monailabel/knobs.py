@@ -85,6 +85,7 @@ class AnomalyKnobs(Knobs):
 
     threshold: float | None = Field(None, gt=0)
     match: bool = True
+    scale: bool = True
 
 
 class TrainingKnobs(Knobs):

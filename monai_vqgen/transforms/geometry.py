@@ -35,6 +35,7 @@ LEFT_RIGHT_AXIS = {2: -1, 3: -3}
 
 VIEWS: dict[str, tuple[str, str, str]] = {**PLANES, VOLUME: ("R", "A", "S")}
 """Axis codes of what a model is shown: of slices (rows, columns, normal), or of a volume."""
+MOST_SHOWN = 1024  # pixels a side of a picture that are made up between voxels
 
 
 class PlaneView(NamedTuple):
@@ -99,6 +100,21 @@ def view_plane(volume_s: NDArray, affine: NDArray, plane: str, *, name: str = "t
     return PlaneView(nib.orientations.apply_orientation(volume_s, change), turned, spacing)
 
 
+def middle_slice(view: PlaneView) -> NDArray:
+    """The middle slice of a view as it is drawn: its pixels are as long as the shortest side of a voxel.
+
+    Examples:
+        >>> middle_slice(view_plane(np.ones((4, 6, 5)), np.diag([1.0, 1.0, 3.0, 1.0]), "coronal")).shape
+        (15, 4)
+    """
+    pixels_hw = view.volume_s[:, :, view.volume_s.shape[2] // 2]
+    factors = np.minimum(
+        np.array(view.spacing[:2]) / min(view.spacing), np.maximum(MOST_SHOWN / np.array(pixels_hw.shape), 1)
+    )
+    drawn: NDArray = ndimage.zoom(pixels_hw, factors, order=1, grid_mode=True, mode="nearest")
+    return drawn
+
+
 def three_planes(volume_s: NDArray, affine: NDArray | None = None) -> NDArray:
     """A picture of a volume: its middle axial, coronal and sagittal slice, side by side, as drawn.
 
@@ -116,11 +132,7 @@ def three_planes(volume_s: NDArray, affine: NDArray | None = None) -> NDArray:
         (15, 14)
     """
     views = [view_plane(volume_s, np.eye(4) if affine is None else affine, plane) for plane in PLANES]
-    smallest = min(views[0].spacing)
-    slices = [
-        ndimage.zoom(view.volume_s[:, :, view.volume_s.shape[2] // 2], np.array(view.spacing[:2]) / smallest, order=1)
-        for view in views
-    ]
+    slices = [middle_slice(view) for view in views]
     height = max(len(pixels) for pixels in slices)
     above = [(height - len(pixels)) // 2 for pixels in slices]
     return np.hstack([np.pad(p, ((a, height - len(p) - a), (0, 0))) for p, a in zip(slices, above, strict=True)])

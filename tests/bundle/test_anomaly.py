@@ -81,13 +81,37 @@ def test_factors_differ_between_rows_and_columns_and_none_is_beyond_what_brains_
     trained = TrainedModel.from_bundle(model)
     plain = cut_scan(trained, blob(), OBLIQUE)
     own_mm = brain_extent(plain.images_nhw) * plain.pixel_mm
-    assert cut_scan(trained, blob(), OBLIQUE, brain_mm=own_mm * [1.1, 0.9]).scaled == pytest.approx(
-        (1.1, 0.9, np.sqrt(0.99))
-    )
-    for factors in ([1.0, 1.4], [0.7, 1.0]):
+    for factors in ([1.1, 0.98], [1.34, 1.34], [0.98, 1.1], [1.0, 1.0]):
+        cut = cut_scan(trained, blob(), OBLIQUE, brain_mm=own_mm * factors)
+        assert cut.scaled == pytest.approx((*factors, np.sqrt(np.prod(factors))))
+        assert not cut.kept
+    for factors in ([1.36, 1.36], [0.73, 0.73], [1.1, 0.9], [0.9, 1.1]):
         kept = cut_scan(trained, blob(), OBLIQUE, brain_mm=own_mm * factors)
         assert kept.scaled == (1, 1, 1)
+        assert "size is left as it is" in kept.kept
         np.testing.assert_array_equal(kept.images_nhw, plain.images_nhw)
+
+
+def test_a_speck_beside_the_brain_does_not_change_its_size(model):
+    trained, voxels = TrainedModel.from_bundle(model), blob()
+    extent = brain_extent(cut_scan(trained, voxels, OBLIQUE).images_nhw)
+    voxels[1:4, 1:4, 18:22] = 400
+    assert brain_extent(cut_scan(trained, voxels, OBLIQUE).images_nhw).tolist() == extent.tolist()
+    assert brain_extent(np.zeros((2, 8, 8))).tolist() == [0, 0]
+
+
+def test_a_scan_that_would_have_no_slices_at_another_size_and_other_planes_are_left_as_they_are(model):
+    trained = TrainedModel.from_bundle(model)
+    slab = blob()
+    slab[:, :, :21] = 0  # 16 planes, the lowest 45 mm below the top: 41 mm at 0.9 times its size
+    plain = cut_scan(trained, slab, OBLIQUE)
+    brain_mm = 0.85 * brain_extent(plain.images_nhw) * plain.pixel_mm
+    cut = cut_scan(trained, slab, OBLIQUE, brain_mm=brain_mm)
+    assert cut.scaled == (1, 1, 1)
+    assert "no slice of the scan lies" in cut.kept
+    for plane, kept in (("coronal", True), ("sagittal", True), ("axial", False), (None, False)):
+        cut = cut_scan(trained, blob(), OBLIQUE, plane=plane, brain_mm=np.array([101.0, 101.0]))
+        assert bool(cut.kept) is kept
 
 
 def test_the_size_of_the_healthy_brains_is_used_unless_told_otherwise(model, tmp_path):
@@ -101,7 +125,7 @@ def test_the_size_of_the_healthy_brains_is_used_unless_told_otherwise(model, tmp
     assert anomaly_scan(trained, scan, healthy, scale=False).scaled == (1, 1, 1)
     found = anomaly_scan(trained, scan, healthy._replace(brain_mm=3 * healthy.brain_mm))
     assert found.scaled == (1, 1, 1)
-    assert any("the brain is far from" in note for note in found.notes)
+    assert any("the brain measures" in note for note in found.notes)
 
 
 def test_the_mean_brain_is_that_of_subjects_and_unknown_without_them():
@@ -113,7 +137,14 @@ def test_the_mean_brain_is_that_of_subjects_and_unknown_without_them():
     assert _mean_brain(known._replace(records=[{"subject": "a"}, {"subject": "a"}, {}]), 2.0) is None
 
 
-def test_the_stages_run_one_after_the_other(model, tmp_path):
+def test_the_stages_run_one_after_the_other(model, tmp_path, monkeypatch):
+    sizes = []
+
+    def cut_and_note(*given, **options):
+        sizes.append(options["brain_mm"])
+        return cut_scan(*given, **options)
+
+    monkeypatch.setattr("monai_vqgen.evaluation.lesions.cut_scan", cut_and_note)
     write_slices(tmp_path / "slices", (48, 48), counts={"training": 6, "validation": 3, "test": 5})
     options = {"model": str(model), "device": "cpu"}
     where = {"dataset_dir": str(tmp_path / "slices"), "output_dir": str(tmp_path / "measured")}
@@ -143,6 +174,8 @@ def test_the_stages_run_one_after_the_other(model, tmp_path):
     healthy = HealthySlices.load(statistics, model=TrainedModel.from_bundle(model))
     assert np.isfinite(healthy.threshold)
     assert (healthy.brain_mm > 0).all()
+    assert sizes[0] is None
+    assert sizes[1:] == [pytest.approx(healthy.brain_mm)]
     write_scan(tmp_path / "scans/one.nii.gz", voxels)
     (tmp_path / "scans/broken.nii.gz").write_bytes(b"no scan")
     given = {**options, "dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path / "maps")}

@@ -21,7 +21,7 @@ from monai_vqgen.errors import CheckpointError, DatalistError, InputError, Outpu
 from monai_vqgen.inferers import VolumeReconstructionInferer
 from monai_vqgen.models import ReconstructionWriter, model_pixel_mm, reconstruction_names, reconstruction_records
 from monai_vqgen.networks import HierarchicalVQVAE
-from monai_vqgen.transforms.geometry import three_planes
+from monai_vqgen.transforms.geometry import middle_slice, view_plane
 
 
 def tiny_network() -> HierarchicalVQVAE:
@@ -181,18 +181,60 @@ def test_one_file_is_reconstructed_by_itself(tmp_path, model):
     [[0, -1.0, 0, 9], [-1.0, 0, 0, 9], [0, 0, -3.0, 9], [0, 0, 0, 1]]
 )], ids=["RAS", "PLI"])  # fmt: skip
 def test_beside_a_reconstruction_lies_a_picture_of_its_three_middle_planes(tmp_path, affine):
-    values = np.zeros((8, 8, 4), dtype=np.float32)
-    values[1:7, 2:6, 1:3] = 500
+    world = np.zeros((9, 9, 5), dtype=np.float32)  # RAS: one bright voxel off the middle along each axis
+    world[4, 4, 2], world[6, 4, 2], world[4, 7, 2], world[4, 4, 3] = 100, 500, 300, 400
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(affine)
+    )
+    values = nib.orientations.apply_orientation(world, turn)
+    if affine[0, 0]:
+        np.testing.assert_array_equal(values, world)
     writer = ReconstructionWriter()
     writer.set_data_array(values[None])
     writer.set_metadata({"affine": affine})
     writer.write(tmp_path / "a_recon.nii.gz")
     with Image.open(tmp_path / "a_recon_planes.png") as picture:
         shown = np.asarray(picture)
-    assert shown.shape == (12, 24)  # rows of 12 mm: four slices of 3 mm
-    np.testing.assert_allclose(shown / 255, three_planes(values, affine).clip(0, 500) / 500, atol=0.01)
-    assert shown[2:10, :8].sum() / 255 == pytest.approx(24)  # the axial slice is 8 x 8, centered
-    assert shown.max() == 255
+    assert shown.shape == (15, 27)  # rows of 15 mm: five slices of 3 mm
+    axial, coronal, sagittal = shown[3:12, :9], shown[:, 9:18], shown[:, 18:]
+    bright = [np.unravel_index(panel.argmax(), panel.shape) for panel in (axial, coronal, sagittal)]
+    levels = [int(panel.max()) for panel in (axial, coronal, sagittal)]
+    turned = nib.orientations.aff2axcodes(affine)
+    assert levels[0] == levels[1] > levels[2] > 0, turned  # the voxel to the right is in the first two alone
+    views = [view_plane(values, affine, plane).volume_s for plane in ("axial", "coronal", "sagittal")]
+    for (row, column), view, panel in zip(bright, views, (axial, coronal, sagittal), strict=True):
+        middle = view[:, :, view.shape[2] // 2]
+        expected = np.unravel_index(middle.argmax(), middle.shape)
+        assert (row * middle.shape[0] // panel.shape[0], column) == expected
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PLI"])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_the_picture_of_a_slice_shows_it_as_a_viewer_does(tmp_path, axes, channels):
+    world = np.zeros((8, 6, 1), dtype=np.float32)
+    world[6, 1] = 1  # to the right, behind
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes))
+    values = nib.orientations.apply_orientation(world, turn)
+    writer = ReconstructionWriter()
+    writer.set_data_array(np.stack([values] * channels))
+    writer.set_metadata({"affine": nib.orientations.inv_ornt_aff(turn, world.shape)})
+    writer.write(tmp_path / "a_recon.nii.gz")
+    with Image.open(tmp_path / "a_recon_planes.png") as picture:
+        shown = np.asarray(picture).reshape(6, 8 * (2 if channels == 2 else 1), -1)[:, :8, 0]
+    plane = view_plane(values, nib.orientations.inv_ornt_aff(turn, world.shape), "axial").volume_s[:, :, 0]
+    assert np.unravel_index(shown.argmax(), shown.shape) == np.unravel_index(plane.argmax(), plane.shape)
+    assert np.unravel_index(shown.argmax(), shown.shape)[0] == 4, "the front is at the top"
+
+
+def test_a_picture_is_never_made_larger_than_its_voxels_are_worth():
+    thin = view_plane(np.ones((300, 20, 20)), np.diag([0.001, 1.0, 1.0, 1.0]), "coronal")
+    assert max(middle_slice(thin).shape) == 1024
+
+
+def test_a_picture_and_a_reconstruction_of_one_name_are_refused(tmp_path):
+    records = [{"image": str(tmp_path / name)} for name in ("scans/a.nii.gz", "scans/a_planes.png")]
+    with pytest.raises(DatalistError, match=r"a_planes\.png and the picture of a_planes\.nii\.gz"):
+        reconstruction_names(records, tmp_path / "scans", "planes")
 
 
 def test_what_lies_elsewhere_is_written_into_the_folder_all_the_same(tmp_path):
