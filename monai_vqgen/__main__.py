@@ -194,7 +194,9 @@ def _add_verify(verbs: Verbs) -> None:
 def add_verb(
     verbs: Verbs, name: str, summary: str, run: Callable[[argparse.Namespace], object]
 ) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=f"{name}: {summary}.")
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, help=summary, description=f"{name}: {summary}.", allow_abbrev=False
+    )
     verb.set_defaults(run=run)
     return verb
 

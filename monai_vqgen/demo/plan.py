@@ -216,8 +216,9 @@ def propose(
         passed.append(f"{max(design.image_size)} pixels with {design.channels} channels are too {fault}")
     else:
         last, more = passed.pop(), math.ceil(minutes * FEW_STEPS / max(1, steps))
+        blur = "blur" if steps > FEW_STEPS / 10 else "blobs without anatomy"
         few = f"{minutes:g} minutes allow {steps} steps of each training, and {FEW_STEPS} are wanted"
-        notes.append(f"{few}: expect blur, or give {more} minutes" if fits else f"even {last}: give more memory")
+        notes.append(f"{few}: expect {blur}, or give {more} minutes" if fits else f"even {last}: give more memory")
     values += _frame(survey, plane, design, "; ".join(passed))
     return Plan([*values, *_trainings(design, costs, steps, minutes, count, plane)], notes, survey)
 

@@ -106,7 +106,7 @@ class ReportOptions(NamedTuple):
         feature_space: in which samples are compared, for example `NetworkFeatures`; by default a whitened filter bank,
             which needs no weights.
         classifier_steps: training steps of each of the twelve small networks that tell samples, reconstructions and
-            others from training slices: most of the report's time. Accuracies compare at the same number alone.
+            others from training slices: most of the report's time. Compare accuracies only at the same number.
     """
 
     codecs: bool = False

@@ -37,7 +37,7 @@ from monai_vqgen.metrics import (
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIER_STEPS = 500  # of each network of `cnn_two_sample`; accuracies compare at the same number alone
+CLASSIFIER_STEPS = 500  # of each network of `cnn_two_sample`; compare accuracies only at the same number
 FEWEST_SAMPLES = 32  # below this many images of a kind no figure here means anything
 SMALLEST_SIDE = 32  # pixels: the coarsest scale of `FilterBankFeatures` wants eight of its own, of four pixels each
 

@@ -123,6 +123,12 @@ def test_any_error_is_one_line_and_a_status(monkeypatch, capsys, error, told, st
         main(["phantoms"])
 
 
+def test_an_option_is_not_taken_by_a_part_of_its_name(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "SCANS", "--minute", "3"])
+    assert "unrecognized arguments: --minute" in capsys.readouterr().err
+
+
 def test_a_program_that_is_told_to_stop_ends_as_one_that_fails_does(monkeypatch):
     """So that what it has begun is put away."""
     handlers = {}

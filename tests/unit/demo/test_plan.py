@@ -124,6 +124,8 @@ def test_a_time_that_is_too_short_is_told_with_one_that_is_not():
     assert note == (
         "45 minutes allow 535 steps of each training, and 4000 are wanted: expect blur, or give 337 minutes"
     )
+    (hopeless,) = propose(scans(), minutes=2, trial=machine(900)).notes
+    assert "expect blobs without anatomy" in hopeless
     (why,) = [each.reason for each in plan.values if each.name == "pixel_mm"]
     passed = [f"{side} pixels with 64 channels are too slow" for side in (184, 128, 96, 64)]
     assert why == "; ".join(passed), "the one that is proposed is not among them"
