@@ -107,6 +107,11 @@ def codes_checksum(codes: Sequence[Tensor]) -> int:
     return checksum
 
 
+def _gibibytes(count: int) -> str:
+    """A number of bytes; the product of 255 axes, as a header may announce, is more than a float holds."""
+    return f"{count / 2**30:.3g}" if count < 1 << 1000 else "over 2^970"
+
+
 def pack_stream(header: Header, chunks: Sequence[Chunk]) -> bytes:
     """The bytes of a stream.
 
@@ -120,7 +125,7 @@ def pack_stream(header: Header, chunks: Sequence[Chunk]) -> bytes:
         (60, b'code')
     """
     if (unfolded := 4 * header.images * prod(header.image_size)) > MOST_BYTES:
-        raise InputError(f"images of {unfolded / 2**30:.1f} GiB: a stream takes {MOST_BYTES >> 30} GiB, write several")
+        raise InputError(f"images of {_gibibytes(unfolded)} GiB: a stream takes {MOST_BYTES >> 30} GiB, write several")
     if max(len(header.conditions), len(header.geometry)) > LONGEST_SECTION:
         raise InputError(
             f"conditions of {len(header.conditions)} bytes and a geometry of {len(header.geometry)}: a stream takes "
@@ -200,7 +205,7 @@ def unpack_stream(data: bytes) -> tuple[Header, list[Chunk]]:
     if unfolded > allowed or 0 in (count, levels, axes, *image_size):
         raise StreamError(
             f"the header announces {count} images of {' x '.join(map(str, image_size)) or 'no'} pixels, "
-            f"{unfolded / 2**30:.3g} GiB: a stream of {len(data)} bytes may hold {allowed / 2**30:.3g} GiB"
+            f"{_gibibytes(unfolded)} GiB: a stream of {len(data)} bytes may hold {_gibibytes(allowed)} GiB"
         )
     header = Header(autoencoder, priors, count, image_size, levels, conditions, geometry)
     chunks = _unpack_chunks(reader, header)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from monai_vqgen.data.codes.store import CodeStore
 from monai_vqgen.data.io.volume import read_volume
-from monai_vqgen.data.slices.datalists import NIFTI_SUFFIXES, SPLITS, load_datalist, read_slice_geometry
+from monai_vqgen.data.slices.datalists import LABELS, NIFTI_SUFFIXES, SPLITS, load_datalist, read_slice_geometry
 from monai_vqgen.data.slices.scan import SliceOptions, slices_of_scan
 from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, find_scans, subject_of
 from monai_vqgen.errors import DatalistError, ScanError, VQGenError
@@ -98,9 +98,12 @@ def verify_folder(
             return _by_split(f"{folder}: codes", {split: store.records(split) for split in store.splits}, [])
     except VQGenError as error:
         return Verification(f"{folder}", [Finding("reading", folder.name, str(error))])
-    with contextlib.suppress(DatalistError):
+    try:
         if any((folder / name).is_file() for name in LISTS) or load_datalist(folder, "training"):
             return _slices(folder)
+    except DatalistError as error:
+        if (folder / LABELS).is_file():  # pictures with a table that cannot be used, and no scans
+            return Verification(f"{folder}: slices", [Finding("reading", LABELS, str(error))])
     return _scans(folder, scans or ScanOptions(), slices or SliceOptions())
 
 

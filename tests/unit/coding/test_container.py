@@ -83,6 +83,15 @@ def test_a_header_of_absurd_sizes_is_refused_by_its_figures_alone(count, size):
         unpack_stream(with_checksum(told))
 
 
+def test_more_pixels_than_a_float_holds_are_refused_like_others():
+    axes = 40
+    told = (
+        MAGIC + bytes([1, 2, axes, 0]) + bytes(16) + struct.pack(f"<{1 + axes}I", *[2**32 - 1] * (1 + axes)) + bytes(4)
+    )
+    with pytest.raises(StreamError, match=r"pixels, over 2\^970 GiB"):
+        unpack_stream(with_checksum(told))
+
+
 def test_what_a_stream_may_unfold_to_grows_with_its_length():
     images = FREE_BYTES // (4 * 128 * 128)
     assert unpack_stream(pack_stream(HEADER._replace(images=images), [CHUNKS[1]._replace(images=1024)] * 2))

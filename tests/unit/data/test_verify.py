@@ -347,3 +347,12 @@ def test_slices_of_several_contrasts_are_read_with_all_their_channels(tmp_path):
             values = np.random.default_rng([number, len(split)]).random((16, 16, 1, 2), dtype=np.float32)
             nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / split / f"sub-{split}{number}.nii.gz")
     assert verify_folder(tmp_path).findings == []
+
+
+def test_a_table_of_labels_that_cannot_be_used_is_named_rather_than_scans_that_are_missing(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((16, 16), 99, dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("image,stain\na.png,ring\nb.png,cell\n")
+    (fault,) = verify_folder(tmp_path).findings
+    assert (fault.check, fault.file) == ("reading", "labels.csv")
+    assert "has the columns image, stain, not label" in fault.reason
