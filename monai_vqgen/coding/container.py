@@ -204,7 +204,7 @@ def unpack_stream(data: bytes) -> tuple[Header, list[Chunk]]:
     allowed = allowed_bytes(len(data))
     if unfolded > allowed or 0 in (count, levels, axes, *image_size):
         raise StreamError(
-            f"the header announces {count} images of {' x '.join(map(str, image_size)) or 'no'} pixels, "
+            f"the header announces {count} images of {' x '.join(map(str, image_size[:4])) or 'no'}{' x ...' * (axes > 4)} pixels, "
             f"{_gibibytes(unfolded)} GiB: a stream of {len(data)} bytes may hold {_gibibytes(allowed)} GiB"
         )
     header = Header(autoencoder, priors, count, image_size, levels, conditions, geometry)
