@@ -203,8 +203,9 @@ def unpack_stream(data: bytes) -> tuple[Header, list[Chunk]]:
     unfolded = 4 * count * prod(image_size)
     allowed = allowed_bytes(len(data))
     if unfolded > allowed or 0 in (count, levels, axes, *image_size):
+        shown = " x ".join(map(str, image_size[:4])) + " x ..." * (axes > 4)
         raise StreamError(
-            f"the header announces {count} images of {' x '.join(map(str, image_size[:4])) or 'no'}{' x ...' * (axes > 4)} pixels, "
+            f"the header announces {count} images of {shown or 'no'} pixels, "
             f"{_gibibytes(unfolded)} GiB: a stream of {len(data)} bytes may hold {_gibibytes(allowed)} GiB"
         )
     header = Header(autoencoder, priors, count, image_size, levels, conditions, geometry)

@@ -19,7 +19,7 @@ def test_the_server_offers_a_segmentation_with_its_label_and_a_map(client):
     assert models["anomaly"]["labels"] == {"unusual": 1}
     assert models["anomaly_map"]["type"] == "others"
     for name in ("anomaly", "anomaly_map"):
-        assert models[name]["config"] == {"threshold": "", "match": True, "age": "", "sex": ""}
+        assert models[name]["config"] == {"threshold": "", "match": True, "scale": True, "age": "", "sex": ""}
 
 
 @pytest.mark.parametrize("storage", ["axial", "coronal", "sagittal"])
