@@ -101,6 +101,7 @@ def test_a_trained_model_works_from_the_wheel_outside_the_clone(installed, tmp_p
     shutil.move(scan, tmp_path / "scan.nii.gz")
     shape = "SHAPE = __import__('nibabel').load('scan.nii.gz').shape\n"
     installed("-c", shape + LINES, cwd=tmp_path)
+    assert (tmp_path / "folder/model.pt").is_file()
 
 
 @pytest.mark.slow
