@@ -27,8 +27,8 @@ from monai_vqgen.errors import DatalistError, InputError, ScanError
 from monai_vqgen.evaluation.evaluator import split_records
 from monai_vqgen.files import write_json
 from monai_vqgen.metrics import count_pixels, lesion_scores, lesions_found
-from monai_vqgen.models.anomaly_scans import brain_extent, cut_scan
 from monai_vqgen.models.record import STATISTICS
+from monai_vqgen.models.scan_slices import brain_extent, cut_scan
 from monai_vqgen.models.scans import BUNDLE_PIXEL_MM, as_volume
 from monai_vqgen.transforms.intensity import BRAIN_LEVEL, MatchQuantiles, brain_quantiles
 from monai_vqgen.transforms.lesions import LESION_KINDS, draw_lesion, place_lesion

@@ -18,7 +18,8 @@ from monai_vqgen.errors import CheckpointError, DatalistError, InputError, ScanE
 from monai_vqgen.evaluation import AnomalyEvaluation
 from monai_vqgen.evaluation.lesions import _mean_brain, _Slices
 from monai_vqgen.models import TrainedModel, anomaly_names, anomaly_scan
-from monai_vqgen.models.anomaly_scans import brain_extent, cut_scan, healthy_beside
+from monai_vqgen.models.anomaly_scans import healthy_beside
+from monai_vqgen.models.scan_slices import brain_extent, cut_scan
 
 OBLIQUE = np.array([[0, -3.0, 0, 5], [-3.0, 0, 0, 7], [0, 0, 3.0, -9], [0, 0, 0, 1]])
 
@@ -227,7 +228,7 @@ def test_every_plane_of_the_brain_is_mapped_or_counted_as_left_out(model, spacin
 
 
 def test_more_slices_than_are_looked_at_are_refused(model, monkeypatch):
-    monkeypatch.setattr("monai_vqgen.models.anomaly_scans.MOST_SLICES", 5)
+    monkeypatch.setattr("monai_vqgen.models.scan_slices.MOST_SLICES", 5)
     with pytest.raises(ScanError, match=r"slices 3 mm apart; at most 5 are looked at"):
         cut_scan(TrainedModel.from_bundle(model), blob(), np.diag([3.0, 3.0, 3.0, 1.0]))
 
