@@ -229,9 +229,8 @@ def moved_into_range(encoder: Any, records: Sequence[Mapping[str, Any]]) -> list
 def _known_size(sides: Any) -> NDArray | None:
     if sides is None:
         return None
-    if not isinstance(sides, list) or any(isinstance(side, bool | str) for side in sides):
-        raise ValueError(f"the brain's rows and columns are {sides!r}, not two lengths in mm")
-    brain_mm = np.asarray(sides, dtype=float)
+    numbers = isinstance(sides, list) and not any(isinstance(side, bool | str) for side in sides)
+    brain_mm = np.asarray(sides if numbers else [], dtype=float)
     if brain_mm.shape != (2,) or not (np.isfinite(brain_mm) & (brain_mm > 0)).all():
         raise ValueError(f"the brain's rows and columns are {sides!r}, not two lengths in mm")
     return brain_mm

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from monai_vqgen.data.codes.store import CodeStore
 from monai_vqgen.data.io.volume import read_volume
-from monai_vqgen.data.slices.datalists import LABELS, NIFTI_SUFFIXES, SPLITS, load_datalist, read_slice_geometry
+from monai_vqgen.data.slices.datalists import NIFTI_SUFFIXES, SPLITS, load_datalist, read_slice_geometry
 from monai_vqgen.data.slices.scan import SliceOptions, slices_of_scan
 from monai_vqgen.data.slices.sources import ScanOptions, ScanRecord, find_scans, subject_of
 from monai_vqgen.errors import DatalistError, ScanError, VQGenError
 from monai_vqgen.files import read_json
 from monai_vqgen.transforms import LoadSlice
+from monai_vqgen.transforms.loading import PICTURE_SUFFIXES
 from monai_vqgen.transforms.nifti import nifti_shape
 from monai_vqgen.transforms.volume_slicing import prepare_volume
 from monai_vqgen.weights import SAFETENSORS, read_state
@@ -101,10 +102,15 @@ def verify_folder(
     try:
         if any((folder / name).is_file() for name in LISTS) or load_datalist(folder, "training"):
             return _slices(folder)
+        fault = ""
     except DatalistError as error:
-        if (folder / LABELS).is_file():  # pictures with a table that cannot be used, and no scans
-            return Verification(f"{folder}: slices", [Finding("reading", LABELS, str(error))])
-    return _scans(folder, scans or ScanOptions(), slices or SliceOptions())
+        fault = str(error)
+    try:
+        return _scans(folder, scans or ScanOptions(), slices or SliceOptions())
+    except DatalistError:  # where there are pictures, what keeps them from being read says more than that no scans are
+        if not fault or not any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*")):
+            raise
+        return Verification(f"{folder}: slices", [Finding("reading", folder.name, fault)])
 
 
 def _weights(folder: Path, load_weights: Callable[[Path], object]) -> Verification:

@@ -26,8 +26,6 @@ from monai_vqgen.metrics.reconstruction import mean_scores, reconstruction_score
 
 BITS_PER_BYTE = 8
 LEVELS = 255  # the largest value of an 8-bit image
-JXL = "JXL"  # the one format that Pillow does not write
-JXL_SIGNATURE = b"\xff\x0a"
 
 
 class Codec(NamedTuple):
@@ -35,10 +33,10 @@ class Codec(NamedTuple):
 
     Attributes:
         name: what the reader of a picture knows it by.
-        format: Pillow's name of the format; "JXL" is written by the package `imagecodecs`.
-        feature: what `PIL.features.check` calls it; Pillow may be built without. Of "JXL", the package.
+        format: Pillow's name of the format.
+        feature: what `PIL.features.check` calls it; Pillow may be built without.
         settings: from few bits to many, in the codec's own terms.
-        options: what `Image.save`, or `imagecodecs.jpegxl_encode`, is given at a setting.
+        options: what `Image.save` is given at a setting.
     """
 
     name: str
@@ -46,6 +44,38 @@ class Codec(NamedTuple):
     feature: str
     settings: tuple[float, ...]
     options: Callable[[float], dict[str, Any]]
+
+    def lacking(self) -> str:
+        """Why it cannot be tried here; empty where it can."""
+        return "" if features.check(self.feature) else f"Pillow was built without {self.feature}"
+
+    def encode(self, image_hw: NDArray[np.uint8], setting: float) -> bytes:
+        """The whole stream, headers and all."""
+        buffer = io.BytesIO()
+        Image.fromarray(image_hw).save(buffer, format=self.format, **self.options(setting))
+        return buffer.getvalue()
+
+    def decode(self, stream: bytes) -> NDArray[np.uint8]:
+        """The gray levels; WebP and AVIF have no gray images, so what they give is turned back into gray."""
+        with Image.open(io.BytesIO(stream)) as image:
+            return np.asarray(image.convert("L"))
+
+
+class _ImagecodecsJpegXL(Codec):
+    """JPEG XL, which Pillow does not write; `feature` is the package, `options` are those of `jpegxl_encode`."""
+
+    def lacking(self) -> str:
+        return "" if find_spec(self.feature) else f"the package {self.feature} is not installed"
+
+    def encode(self, image_hw: NDArray[np.uint8], setting: float) -> bytes:
+        import imagecodecs
+
+        return bytes(imagecodecs.jpegxl_encode(image_hw, **self.options(setting)))
+
+    def decode(self, stream: bytes) -> NDArray[np.uint8]:
+        import imagecodecs
+
+        return np.asarray(imagecodecs.jpegxl_decode(stream))
 
 
 def _jpeg_options(quality: float) -> dict[str, Any]:
@@ -81,7 +111,9 @@ CODECS = (
     ),
     Codec("WebP", "WEBP", "webp", (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 100), _webp_options),
     Codec("AVIF", "AVIF", "avif", (0, 10, 20, 30, 40, 50, 60, 70, 80, 90), _avif_options),
-    Codec("JPEG XL", JXL, "imagecodecs", (15.0, 10.0, 7.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5), _jpegxl_options),
+    _ImagecodecsJpegXL(
+        "JPEG XL", "JXL", "imagecodecs", (15.0, 10.0, 7.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5), _jpegxl_options
+    ),
 )
 """JPEG, WebP and AVIF by their quality; JPEG 2000 by the bits a pixel that it is asked to keep to; JPEG XL by the
 distance, in what an eye sees, that it may have from the original."""
@@ -121,26 +153,6 @@ class CodecCurves(NamedTuple):
     skipped: dict[str, str]
 
 
-def _encoded(image_hw: NDArray[np.uint8], codec: Codec, setting: float) -> bytes:
-    if codec.format == JXL:
-        import imagecodecs
-
-        return bytes(imagecodecs.jpegxl_encode(image_hw, **codec.options(setting)))
-    buffer = io.BytesIO()
-    Image.fromarray(image_hw).save(buffer, format=codec.format, **codec.options(setting))
-    return buffer.getvalue()
-
-
-def _decoded(stream: bytes) -> NDArray[np.float32]:
-    """Back to [0, 1]; WebP has no gray images, so what it gives is turned back into gray."""
-    if stream.startswith(JXL_SIGNATURE):
-        import imagecodecs
-
-        return np.asarray(imagecodecs.jpegxl_decode(stream), dtype=np.float32) / np.float32(LEVELS)
-    with Image.open(io.BytesIO(stream)) as image:
-        return np.asarray(image.convert("L"), dtype=np.float32) / np.float32(LEVELS)
-
-
 def _as_bytes(originals_bcs: Tensor) -> NDArray[np.uint8]:
     if originals_bcs.ndim != 4 or originals_bcs.shape[1] != 1 or len(originals_bcs) == 0:
         raise InputError(
@@ -152,11 +164,12 @@ def _as_bytes(originals_bcs: Tensor) -> NDArray[np.uint8]:
 def _point(codec: Codec, setting: float, batches: Sequence[tuple[Tensor, NDArray[np.uint8]]]) -> CodecPoint:
     bits, header_bits, scores = [], [], []
     for originals_bcs, bytes_bhw in batches:
-        streams = [_encoded(image_hw, codec, setting) for image_hw in bytes_bhw]
-        header, pixels = _encoded(np.zeros_like(bytes_bhw[0]), codec, setting), bytes_bhw[0].size
+        streams = [codec.encode(image_hw, setting) for image_hw in bytes_bhw]
+        header, pixels = codec.encode(np.zeros_like(bytes_bhw[0]), setting), bytes_bhw[0].size
         bits += [BITS_PER_BYTE * len(stream) / pixels for stream in streams]
         header_bits += [BITS_PER_BYTE * len(header) / pixels] * len(streams)
-        decoded_bcs = torch.from_numpy(np.stack([_decoded(stream) for stream in streams])[:, None])
+        levels_bhw = np.stack([codec.decode(stream) for stream in streams])
+        decoded_bcs = torch.from_numpy(levels_bhw.astype(np.float32) / np.float32(LEVELS))[:, None]
         scores.append(reconstruction_scores(decoded_bcs, originals_bcs))
     means = {name: value for name, value in mean_scores(scores).items() if name in CodecPoint._fields}
     return CodecPoint(setting, float(np.mean(bits)), float(np.mean(header_bits)), **means)
@@ -179,7 +192,7 @@ def codec_curves(originals: Iterable[Tensor], *, codecs: Sequence[Codec] = CODEC
         >>> few.bits_per_pixel < many.bits_per_pixel, few.psnr < many.psnr
         (True, True)
     """
-    missing = {codec.name: reason for codec in codecs if (reason := _lacking(codec))}
+    missing = {codec.name: reason for codec in codecs if (reason := codec.lacking())}
     present = [codec for codec in codecs if codec.name not in missing]
     plain = [torch.as_tensor(batch_bcs).as_subclass(Tensor).detach().cpu().float() for batch_bcs in originals]
     batches = [(originals_bcs, _as_bytes(originals_bcs)) for originals_bcs in plain]
@@ -187,13 +200,6 @@ def codec_curves(originals: Iterable[Tensor], *, codecs: Sequence[Codec] = CODEC
         points={codec.name: [_point(codec, setting, batches) for setting in codec.settings] for codec in present},
         skipped=missing,
     )
-
-
-def _lacking(codec: Codec) -> str:
-    """Why a codec cannot be tried here; empty where it can."""
-    if codec.format == JXL:
-        return "" if find_spec(codec.feature) else f"the package {codec.feature} is not installed"
-    return "" if features.check(codec.feature) else f"Pillow was built without {codec.feature}"
 
 
 def at_rate(points: Sequence[CodecPoint], bits_per_pixel: float) -> CodecPoint:

@@ -102,12 +102,12 @@ def cut_scan(
     cut = _cut(model, values_s, affine, plane, step_mm)
     if brain_mm is None:
         return cut
+    if plane not in (None, model.record.plane or "axial"):
+        return cut._replace(kept=f"the size of the training data's brains in {plane} slices is not known")
     own_mm = brain_extent(cut.images_nhw) * cut.pixel_mm
     told = (
         f"the brain measures {_size(own_mm)}, those of the training data {_size(brain_mm)}; its size is left as it is"
     )
-    if plane not in (None, model.record.plane or "axial"):
-        return cut._replace(kept=f"the size of the training data's brains in {plane} slices is not known")
     rows, columns = np.asarray(brain_mm) / np.maximum(own_mm, cut.pixel_mm)
     factors = (float(rows), float(columns), float(np.sqrt(rows * columns)))
     alike = max(rows / columns, columns / rows) <= MOST_STRETCHED

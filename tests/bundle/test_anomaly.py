@@ -138,49 +138,57 @@ def test_the_mean_brain_is_that_of_subjects_and_unknown_without_them():
     assert _mean_brain(known._replace(records=[{"subject": "a"}, {"subject": "a"}, {}]), 2.0) is None
 
 
-def test_the_stages_run_one_after_the_other(model, tmp_path, monkeypatch):
-    sizes = []
+@pytest.fixture(scope="module")
+def measured(model, tmp_path_factory) -> tuple[Path, list]:
+    """The folder of a finished `evaluate_anomaly.json`, and the sizes of the brain that it cut its patient with."""
+    folder, sizes = tmp_path_factory.mktemp("measured"), []
+    write_slices(folder / "slices", (48, 48), counts={"training": 6, "validation": 3, "test": 5})
+    lesion = np.zeros(blob().shape, dtype=np.uint8)
+    lesion[18:23, 18:22, 14:20] = 1
+    write_scan(folder / "patients/a_T1.nii.gz", blob() + np.float32(300) * lesion)
+    write_scan(folder / "patients/a_lesion.nii.gz", lesion)
 
     def cut_and_note(*given, **options):
         sizes.append(options["brain_mm"])
         return cut_scan(*given, **options)
 
-    monkeypatch.setattr("monai_vqgen.evaluation.lesions.cut_scan", cut_and_note)
-    write_slices(tmp_path / "slices", (48, 48), counts={"training": 6, "validation": 3, "test": 5})
-    options = {"model": str(model), "device": "cpu"}
-    where = {"dataset_dir": str(tmp_path / "slices"), "output_dir": str(tmp_path / "measured")}
-    voxels = blob()
-    lesion = np.zeros(voxels.shape, dtype=np.uint8)
-    lesion[18:23, 18:22, 14:20] = 1
-    write_scan(tmp_path / "patients/a_T1.nii.gz", voxels + np.float32(300) * lesion)
-    write_scan(tmp_path / "patients/a_lesion.nii.gz", lesion)
-    run_stage("evaluate_anomaly", options={**options, **where, "scans": str(tmp_path / "patients"), "seeds": 2})
-    metrics = json.loads((tmp_path / "measured/metrics.json").read_text())
-    for part, slices in (
-        ("synthetic", 10),
-        ("scans", None),
-        ("scans_matched_alone", None),
-        ("scans_as_they_are", None),
-    ):
+    options = {"model": model, "dataset_dir": folder / "slices", "output_dir": folder, "scans": folder / "patients"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monai_vqgen.evaluation.lesions.cut_scan", cut_and_note)
+        given = {name: str(path) for name, path in options.items()}
+        run_stage("evaluate_anomaly", options={**given, "seeds": 2, "device": "cpu"})
+    return folder, sizes
+
+
+def test_every_map_is_measured_on_synthetic_lesions_and_on_patients_as_they_are_matched_and_scaled(measured, model):
+    folder, sizes = measured
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for part in ("synthetic", "scans", "scans_matched_alone", "scans_as_they_are"):
         methods = metrics[part]["methods"]
         assert {"anomaly_map", "bits", "position_z", "pca", "mean_image", "reconstruction_error"} <= methods.keys()
-        assert slices in (None, metrics[part]["slices"])
         for scores in methods.values():
             assert 0 <= scores["ap_interval"][0] <= scores["ap"] <= 1
             assert scores["dice"] <= scores["best_dice"]
+    assert metrics["synthetic"]["slices"] == 10
     assert {"ap_dark", "ap_deformed", "ap_seed_0", "ap_seed_1"} <= metrics["synthetic"]["methods"]["bits"].keys()
     assert not any(name.startswith("ap_seed") for name in metrics["scans"]["methods"]["bits"])
-
-    statistics = tmp_path / "measured/healthy.safetensors"
-    healthy = HealthySlices.load(statistics, model=TrainedModel.from_bundle(model))
+    healthy = HealthySlices.load(folder / "healthy.safetensors", model=TrainedModel.from_bundle(model))
     assert np.isfinite(healthy.threshold)
-    assert (healthy.brain_mm > 0).all()
     assert sizes[0] is None
     assert sizes[1:] == [pytest.approx(healthy.brain_mm)]
+    matched, plain = (metrics[part]["methods"]["dark"] for part in ("scans_matched_alone", "scans_as_they_are"))
+    assert matched != plain
+
+
+def test_the_maps_of_scans_lie_over_them_and_what_cannot_be_read_is_listed(measured, model, tmp_path):
+    statistics, voxels = measured[0] / "healthy.safetensors", blob()
     write_scan(tmp_path / "scans/one.nii.gz", voxels)
     (tmp_path / "scans/broken.nii.gz").write_bytes(b"no scan")
-    given = {**options, "dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path / "maps")}
-    run_stage("anomaly", options={**given, "healthy": str(statistics), "threshold": 0.5})
+    given = {"model": str(model), "device": "cpu", "dataset_dir": str(tmp_path / "scans")}
+    run_stage(
+        "anomaly",
+        options={**given, "output_dir": str(tmp_path / "maps"), "healthy": str(statistics), "threshold": 0.5},
+    )
     scores, lesions = (nib.load(tmp_path / f"maps/one_{kind}.nii.gz") for kind in ("anomaly", "lesions"))
     assert scores.shape == lesions.shape == voxels.shape
     np.testing.assert_allclose(scores.affine, OBLIQUE)
@@ -194,6 +202,23 @@ def test_the_stages_run_one_after_the_other(model, tmp_path, monkeypatch):
     told = {entry["scan"]: entry for entry in json.loads((tmp_path / "maps/anomalies.json").read_text())["scans"]}
     assert "left out" in told["one.nii.gz"]["notes"][0]
     assert "skipped" in told["broken.nii.gz"]
+
+
+@pytest.mark.parametrize(("scale", "factors"), [(True, [1.1] * 3), (False, [1.0] * 3)])
+def test_the_stage_scales_a_scan_unless_told_otherwise_and_lists_the_factors(model, tmp_path, scale, factors):
+    trained = TrainedModel.from_bundle(model)
+    plain = cut_scan(trained, blob(), OBLIQUE)
+    sized = random_statistics(trained)._replace(brain_mm=1.1 * brain_extent(plain.images_nhw) * plain.pixel_mm)
+    sized.save(tmp_path / "sized.safetensors")
+    scan = write_scan(tmp_path / "one.nii.gz", blob())
+    where = {
+        "dataset_dir": str(scan),
+        "output_dir": str(tmp_path / "maps"),
+        "healthy": str(tmp_path / "sized.safetensors"),
+    }
+    run_stage("anomaly", options={"model": str(model), "device": "cpu", "scale": scale, **where})
+    (told,) = json.loads((tmp_path / "maps/anomalies.json").read_text())["scans"]
+    assert told["scaled"] == pytest.approx(factors)
 
 
 def test_a_dicom_series_gets_its_segmentation_as_dicom_and_statistics_beside_weights_are_taken(

@@ -276,21 +276,25 @@ def test_codecs_stand_beside_the_codes_on_demand(run, tmp_path):
 def test_a_report_of_samples_that_cannot_be_made_is_refused_before_the_work(run, tmp_path):
     with pytest.raises(InputError, match=r"\(20, 30\) pixels.*extract larger slices"):
         evaluate(run, tmp_path / "out", sample_report=True)
+    with pytest.raises(InputError, match=r"classifier_steps is 0.*whole number"):
+        evaluate(run, tmp_path / "out", sample_report=True, classifier_steps=0)
     assert not list((tmp_path / "out").glob("*.json"))
 
 
-def test_samples_are_judged_in_the_features_of_a_network_that_is_given(tiny_run, tmp_path, monkeypatch):
+def test_samples_are_judged_in_the_features_and_for_the_steps_that_are_given(tiny_run, tmp_path, monkeypatch):
     network = torch.nn.Conv2d(1, 2, 3)
     torch.jit.save(torch.jit.script(network), tmp_path / "features.pt")
-    spaces = []
+    spaces, steps = [], []
 
-    def capture(*images, feature_space, **options):
+    def capture(*images, feature_space, classifier_steps, **options):
         spaces.append(feature_space)
+        steps.append(classifier_steps)
         raise InputError("seen enough")
 
     monkeypatch.setattr("monai_vqgen.evaluation.evaluator.check_sample_report", lambda *given, **options: None)
     monkeypatch.setattr("monai_vqgen.evaluation.sections.sample_metrics", capture)
     given = {"num_samples": 2, "sample_report": True, "feature_channels": 1, "feature_mean": 0.5, "feature_std": 0.25}
+    given["classifier_steps"] = 7
     for number, file in enumerate((str(tmp_path / "features.pt"), None)):
         options = {**tiny_run.options("evaluate", tmp_path / f"out{number}"), **given, "feature_network": file}
         with pytest.raises(InputError, match="seen enough"):
@@ -306,3 +310,4 @@ def test_samples_are_judged_in_the_features_of_a_network_that_is_given(tiny_run,
     expected = network((images - 0.5) / 0.25).detach().mean((2, 3)).double()
     torch.testing.assert_close(spaces[0](images), expected, rtol=1e-5, atol=1e-6)
     assert spaces[1] is None
+    assert steps == [7, 7]

@@ -349,10 +349,19 @@ def test_slices_of_several_contrasts_are_read_with_all_their_channels(tmp_path):
     assert verify_folder(tmp_path).findings == []
 
 
-def test_a_table_of_labels_that_cannot_be_used_is_named_rather_than_scans_that_are_missing(tmp_path):
-    for name in ("a.png", "b.png"):
-        Image.fromarray(np.full((16, 16), 99, dtype=np.uint8)).save(tmp_path / name)
-    (tmp_path / "labels.csv").write_text("image,stain\na.png,ring\nb.png,cell\n")
+@pytest.mark.parametrize("home", ["", "train"], ids=["in one folder", "by split"])
+def test_what_keeps_pictures_from_being_read_is_told_rather_than_that_there_are_no_scans(tmp_path, home):
+    for split in ("train", "validate", "test") if home else ("",):
+        (tmp_path / split).mkdir(exist_ok=True)
+        for name in ("a.png", "b.png"):
+            Image.fromarray(np.full((16, 16), 99, dtype=np.uint8)).save(tmp_path / split / name)
+    (tmp_path / home / "labels.csv").write_text("image,stain\na.png,ring\nb.png,cell\n")
     (fault,) = verify_folder(tmp_path).findings
-    assert (fault.check, fault.file) == ("reading", "labels.csv")
+    assert (fault.check, fault.file) == ("reading", tmp_path.name)
     assert "has the columns image, stain, not label" in fault.reason
+
+
+def test_a_folder_of_neither_scans_nor_pictures_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(DatalistError, match="holds no scans"):
+        verify_folder(tmp_path)
