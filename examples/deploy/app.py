@@ -1,11 +1,12 @@
-"""A MONAI Deploy application: DICOM series in, their reconstructions out, as secondary captures of the same study.
+"""A MONAI Deploy application: DICOM series in, their reconstructions and unusual places out, in the same study.
 
     pip install monai-deploy-app-sdk 'monai-vqgen[dicom]'
     python examples/deploy/app.py --input SERIES --output OUT
 
-    folder ── SeriesReader ── scans ── Reconstructor ── reconstructions ── CaptureWriter ── a folder a series
+    folder ── SeriesReader ── scans ─┬─ Reconstructor ── reconstructions ── CaptureWriter ── captures, a folder a series
+                                     └─ AnomalyFinder ── anomalies ── SegmentationWriter ── a DICOM segmentation a series
 
-Folders that are not given are those of a packaged application: HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH and
+Unusual places are found with weights that have priors and statistics of healthy slices. Folders that are not given are those of a packaged application: HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH and
 HOLOSCAN_MODEL_PATH, which may be missing; the weights that come with the package then serve.
 """
 
@@ -23,7 +24,9 @@ from monai.deploy.core import Application, Operator, OperatorSpec
 
 from monai_vqgen import TrainedModel
 from monai_vqgen.data import CaptureLabels, discover_volumes, write_secondary_captures
+from monai_vqgen.data.io.segmentations import write_segmentation
 from monai_vqgen.errors import ScanError
+from monai_vqgen.models.anomaly_scans import anomaly_labels, anomaly_scan, healthy_beside
 from monai_vqgen.models.reconstruction_files import DERIVATION
 from monai_vqgen.models.scans import as_volume
 
@@ -89,6 +92,60 @@ class Reconstructor(Operator):
         )
 
 
+class AnomalyFinder(Operator):
+    """Looks for unusual places. Input `scans`; output `anomalies`: pairs of a `Scan` and its `AnomalyScan`.
+
+    Scans that cannot be searched are logged. Where the weights come without priors or statistics, none is.
+    """
+
+    def __init__(self, fragment: Any, *conditions: Any, model: Path | None, **options: Any) -> None:
+        self.model = model
+        super().__init__(fragment, *conditions, **options)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Name input and output."""
+        spec.input("scans")
+        spec.output("anomalies")
+
+    def start(self) -> None:
+        """Load weights and statistics, once."""
+        self.trained, self.healthy = TrainedModel.from_bundle(self.model), healthy_beside(self.model)
+
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+        """Score every slice."""
+        found = []
+        scans = op_input.receive("scans")
+        if self.healthy is None:
+            logger.warning("no unusual places are looked for: the weights have no statistics of healthy slices")
+            scans = []
+        for scan in scans:
+            try:
+                found.append((scan, anomaly_scan(self.trained, scan.volume, self.healthy)))
+            except ScanError as error:
+                logger.warning("%s is not searched for unusual places: %s", scan.folder, error)
+        op_output.emit(found, "anomalies")
+
+
+class SegmentationWriter(Operator):
+    """Writes DICOM segmentations over their series. Input `anomalies`: pairs of a `Scan` and its `AnomalyScan`."""
+
+    def __init__(self, fragment: Any, *conditions: Any, folder: Path, **options: Any) -> None:
+        self.folder = folder
+        super().__init__(fragment, *conditions, **options)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Name the input."""
+        spec.input("anomalies")
+
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+        """Write them."""
+        for scan, found in op_input.receive("anomalies"):
+            path = self.folder / f"{scan.name}_lesions.dcm"
+            labels = anomaly_labels(found, scan.folder)
+            write_segmentation(path, found.lesions_s, affine=found.affine, labels=labels)
+            logger.info("%s: unusual places in %s", scan.folder, path)
+
+
 class CaptureWriter(Operator):
     """Writes secondary captures, marked as derived and for research. Input `reconstructions`: a list of `Scan`."""
 
@@ -112,7 +169,7 @@ class CaptureWriter(Operator):
 
 
 class ReconstructionApp(Application):
-    """The three operators, one after the other."""
+    """Every series goes both ways."""
 
     def __init__(self, source: Path, output: Path, model: Path | None = None) -> None:
         self.source, self.output, self.model = source, output, model
@@ -125,6 +182,10 @@ class ReconstructionApp(Application):
         writer = CaptureWriter(self, folder=self.output, name="writer")
         self.add_flow(reader, reconstructor, {("scans", "scans")})
         self.add_flow(reconstructor, writer, {("reconstructions", "reconstructions")})
+        finder = AnomalyFinder(self, model=self.model, name="finder")
+        self.add_flow(reader, finder, {("scans", "scans")})
+        segmentations = SegmentationWriter(self, folder=self.output, name="segmentations")
+        self.add_flow(finder, segmentations, {("anomalies", "anomalies")})
 
 
 def main() -> None:

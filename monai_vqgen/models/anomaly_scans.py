@@ -35,6 +35,7 @@ from monai_vqgen.transforms.intensity import BRAIN_LEVEL, MatchQuantiles
 
 __all__ = [
     "AnomalyScan",
+    "anomaly_labels",
     "anomaly_names",
     "anomaly_scan",
     "healthy_beside",
@@ -177,6 +178,17 @@ def healthy_beside(
         return HealthySlices.load(path) if path.is_file() else None
 
 
+def anomaly_labels(found: AnomalyScan, source: str | os.PathLike[str]) -> CaptureLabels:
+    """What `write_segmentation` writes beside the unusual places of a DICOM series.
+
+    Args:
+        found: with a threshold.
+        source: the folder of the series.
+    """
+    derivation = f"Scores over {found.threshold:.4g} under the priors of a vector-quantized autoencoder; research only"
+    return CaptureLabels("Unusual places (monai_vqgen)", derivation, source=Path(source))
+
+
 def _write_scan(folder: Path, path: Path, found: AnomalyScan) -> list[str]:
     """Write what was found in a scan; returns what could not be written, in words."""
     stem = plain_stem(path)
@@ -185,10 +197,7 @@ def _write_scan(folder: Path, path: Path, found: AnomalyScan) -> list[str]:
         return []
     write_bytes(folder / f"{stem}_lesions.nii.gz", nifti_bytes(found.lesions_s.astype(np.uint8), found.affine))
     if path.is_dir():
-        derivation = (
-            f"Scores over {found.threshold:.4g} under the priors of a vector-quantized autoencoder; research only"
-        )
-        labels = CaptureLabels("Unusual places (monai_vqgen)", derivation, source=path)
+        labels = anomaly_labels(found, path)
         try:
             write_segmentation(folder / f"{stem}_lesions.dcm", found.lesions_s, affine=found.affine, labels=labels)
         except ScanError as error:

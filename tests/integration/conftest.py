@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from forks import run_program
 
 ROOT = Path(__file__).parents[2]
 CODES = 16
@@ -39,18 +40,15 @@ class Clone(NamedTuple):
     folder: Path
 
     def run(self, command: str, *, timeout: float = 1800, **variables: str) -> str:
-        """Run one line of bash with this environment's programs, return what it printed, fail where it fails."""
+        """Run one line of bash with this environment's programs, return what it printed, fail where it fails.
+
+        What is `python -m` alone runs in a fork, which saves it the imports.
+        """
         programs = f"{self.folder / 'tools'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": programs, **variables}
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-        )
+        plain = not variables and not re.search(r"[|&;<>$`*?~\n]|^\w+=", command)
+        words = shlex.split(command) if plain else ["bash", "-c", command]
+        done = run_program(words, self.folder, environment, timeout)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 

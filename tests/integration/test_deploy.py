@@ -11,11 +11,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from factories import tiny_model
+from factories import random_statistics, tiny_model
 
 from monai_vqgen.data import make_phantoms, read_volume
 from monai_vqgen.errors import DatalistError
 from monai_vqgen.models import TrainedModel
+from monai_vqgen.models.anomaly_scans import anomaly_scan
+from monai_vqgen.models.record import STATISTICS
+from monai_vqgen.networks import ConditionEncoder
 
 pytest.importorskip("highdicom")
 APP = Path(__file__).parents[2] / "examples" / "deploy" / "app.py"
@@ -46,16 +49,17 @@ class Application:
 
     def run(self) -> None:
         self.compose()
-        mail: dict[str, Any] = {}
+        mail: dict[tuple[Any, str], Any] = {}
         for operator in dict.fromkeys(operator for flow in self.flows for operator in flow[:2]):
             operator.start()
             sent: dict[str, Any] = {}
-            receive = types.SimpleNamespace(receive=mail.pop)
+            receive = types.SimpleNamespace(receive=lambda name, to=operator: mail.pop((to, name)))
             operator.compute(
                 receive, types.SimpleNamespace(emit=lambda value, name, to=sent: to.update({name: value})), None
             )
-            ports = [pair for source, _, pairs in self.flows if source is operator for pair in pairs]
-            mail.update({there: sent[here] for here, there in ports})
+            for source, target, ports in self.flows:
+                if source is operator:
+                    mail.update({(target, there): sent[here] for here, there in ports})
 
 
 @pytest.fixture
@@ -75,12 +79,18 @@ def app(monkeypatch):
     return module
 
 
-def test_a_series_comes_back_as_captures_in_its_place_and_study(app, write_series, tmp_path):
-    import pydicom
-
+@pytest.fixture
+def image(write_series, tmp_path):
+    """A scan, and `in/T1`, its series."""
     (scan,) = make_phantoms(tmp_path / "scans", 1, seed=3, voxel_mm=8.0, progress=False)
     image = nib.load(scan)
     write_series(tmp_path / "in" / "T1", np.asarray(image.dataobj).astype(np.int16), image.affine, patient="P7")
+    return image
+
+
+def test_a_series_comes_back_as_captures_in_its_place_and_study(app, image, tmp_path):
+    import pydicom
+
     tiny_model((16, 16), with_priors=False).save(tmp_path / "model")
     app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model").run()
 
@@ -99,6 +109,39 @@ def test_a_series_comes_back_as_captures_in_its_place_and_study(app, write_serie
     assert len(headers) == image.shape[2]
     assert {header.PatientID for header in headers} == {"P7"}
     assert all("not for diagnosis" in header.ImageComments for header in headers)
+
+
+def test_unusual_places_lie_over_the_series_as_a_segmentation_of_its_patient(app, image, tmp_path):
+    import highdicom
+
+    model = tiny_model((16, 16), condition=ConditionEncoder({"position_mm": (40.0, 97.0)}))
+    model.save(tmp_path / "model")
+    healthy = random_statistics(model, threshold=1.0)
+    healthy.save(tmp_path / "model" / STATISTICS)
+    app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model").run()
+
+    (path,) = (tmp_path / "out").glob("*.dcm")
+    written = highdicom.seg.segread(path)
+    assert (written.PatientID, written.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning) == (
+        "P7",
+        "Lesion",
+    )
+    found = anomaly_scan(TrainedModel.from_bundle(tmp_path / "model"), tmp_path / "in" / "T1", healthy)
+    assert 0 < found.lesions_s.mean() < 1
+    shown = written.get_volume(combine_segments=True, allow_missing_positions=True)
+    affine = np.diag([-1, -1, 1, 1]) @ shown.affine
+    indices = np.argwhere(shown.array)
+    inside = np.linalg.solve(found.affine, affine @ np.c_[indices, np.ones(len(indices))].T).round().astype(int)[:3]
+    assert inside.shape[1] == found.lesions_s.sum()
+    assert found.lesions_s[tuple(inside)].all(), "each marked voxel where it was found"
+    assert any((tmp_path / "out").glob("*/*.dcm")), "captures as well"
+
+
+def test_weights_without_statistics_write_no_segmentation(app, image, tmp_path, caplog):
+    tiny_model((16, 16)).save(tmp_path / "model")
+    app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model").run()
+    assert "no statistics of healthy slices" in caplog.text
+    assert [path.is_dir() for path in (tmp_path / "out").iterdir()] == [True]
 
 
 def test_a_folder_without_a_series_ends_with_what_to_do(app, tmp_path):

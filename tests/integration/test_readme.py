@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from forks import run_program
 
 from monai_vqgen.__main__ import build_parser
 from monai_vqgen.data import make_phantoms
@@ -74,7 +75,7 @@ def fenced_command(part: str) -> str:
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MONAI_FAIL_ON_DUPLICATE_CONFIG": "1"}
-    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return run_program(arguments, folder, environment, timeout=600)
 
 
 def prepared(command: str, folder: Path) -> list[str]:
