@@ -327,29 +327,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         run_bundle(words[1:])
         return 0
-    return run_verb(build_parser().parse_args(words))
+    options = build_parser().parse_args(words)
+    if missing := _missing([path for name in ("data", "folder") if (path := getattr(options, name, None))]):
+        print(
+            f"error: {missing} does not exist: give a folder of scans, or one that a stage has written", file=sys.stderr
+        )
+        return ERROR_STATUS
+    return run_verb(options)
 
 
 def _run_stage(verb: str, words: list[str]) -> int:
     """Run a stage by its short name: the folder stands alone, hyphens are as good as underscores."""
-    from monai_vqgen.bundles import bundle_root
-    from monai_vqgen.engines.command_line import run_bundle
-    from monai_vqgen.files import read_json
-
-    stage, root = STAGES[verb], bundle_root()
-    file = root / "configs" / f"{stage.config}.json"
-    if {"-h", "--help"} & {*words}:
-        print(_stage_help(verb, stage, read_json(file)))
-        return 0
-    given = []
+    stage = STAGES[verb]
+    helped = bool({"-h", "--help"} & {*words})
+    given: list[str] = []
     for word in words:
         name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
         given += [f"--{name[2:].replace('-', '_')}" if word.startswith("--") else name, *([value] if equals else [])]
     if stage.folder and given and not given[0].startswith("--"):
         given.insert(0, "--dataset_dir")
-    if stage.folder and "--dataset_dir" not in given:
-        print(f"error: {verb} needs {stage.folder}: {PROGRAM} {verb} {stage.folder}", file=sys.stderr)
-        return ERROR_STATUS
+    if stage.folder and not helped:
+        problem = f"{verb} needs {stage.folder}"
+        if "--dataset_dir" in given:
+            missing = _missing(given[given.index("--dataset_dir") + 1 :][:1])
+            problem = f"{missing} does not exist" if missing else ""
+        if problem:
+            print(f"error: {problem}: {PROGRAM} {verb} {stage.folder}", file=sys.stderr)
+            return ERROR_STATUS
+    from monai_vqgen.bundles import bundle_root
+    from monai_vqgen.files import read_json
+
+    root = bundle_root()
+    file = root / "configs" / f"{stage.config}.json"
+    if helped:
+        print(_stage_help(verb, stage, read_json(file)))
+        return 0
+    from monai_vqgen.engines.command_line import run_bundle
+
     for option, default in {"output_dir": stage.output, **stage.preset}.items():
         if f"--{option}" not in given:
             given += [f"--{option}", str(default)]
@@ -357,6 +371,11 @@ def _run_stage(verb: str, words: list[str]) -> int:
     print(f"python -m monai.bundle run {shlex.join(command)}", flush=True)
     run_bundle(command)
     return 0
+
+
+def _missing(paths: Sequence[str]) -> str:
+    """The first that is not there, told before imports take their seconds; empty where all are."""
+    return next((path for path in paths if not os.path.exists(os.path.expanduser(path))), "")
 
 
 def _stage_help(verb: str, stage: Stage, config: Mapping[str, Any]) -> str:

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
-
 import monai_vqgen
 from monai_vqgen.errors import InputError, StageError, VQGenError, root_cause
 
@@ -64,6 +62,8 @@ def run_stage(
     Raises:
         InputError: an option is no key of the configs.
     """
+    import monai.bundle  # takes seconds, which help and errors about paths do not pay
+
     root = bundle_root()
     files = [str(root / "configs" / f"{config}.json"), *map(str, overlays)]
     known = {key for file in files for key in monai.bundle.ConfigParser.load_config_file(file)}

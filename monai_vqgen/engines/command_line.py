@@ -150,7 +150,8 @@ _NEXT = {
     "extract_slices": "training --config_file {configs}/train.json --dataset_dir {output_dir}",
     "train": "--config_file {configs}/extract_codes.json --dataset_dir {dataset_dir} --model {output_dir}/model.pt",
     "extract_codes": "training --config_file {configs}/train_prior.json --level 0 --dataset_dir {output_dir}",
-    "train_prior": "--config_file {configs}/sample.json --model MODEL --priors_dir {output_dir} (all levels trained)",
+    "train_prior": "--config_file {configs}/sample.json --model MODEL --priors_dir {output_dir} "
+    "(MODEL is the autoencoder's folder; a prior of every level first)",
 }
 """By stage, what usually follows."""
 

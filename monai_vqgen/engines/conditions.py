@@ -6,6 +6,7 @@ Shape suffixes: n slices, f condition features, k codebook size, d code dimensio
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,9 @@ from monai_vqgen.networks.conditions import LABEL
 __all__ = ["encode_records", "fitted_conditions", "known_conditions", "record_encoding", "start_prior"]
 
 logger = logging.getLogger(__name__)
+
+_NOT_OF_SUBJECTS = {"image", "subject", "plane", "position_mm", LABEL}
+_MOST_WORDS = 10  # that a column has which stands for kinds of subjects
 
 
 def fitted_conditions(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -83,9 +87,26 @@ def known_conditions(store: CodeStore) -> list[str]:
     names = [
         name for name, (training, held_out) in known.items() if training and (name != LABEL or training & held_out)
     ]
-    told = f"is conditioned on {' and '.join(names)}" if names else "learns without conditions: no record has any"
-    logger.info("The prior %s (see --condition_names)", told)
+    told = f"is conditioned on {' and '.join(names)}" if names else "learns without conditions"
+    others = _columns(store.records("training"))
+    more = f"; to have it know more: --condition_names {json.dumps(str([*names, *others]))}" if others else ""
+    logger.info("The prior %s%s", told, more or " (see --condition_names)")
     return names
+
+
+def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a table says of most subjects and not of all the same: numbers, and words of which there are few."""
+    values: dict[str, list[Any]] = {}
+    for record in records:
+        for name in record.keys() - _NOT_OF_SUBJECTS:
+            if isinstance(record[name], str | int | float):
+                values.setdefault(name, []).append(record[name])
+    return sorted(
+        name
+        for name, found in values.items()
+        if 2 * len(found) > len(records)
+        and 1 < len({*found}) <= (_MOST_WORDS if isinstance(found[0], str) else len(found))
+    )
 
 
 def start_prior(prior: Prior, store: CodeStore, *, level: int, from_codebooks: bool = True) -> Prior:

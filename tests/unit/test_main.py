@@ -48,6 +48,53 @@ def models_stay_on_disk(monkeypatch):
     monkeypatch.setattr(TrainedModel, "from_bundle", lambda path: path)
 
 
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """`a` and `scans` are there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "scans"):
+        (tmp_path / name).mkdir()
+
+
+@pytest.mark.parametrize("line", ["--help", "train --help", "sample --help"])
+def test_help_waits_for_no_imports(line):
+    code = f"""
+import sys
+from monai_vqgen.__main__ import main
+try:
+    main({line.split()})
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ")
+    assert done.stderr == "False\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "reconstruct nowhere",
+        "evaluate --dataset_dir nowhere",
+        "train nowhere",
+        "demo --data nowhere",
+        "plan nowhere",
+        "verify nowhere",
+    ],
+)
+def test_a_folder_that_is_not_there_is_told_before_anything_is_imported(line):
+    code = f"""
+import sys
+from monai_vqgen.__main__ import main
+status = main({line.split()})
+sys.exit(status if "torch" not in sys.modules else 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: nowhere does not exist: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_these_are_all_verbs():
     assert set(build_parser()._subparsers._group_actions[0].choices) == {*VERBS, *STAGES}
 

@@ -36,3 +36,20 @@ def test_positions_and_labels_are_taken_where_they_are_known_and_said(training, 
     caplog.set_level("INFO")
     assert known_conditions(Store(training, validation)) == names
     assert f"The prior {told}" in caplog.text
+
+
+def test_what_a_table_says_of_subjects_is_offered_as_it_is_to_be_typed(caplog):
+    caplog.set_level("INFO")
+    records = [
+        {
+            "position_mm": 40.0 + i,
+            "age": 20 + i,
+            "sex": "fm"[i % 2],
+            "site": "a",
+            "name": f"n{i}",
+            "few": i if i < 3 else None,
+        }
+        for i in range(12)
+    ]
+    assert known_conditions(Store(records, records)) == ["position_mm"]
+    assert """to have it know more: --condition_names "['position_mm', 'age', 'sex']\"""" in caplog.text
