@@ -4,10 +4,11 @@
     python examples/deploy/app.py --input SERIES --output OUT
 
     folder ── SeriesReader ── scans ─┬─ Reconstructor ── reconstructions ── CaptureWriter ── captures, a folder a series
-                                     └─ AnomalyFinder ── anomalies ── SegmentationWriter ── a DICOM segmentation a series
+                                     └─ AnomalyFinder ── anomalies ── SegmentationWriter ── a DICOM segmentation each
 
-Unusual places are found with weights that have priors and statistics of healthy slices. Folders that are not given are those of a packaged application: HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH and
-HOLOSCAN_MODEL_PATH, which may be missing; the weights that come with the package then serve.
+Unusual places are found with weights that have priors and statistics of healthy slices. Folders that are not given are
+those of a packaged application: HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH and HOLOSCAN_MODEL_PATH. The last may be
+missing; the weights that come with the package then serve.
 """
 
 from __future__ import annotations
@@ -142,7 +143,11 @@ class SegmentationWriter(Operator):
         for scan, found in op_input.receive("anomalies"):
             path = self.folder / f"{scan.name}_lesions.dcm"
             labels = anomaly_labels(found, scan.folder)
-            write_segmentation(path, found.lesions_s, affine=found.affine, labels=labels)
+            try:
+                write_segmentation(path, found.lesions_s, affine=found.affine, labels=labels)
+            except ScanError as error:  # one series must not cost the others theirs
+                logger.warning("%s: no segmentation is written: %s", scan.folder, error)
+                continue
             logger.info("%s: unusual places in %s", scan.folder, path)
 
 
