@@ -25,8 +25,10 @@ def run_program(
     arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run(arguments, text=True, capture_output=True, ...)`; `python -m MODULE` runs in a fork."""
-    python, *words = arguments
-    if Path(python).name.startswith("python") and words[0] == "-m" and words[1] in MODULES:
+    program, *words = arguments
+    if program == "monai-vqgen":  # the same program
+        program, words = "python", ["-m", "monai_vqgen", *words]
+    if Path(program).name.startswith("python") and words[0] == "-m" and words[1] in MODULES:
         return _run_module(words[1:], folder, environment, timeout)
     options = {"capture_output": True, "text": True, "check": False}
     return subprocess.run(arguments, cwd=folder, env=environment, timeout=timeout, **options)
