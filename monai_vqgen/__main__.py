@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -71,6 +72,18 @@ STAGES = {
     "slices": Stage("extract_slices", "SCANS", "out/slices", "cut scans into slices, split by subject"),
     "evaluate": Stage("evaluate", "SLICES", "out/evaluation", "score a model on the test subjects' slices"),
 }
+
+FOLDERS = {
+    "SCANS": "a scan, or a folder of scans (NIfTI, BIDS or DICOM series)",
+    "SLICES": "a folder that slices has written, or of pictures by split",
+}
+INPUTS = {
+    "demo": "a folder of scans (NIfTI, BIDS or DICOM series)",
+    "train": "a folder of scans (NIfTI, BIDS or DICOM series)",
+    "plan": "a folder of scans, or of slices by split",
+    "verify": "scans, weights, or a folder that a stage has written",
+}
+"""What is given to each verb, where it is not there."""
 
 Verbs = Any  # argparse gives what add_subparsers returns no public name
 
@@ -328,11 +341,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_bundle(words[1:])
         return 0
     options = build_parser().parse_args(words)
-    if missing := _missing([path for name in ("data", "folder") if (path := getattr(options, name, None))]):
-        print(
-            f"error: {missing} does not exist: give a folder of scans, or one that a stage has written", file=sys.stderr
-        )
-        return ERROR_STATUS
+    for name in ("data", "folder"):
+        if (path := getattr(options, name, None)) and not _is_there(path):
+            print(f"error: {path} does not exist: give {INPUTS[options.verb]}", file=sys.stderr)
+            return ERROR_STATUS
     return run_verb(options)
 
 
@@ -346,14 +358,9 @@ def _run_stage(verb: str, words: list[str]) -> int:
         given += [f"--{name[2:].replace('-', '_')}" if word.startswith("--") else name, *([value] if equals else [])]
     if stage.folder and given and not given[0].startswith("--"):
         given.insert(0, "--dataset_dir")
-    if stage.folder and not helped:
-        problem = f"{verb} needs {stage.folder}"
-        if "--dataset_dir" in given:
-            missing = _missing(given[given.index("--dataset_dir") + 1 :][:1])
-            problem = f"{missing} does not exist" if missing else ""
-        if problem:
-            print(f"error: {problem}: {PROGRAM} {verb} {stage.folder}", file=sys.stderr)
-            return ERROR_STATUS
+    if stage.folder and not helped and (problem := _input_problem(verb, stage.folder, given)):
+        print(f"error: {problem}", file=sys.stderr)
+        return ERROR_STATUS
     from monai_vqgen.bundles import bundle_root
     from monai_vqgen.files import read_json
 
@@ -373,9 +380,19 @@ def _run_stage(verb: str, words: list[str]) -> int:
     return 0
 
 
-def _missing(paths: Sequence[str]) -> str:
-    """The first that is not there, told before imports take their seconds; empty where all are."""
-    return next((path for path in paths if not os.path.exists(os.path.expanduser(path))), "")
+def _input_problem(verb: str, folder: str, words: Sequence[str]) -> str:
+    """What is wrong with a stage's input, told before imports take their seconds; empty where nothing is."""
+    values = [value for name, value in itertools.pairwise(words) if name == "--dataset_dir"]
+    if not values:
+        return f"{verb} needs {folder}: {PROGRAM} {verb} {folder}"
+    path = values[-1].strip("'\"")  # the last counts, and quotes keep digits from being read as a number
+    if path.startswith(("--", "$", "@", "%")) or _is_there(path):
+        return ""
+    return f"{path} does not exist: give {FOLDERS[folder]}"
+
+
+def _is_there(path: str) -> bool:
+    return os.path.lexists(os.path.expanduser(path))
 
 
 def _stage_help(verb: str, stage: Stage, config: Mapping[str, Any]) -> str:

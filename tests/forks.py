@@ -1,7 +1,8 @@
 """Modules run as `python -m MODULE` would run them, each in a fork of one process that has imported MONAI already.
 
-Imports take longer than what most commands of the tests do. A fork has its own folder, environment and output; what
-Python settles before its first line (`PYTHON...`, threads of OpenMP) it takes from the process that it is a fork of.
+Imports take longer than what most commands of the tests do. A fork has its own folder, environment, output and random
+numbers. What is settled when Python starts or imports (`PYTHON...`, the hash seed, threads of OpenMP, variables that
+MONAI and matplotlib read) it takes from the process that it is a fork of: where that matters, start a program.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 MODULES = ("monai.bundle", "monai_vqgen")
 PRELOADED = ["monai.bundle", "monai.handlers", "ignite.engine", "monai_vqgen.bundles", "matplotlib.pyplot"]
@@ -28,7 +32,7 @@ def run_program(
     program, *words = arguments
     if program == "monai-vqgen":  # the same program
         program, words = "python", ["-m", "monai_vqgen", *words]
-    if Path(program).name.startswith("python") and words[0] == "-m" and words[1] in MODULES:
+    if program in ("python", sys.executable) and words[:1] == ["-m"] and words[1] in MODULES:
         return _run_module(words[1:], folder, environment, timeout)
     options = {"capture_output": True, "text": True, "check": False}
     return subprocess.run(arguments, cwd=folder, env=environment, timeout=timeout, **options)
@@ -62,7 +66,9 @@ def _run(command: list[str], folder: str, environment: dict[str, str], stdout: s
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = command[1:]
-    sys.path[0] = folder  # as `-m` has it
+    tests = str(Path(__file__).parent)
+    sys.path[:] = [folder, *(path for path in sys.path if path and not path.startswith(tests))]  # as `-m` has it
+    np.random.seed()  # noqa: NPY002 - the generator that others share
     status = 0
     try:
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
@@ -76,6 +82,7 @@ def _run(command: list[str], folder: str, environment: dict[str, str], stdout: s
             traceback.print_exc()
         else:
             sys.excepthook(*sys.exc_info())
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_bitstream,
         _add_blank_cells,
         _add_denoising,
+        _add_whole_volumes,
         _add_package_bundle,
         _add_imagenet_features,
         _add_fuzz,
@@ -95,6 +96,16 @@ def _add_denoising(verbs: Verbs) -> None:
     add_seed(verb, "seed of the noise")
 
 
+def _add_whole_volumes(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "whole_volumes", "how well whole scans come back", _whole_volumes)
+    add_path(verb, "--data", required=True, help="a folder of scans")
+    add_path(verb, "--output", default="out/whole_volumes", help="folder of whole_volumes.json")
+    add_file(verb, "--split_file", default="configs/splits/ds002748.json", help="subjects of each split")
+    verb.add_argument("--split", default="test", help="whose scans (default: %(default)s)")
+    verb.add_argument("--model", default="faithful", help="the weights (default: %(default)s)")
+    verb.add_argument("--shifts", type=int, nargs="+", default=(1, 4), help="reconstructions to take the mean of")
+
+
 def _add_package_bundle(verbs: Verbs) -> None:
     verb = add_verb(verbs, "package_bundle", "the bundle as the zip that MONAI downloads", _package_bundle)
     add_path(verb, "--output", default="dist", help="folder of the zip")
@@ -159,6 +170,12 @@ def _denoising(options: argparse.Namespace) -> None:
     from tools.denoising import measure_denoising, table
 
     print(table(measure_denoising(**_given(options))))
+
+
+def _whole_volumes(options: argparse.Namespace) -> None:
+    from tools.whole_volumes import measure_whole_volumes, table
+
+    print(table(measure_whole_volumes(**_given(options))))
 
 
 def _package_bundle(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from monai.deploy.core import Application, Operator, OperatorSpec
 from monai_vqgen import TrainedModel
 from monai_vqgen.data import CaptureLabels, discover_volumes, write_secondary_captures
 from monai_vqgen.data.io.segmentations import write_segmentation
-from monai_vqgen.errors import ScanError
+from monai_vqgen.errors import ScanError, VQGenError
 from monai_vqgen.models.anomaly_scans import anomaly_labels, anomaly_scan, healthy_beside
 from monai_vqgen.models.reconstruction_files import DERIVATION
 from monai_vqgen.models.scans import as_volume
@@ -96,7 +96,8 @@ class Reconstructor(Operator):
 class AnomalyFinder(Operator):
     """Looks for unusual places. Input `scans`; output `anomalies`: pairs of a `Scan` and its `AnomalyScan`.
 
-    Scans that cannot be searched are logged. Where the weights come without priors or statistics, none is.
+    Scans that cannot be searched are logged, and so is why none is searched: weights without priors or statistics, or
+    with such that do not fit.
     """
 
     def __init__(self, fragment: Any, *conditions: Any, model: Path | None, **options: Any) -> None:
@@ -110,19 +111,28 @@ class AnomalyFinder(Operator):
 
     def start(self) -> None:
         """Load weights and statistics, once."""
-        self.trained, self.healthy = TrainedModel.from_bundle(self.model), healthy_beside(self.model)
+        self.healthy = None
+        try:
+            self.trained, healthy = TrainedModel.from_bundle(self.model), healthy_beside(self.model)
+        except VQGenError as error:  # reconstructions do without
+            logger.warning("no unusual places are looked for: %s", error)
+            return
+        if not self.trained.priors:
+            logger.warning("no unusual places are looked for: the weights have no priors")
+        elif healthy is None or not np.isfinite(healthy.threshold):
+            logger.warning("no unusual places are looked for: no statistics of healthy slices with a threshold")
+        else:
+            self.healthy = healthy
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         """Score every slice."""
         found = []
-        scans = op_input.receive("scans")
-        if self.healthy is None:
-            logger.warning("no unusual places are looked for: the weights have no statistics of healthy slices")
-            scans = []
-        for scan in scans:
+        for scan in op_input.receive("scans"):
+            if self.healthy is None:
+                continue
             try:
                 found.append((scan, anomaly_scan(self.trained, scan.volume, self.healthy)))
-            except ScanError as error:
+            except VQGenError as error:
                 logger.warning("%s is not searched for unusual places: %s", scan.folder, error)
         op_output.emit(found, "anomalies")
 
@@ -174,7 +184,7 @@ class CaptureWriter(Operator):
 
 
 class ReconstructionApp(Application):
-    """Every series goes both ways."""
+    """Reconstructs every series, and segments its unusual places."""
 
     def __init__(self, source: Path, output: Path, model: Path | None = None) -> None:
         self.source, self.output, self.model = source, output, model

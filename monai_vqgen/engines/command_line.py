@@ -150,10 +150,10 @@ _NEXT = {
     "extract_slices": "training --config_file {configs}/train.json --dataset_dir {output_dir}",
     "train": "--config_file {configs}/extract_codes.json --dataset_dir {dataset_dir} --model {output_dir}/model.pt",
     "extract_codes": "training --config_file {configs}/train_prior.json --level 0 --dataset_dir {output_dir}",
-    "train_prior": "--config_file {configs}/sample.json --model MODEL --priors_dir {output_dir} "
-    "(MODEL is the autoencoder's folder; a prior of every level first)",
+    "train_prior": "--config_file {configs}/sample.json --model MODEL --priors_dir {output_dir}",
 }
 """By stage, what usually follows."""
+_ONCE = {"train_prior": ", once every level has its prior (MODEL is the autoencoder's folder)"}
 
 
 def _tell_next(call: _Call, started_s: float, result: Any) -> Any:
@@ -169,7 +169,8 @@ def _tell_next(call: _Call, started_s: float, result: Any) -> Any:
     config = stage.parent / following.partition("{configs}/")[2].partition(" ")[0]
     if config.is_file() and "dataset_dir" in known:
         quoted = {name: shlex.quote(value) for name, value in {**known, "configs": str(stage.parent)}.items()}
-        print(f"Next: python -m monai.bundle run {following.format(**quoted)}", file=sys.stderr)
+        command = f"python -m monai.bundle run {following.format(**quoted)}"
+        print(f"Next{_ONCE.get(stage.stem, '')}: {command}", file=sys.stderr)
     return result
 
 

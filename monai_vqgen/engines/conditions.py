@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from monai_vqgen.data import CodeStore
+from monai_vqgen.data.slices.participants import RESERVED
 from monai_vqgen.networks import ConditionEncoder, Prior
 from monai_vqgen.networks.conditions import LABEL
 
@@ -23,8 +24,7 @@ __all__ = ["encode_records", "fitted_conditions", "known_conditions", "record_en
 
 logger = logging.getLogger(__name__)
 
-_NOT_OF_SUBJECTS = {"image", "subject", "plane", "position_mm", LABEL}
-_MOST_WORDS = 10  # that a column has which stands for kinds of subjects
+_MOST_CATEGORIES = 10  # of a column that is offered as a condition; names and remarks have more
 
 
 def fitted_conditions(encoder: ConditionEncoder, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -88,25 +88,29 @@ def known_conditions(store: CodeStore) -> list[str]:
         name for name, (training, held_out) in known.items() if training and (name != LABEL or training & held_out)
     ]
     told = f"is conditioned on {' and '.join(names)}" if names else "learns without conditions"
-    others = _columns(store.records("training"))
-    more = f"; to have it know more: --condition_names {json.dumps(str([*names, *others]))}" if others else ""
+    others = _covariates(store.records("training"))
+    more = (
+        f"; to condition it on columns of the table: --condition_names {json.dumps(str([*names, *others]))}"
+        if others
+        else ""
+    )
     logger.info("The prior %s%s", told, more or " (see --condition_names)")
     return names
 
 
-def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a table says of most subjects and not of all the same: numbers, and words of which there are few."""
+def _covariates(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns known of most slices and not the same for all: numbers, and words where there are few."""
     values: dict[str, list[Any]] = {}
     for record in records:
-        for name in record.keys() - _NOT_OF_SUBJECTS:
+        for name in record.keys() - RESERVED - {LABEL}:
             if isinstance(record[name], str | int | float):
                 values.setdefault(name, []).append(record[name])
-    return sorted(
-        name
-        for name, found in values.items()
-        if 2 * len(found) > len(records)
-        and 1 < len({*found}) <= (_MOST_WORDS if isinstance(found[0], str) else len(found))
-    )
+    named = {}
+    for name, known in values.items():
+        distinct = {*known}
+        few = len(distinct) <= _MOST_CATEGORIES or not any(isinstance(value, str) for value in distinct)
+        named[name] = 2 * len(known) > len(records) and len(distinct) > 1 and few
+    return sorted(name for name, offered in named.items() if offered)
 
 
 def start_prior(prior: Prior, store: CodeStore, *, level: int, from_codebooks: bool = True) -> Prior:

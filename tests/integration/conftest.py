@@ -42,11 +42,12 @@ class Clone(NamedTuple):
     def run(self, command: str, *, timeout: float = 1800, **variables: str) -> str:
         """Run one line of bash with this environment's programs, return what it printed, fail where it fails.
 
-        What is `python -m` alone runs in a fork, which saves it the imports.
+        A program of ours that stands alone runs in a fork, which saves it the imports, and all else in bash.
         """
         programs = f"{self.folder / 'tools'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": programs, **variables}
-        plain = not variables and not re.search(r"[|&;<>$`*?~\n]|^\w+=", command)
+        alone = re.match(r"(python -m (monai\.bundle|monai_vqgen)|monai-vqgen) ", command)
+        plain = alone and not variables and not re.search(r"[|&;<>$`*?~#{}()!\\\n]", command)
         words = shlex.split(command) if plain else ["bash", "-c", command]
         done = run_program(words, self.folder, environment, timeout)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from factories import random_statistics, tiny_model
+from factories import random_statistics, tiny_autoencoder, tiny_model
 
 from monai_vqgen.data import make_phantoms, read_volume
-from monai_vqgen.errors import DatalistError
+from monai_vqgen.errors import DatalistError, InputError, ScanError
 from monai_vqgen.models import TrainedModel
 from monai_vqgen.models.anomaly_scans import anomaly_scan
 from monai_vqgen.models.record import STATISTICS
@@ -111,22 +112,30 @@ def test_a_series_comes_back_as_captures_in_its_place_and_study(app, image, tmp_
     assert all("not for diagnosis" in header.ImageComments for header in headers)
 
 
-def test_unusual_places_lie_over_the_series_as_a_segmentation_of_its_patient(app, image, tmp_path):
-    import highdicom
-
+def saved(folder: Path, *, threshold: float = 1.0) -> TrainedModel:
+    """A model with priors and statistics."""
     model = tiny_model((16, 16), condition=ConditionEncoder({"position_mm": (40.0, 97.0)}))
-    model.save(tmp_path / "model")
-    healthy = random_statistics(model, threshold=1.0)
-    healthy.save(tmp_path / "model" / STATISTICS)
+    model.save(folder)
+    random_statistics(model, threshold=threshold).save(folder / STATISTICS)
+    return model
+
+
+def test_unusual_places_lie_over_the_series_as_a_segmentation_of_its_study(app, image, tmp_path):
+    import highdicom
+    import pydicom
+
+    model = saved(tmp_path / "model")
     app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model").run()
 
     (path,) = (tmp_path / "out").glob("*.dcm")
     written = highdicom.seg.segread(path)
-    assert (written.PatientID, written.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning) == (
-        "P7",
-        "Lesion",
-    )
-    found = anomaly_scan(TrainedModel.from_bundle(tmp_path / "model"), tmp_path / "in" / "T1", healthy)
+    source = pydicom.dcmread(next((tmp_path / "in" / "T1").glob("*.dcm")))
+    assert written.PatientID == "P7"
+    assert "research only" in written.ImageComments
+    assert written.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
+    kind = written.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
+    assert kind.CodeMeaning == "Lesion"
+    found = anomaly_scan(model, tmp_path / "in" / "T1", random_statistics(model, threshold=1.0))
     assert 0 < found.lesions_s.mean() < 1
     shown = written.get_volume(combine_segments=True, allow_missing_positions=True)
     affine = np.diag([-1, -1, 1, 1]) @ shown.affine
@@ -134,13 +143,71 @@ def test_unusual_places_lie_over_the_series_as_a_segmentation_of_its_patient(app
     inside = np.linalg.solve(found.affine, affine @ np.c_[indices, np.ones(len(indices))].T).round().astype(int)[:3]
     assert inside.shape[1] == found.lesions_s.sum()
     assert found.lesions_s[tuple(inside)].all(), "each marked voxel where it was found"
-    assert any((tmp_path / "out").glob("*/*.dcm")), "captures as well"
+    captures = next((tmp_path / "out").glob("*/*.dcm"))
+    assert pydicom.dcmread(captures).StudyInstanceUID == written.StudyInstanceUID
 
 
-def test_weights_without_statistics_write_no_segmentation(app, image, tmp_path, caplog):
-    tiny_model((16, 16)).save(tmp_path / "model")
+def test_a_series_that_has_no_segmentation_costs_no_other_its_own(
+    app, image, write_series, tmp_path, caplog, monkeypatch
+):
+    voxels = np.asarray(image.dataobj).astype(np.int16)
+    write_series(tmp_path / "in" / "T2", voxels, image.affine, series="2", patient="P8")
+    write_series(tmp_path / "in" / "T3", voxels, image.affine, series="3", patient="P9")
+    saved(tmp_path / "model")
+    write, look = app.write_segmentation, app.anomaly_scan
+
+    def refuse_t2(path, *arguments, **options):
+        if options["labels"].source.name == "T2":
+            raise ScanError("it cannot be referred to")
+        write(path, *arguments, **options)
+
+    seen = []
+
+    def refuse_first(*arguments):
+        seen.append(arguments)
+        if len(seen) == 1:
+            raise InputError("it has no place")
+        return look(*arguments)
+
+    monkeypatch.setattr(app, "write_segmentation", refuse_t2)
+    monkeypatch.setattr(app, "anomaly_scan", refuse_first)
     app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model").run()
-    assert "no statistics of healthy slices" in caplog.text
+    assert len(list((tmp_path / "out").glob("*.dcm"))) == 1
+    assert sum(path.is_dir() for path in (tmp_path / "out").iterdir()) == 3, "captures of all"
+    assert "it cannot be referred to" in caplog.text
+    assert "it has no place" in caplog.text
+
+
+def with_priors_of_another(folder: Path) -> None:
+    priors = {path: path.read_bytes() for path in folder.glob("model_prior*")}
+    shutil.rmtree(folder)
+    tiny_model((16, 16), autoencoder=tiny_autoencoder(seed=5), with_priors=False).save(folder)
+    for path, content in priors.items():
+        path.write_bytes(content)
+
+
+def without_threshold(folder: Path) -> None:
+    shutil.rmtree(folder)
+    saved(folder, threshold=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda folder: (folder / STATISTICS).unlink(), "no statistics of healthy slices"),
+        (lambda folder: (folder / STATISTICS).write_bytes(b"damaged"), "make them again"),
+        (without_threshold, "no statistics of healthy slices with a threshold"),
+        (lambda folder: [path.unlink() for path in folder.glob("model_prior*")], "the weights have no priors"),
+        (with_priors_of_another, "codes"),
+    ],
+    ids=["no statistics", "damaged statistics", "no threshold", "no priors", "others' priors"],
+)
+def test_weights_that_cannot_find_unusual_places_reconstruct_all_the_same(app, image, tmp_path, caplog, spoil, why):
+    saved(tmp_path / "model")
+    spoil(tmp_path / "model")
+    app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model").run()
+    assert "no unusual places are looked for: " in caplog.text
+    assert why in caplog.text
     assert [path.is_dir() for path in (tmp_path / "out").iterdir()] == [True]
 
 

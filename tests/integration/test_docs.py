@@ -174,6 +174,13 @@ def test_the_temperatures_of_the_results_are_scored_by_the_command_that_stands_t
     assert (tiny_clone.folder / "PRIOR/model_prior_level1.pt").is_file()
 
 
+def test_whole_scans_are_measured_by_the_command_that_stands_there(documented):
+    (command,) = [command for command in documented("docs/RESULTS.md") if " whole_volumes " in command]
+    given = build_parser().parse_args(command.split()[3:])
+    assert (given.verb, given.split, given.shifts) == ("whole_volumes", "test", (1, 4))
+    assert (ROOT / given.split_file).is_file()
+
+
 @pytest.mark.parametrize(("designs", "split"), [("references", "test"), ("finalists", "validation")])
 def test_each_comparison_at_full_length_has_the_command_of_its_list(documented, designs, split):
     (command,) = [command for command in documented("docs/RESULTS.md") if f"comparisons/{designs}.yaml" in command]
@@ -263,17 +270,21 @@ def test_the_commands_of_compression_run_one_after_another(clone, documented):
     source = min((clone.folder / "SCANS").rglob("*.nii.gz"))
     shutil.copy(source, clone.folder / "SCAN.nii.gz")
     (clone.folder / "tools").symlink_to(ROOT / "tools")
+    (clone.folder / "FEW").mkdir()
+    for scan in sorted((clone.folder / "SCANS").rglob("*.nii.gz"))[:2]:
+        shutil.copy(scan, clone.folder / "FEW")
     install, *commands = documented("docs/compression.md")
     assert install == "pip install 'monai-vqgen[bitstream]'"
     assert len(commands) == 7
     for command in commands:
         coarser = command.replace("--position_step_mm 1.0", "--position_step_mm 20.0")  # and phantoms have their names
-        clone.run(coarser.replace("--split_file configs/splits/ds002748.json", ""))
+        fewer = coarser.replace("SCANS --output ANYWHERE", "FEW --output ANYWHERE")
+        clone.run(fewer.replace("--split_file configs/splits/ds002748.json", ""))
     scan, back = nib.load(source), nib.load(clone.folder / "BACK/SCAN.nii.gz")
     assert back.shape == scan.shape
     assert back.affine == pytest.approx(scan.affine, abs=1e-4)
     assert (clone.folder / "COMPRESSED/SCAN.vqg").stat().st_size < source.stat().st_size / 2
-    assert len(list((clone.folder / "ANYWHERE").glob("*.vqg"))) == 8
+    assert len(list((clone.folder / "ANYWHERE").glob("*.vqg"))) == 2
     exact = stored_scan((clone.folder / "EXACT/SCAN.vqg").read_bytes())
     np.testing.assert_array_equal(exact.voxels_s, scan.dataobj.get_unscaled())
     figures = json.loads((clone.folder / "BITSTREAM/bitstream.json").read_text())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from factories import tiny_model
@@ -34,5 +36,8 @@ def test_it_works_in_its_folder_and_removes_its_lock_as_programs_do_at_their_end
 
 
 def test_a_program_that_takes_too_long_is_ended(tmp_path):
+    begun = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
         run_program([*ARGUMENTS, "demo", "--output", "out"], tmp_path, os.environ, timeout=1)
+    assert not [child for child in multiprocessing.active_children() if child.is_alive()]
+    assert time.monotonic() - begun < 60, "it was not waited for"

@@ -105,7 +105,7 @@ def write_secondary_captures(
     stored_s = np.rint((view.volume_s - low) / slope).astype(np.uint16)
     series = content_uid(highdicom, plane, labels, stored_s.tobytes() + np.append(view.affine, [slope, low]).tobytes())
     sources = source_headers(labels.source)
-    identity = _identity(labels, sources, study=content_uid(highdicom, "study", labels))
+    identity = _identity(labels, sources, study=study_uid(highdicom, labels, sources))
     frame = next((h.FrameOfReferenceUID for h in sources if h.get("FrameOfReferenceUID")), None)
     frame = frame or content_uid(highdicom, f"{series} frame of reference", labels)
     references = _references(sources)
@@ -166,6 +166,14 @@ def content_uid(highdicom: Any, what: str, labels: CaptureLabels, content: bytes
     words = [what, labels.series_description, labels.derivation, labels.patient, hashlib.sha256(content).hexdigest()]
     number = int.from_bytes(hashlib.sha256("\n".join(words).encode()).digest()[:16], "big")
     return str(highdicom.UID.from_uuid(f"{number:032x}"))
+
+
+def study_uid(highdicom: Any, labels: CaptureLabels, sources: Sequence[Any]) -> str:
+    """A study for what names none; all that is made of one series gets the same."""
+    series = sources[0].get("SeriesInstanceUID") if sources else None
+    if not series:
+        return content_uid(highdicom, "study", labels)
+    return content_uid(highdicom, "study", CaptureLabels("", ""), str(series).encode())
 
 
 def source_headers(source: Path | None) -> Sequence[Any]:

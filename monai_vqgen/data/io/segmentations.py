@@ -21,6 +21,7 @@ from monai_vqgen.data.io.captures import (
     check_highdicom,
     content_uid,
     source_headers,
+    study_uid,
 )
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.files import write_bytes
@@ -47,8 +48,9 @@ def write_segmentation(path: str | Path, mask_s: NDArray, *, affine: NDArray, la
     if labels.source is None:
         raise InputError("a DICOM segmentation needs the series that it lies over: give its folder as labels.source")
     marked_s = np.asarray(mask_s) != 0
-    study = content_uid(highdicom, "study", labels)
-    sources = [_completed(header, study) for header in source_headers(labels.source)]
+    headers = source_headers(labels.source)
+    study = study_uid(highdicom, labels, headers)
+    sources = [_completed(header, study) for header in headers]
     content = f"{sources[0].SeriesInstanceUID} {marked_s.shape}".encode() + np.packbits(marked_s).tobytes()
     content += np.asarray(affine, dtype=np.float64).tobytes()
     try:

@@ -38,18 +38,24 @@ def test_positions_and_labels_are_taken_where_they_are_known_and_said(training, 
     assert f"The prior {told}" in caplog.text
 
 
-def test_what_a_table_says_of_subjects_is_offered_as_it_is_to_be_typed(caplog):
+@pytest.mark.parametrize(
+    ("column", "offered"),
+    [
+        (list(range(20, 32)), True),
+        (["f", "m"] * 6, True),
+        ([f"site {i % 10}" for i in range(12)], True),
+        ([f"site {i % 11}" for i in range(12)], False),  # more kinds than a condition should have
+        ([3.0, *(f"remark {i}" for i in range(11))], False),
+        (["a"] * 12, False),
+        ([20, 21, 22, 23, 24, 25, *[None] * 6], False),
+        ([20, 21, 22, 23, 24, 25, 26, *[None] * 5], True),
+    ],
+)
+def test_what_a_table_says_of_subjects_is_offered_as_it_is_to_be_typed(column, offered, caplog):
     caplog.set_level("INFO")
     records = [
-        {
-            "position_mm": 40.0 + i,
-            "age": 20 + i,
-            "sex": "fm"[i % 2],
-            "site": "a",
-            "name": f"n{i}",
-            "few": i if i < 3 else None,
-        }
-        for i in range(12)
+        {"subject": f"s{i}", "image": f"{i}.png", "position_mm": 40.0 + i, "column": value}
+        for i, value in enumerate(column)
     ]
     assert known_conditions(Store(records, records)) == ["position_mm"]
-    assert """to have it know more: --condition_names "['position_mm', 'age', 'sex']\"""" in caplog.text
+    assert ("""--condition_names "['position_mm', 'column']\"""" in caplog.text) == offered

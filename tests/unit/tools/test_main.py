@@ -15,6 +15,7 @@ VERBS = {
     "bitstream": ("tools.bitstream.measure_bitstream", ["--slices", "SLICES"]),
     "blank_cells": ("tools.blank_cells.add_blank_cells", ["--slices", "SLICES", "--output", "WEIGHTS"]),
     "denoising": ("tools.denoising.measure_denoising", ["--slices", "SLICES"]),
+    "whole_volumes": ("tools.whole_volumes.measure_whole_volumes", ["--data", "SCANS"]),
     "package_bundle": ("tools.package_bundle.package_bundle", []),
     "imagenet_features": ("tools.imagenet_features.write_imagenet_features", []),
     "fuzz": ("tools.fuzz.fuzz", []),
@@ -53,6 +54,10 @@ def test_what_is_not_given_is_what_the_function_takes_by_default(verb, call_of):
             "denoising --slices a --output b --model c --split d --sigmas 0.2 --shifts 2 3 --every 4 --seed 5",
             {"slices": "a", "output": "b", "model": "c", "split": "d", "sigmas": [0.2], "shifts": [2, 3]}
             | {"every": 4, "seed": 5},
+        ),
+        (
+            "whole_volumes --data a --output b --split_file c --split d --model e --shifts 2 3",
+            {"data": "a", "output": "b", "split_file": "c", "split": "d", "model": "e", "shifts": [2, 3]},
         ),
         ("package_bundle --output a", {"output_dir": "a"}),
         (
