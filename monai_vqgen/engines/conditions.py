@@ -94,7 +94,8 @@ def known_conditions(store: CodeStore) -> list[str]:
         if others
         else ""
     )
-    logger.info("The prior %s%s", told, more or " (see --condition_names)")
+    none = "" if names else ": no record has any"
+    logger.info("The prior %s%s", told, more or f"{none} (see --condition_names)")
     return names
 
 
