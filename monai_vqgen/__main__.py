@@ -369,13 +369,13 @@ def _run_stage(verb: str, words: list[str]) -> int:
     if helped:
         print(_stage_help(verb, stage, read_json(file)))
         return 0
-    from monai_vqgen.engines.command_line import run_bundle
-
     for option, default in {"output_dir": stage.output, **stage.preset}.items():
         if f"--{option}" not in given:
             given += [f"--{option}", str(default)]
     command = ["--config_file", str(file), "--bundle_root", str(root), *given]
-    print(f"python -m monai.bundle run {shlex.join(command)}", flush=True)
+    print(f"python -m monai.bundle run {shlex.join(command)}", flush=True)  # before imports take their seconds
+    from monai_vqgen.engines.command_line import run_bundle
+
     run_bundle(command)
     return 0
 

@@ -96,6 +96,23 @@ sys.exit(9 if {{"numpy", "torch", "monai"}} & {{*sys.modules}} else status)
     assert "Traceback" not in done.stderr
 
 
+def test_the_command_of_a_stage_is_told_before_anything_is_imported():
+    code = """
+import io, sys
+from monai_vqgen.__main__ import main
+
+class Printed(io.StringIO):
+    def write(self, text):
+        sys.exit(text + ("imported" if {"numpy", "torch", "monai"} & {*sys.modules} else ""))
+
+sys.stdout = Printed()
+main(["sample", "--num_samples", "2"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("python -m monai.bundle run --config_file ")
+    assert done.stderr.endswith("--num_samples 2 --output_dir out/samples\n")
+
+
 @pytest.mark.parametrize("path", ["~/scans", "'20240131'", "$'a' + 'b'", "nowhere --dataset_dir a"])
 def test_what_may_well_be_there_is_left_to_the_stage(path, call_of, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
