@@ -21,6 +21,7 @@ from monai_vqgen.transforms.volume_slicing import prepare_volume
 __all__ = ["Survey", "survey_folder"]
 
 MOST_SCANS, MOST_SLICES = 64, 1000  # looked at: some seconds
+COLORS = 3  # channels of a picture in color
 
 
 class Survey(NamedTuple):
@@ -35,6 +36,7 @@ class Survey(NamedTuple):
         plane: of slices, where it is known.
         complete: whether everything was looked at.
         skipped: file and reason of what cannot be used.
+        channels: of slices, 3 where some are in color.
     """
 
     summary: str
@@ -45,6 +47,7 @@ class Survey(NamedTuple):
     plane: str | None
     complete: bool
     skipped: list[dict[str, str]]
+    channels: int = 1
 
 
 def survey_folder(folder: str | Path, *, scans: ScanOptions | None = None) -> Survey:
@@ -93,11 +96,25 @@ def _slices(folder: Path) -> Survey:
     parts = {split: load_datalist(folder, split) for split in ("training", "validation")}
     records = [record for part in parts.values() for record in part]
     paths = [Path(record["image"]) for record in records]
-    seen, skipped = _look_at(paths, lambda path: LoadSlice()(path).shape[1:], most=MOST_SLICES)
+    seen, skipped = _look_at(paths, _measure_slice, most=MOST_SLICES)
     summary = ", ".join([f"{folder}: slices", *(f"{len(part)} for {split}" for split, part in parts.items())])
     none, plane = np.empty((0, 3)), geometry.plane
     complete = len(records) <= MOST_SLICES
-    return Survey(summary, len(parts["training"]), none, none, np.array(seen), plane, complete, skipped)
+    channels_n, sizes_n = np.array(seen)[:, 0], np.array(seen)[:, 1:]
+    return Survey(
+        summary, len(parts["training"]), none, none, sizes_n, plane, complete, skipped, channels=int(channels_n.max())
+    )
+
+
+def _measure_slice(path: Path) -> tuple[int, ...]:
+    """Channels, rows and columns."""
+    try:
+        return tuple(LoadSlice()(path).shape)
+    except ScanError as error:
+        try:
+            return tuple(LoadSlice(channels=COLORS)(path).shape)
+        except ScanError:
+            raise error from None
 
 
 def _look_at(

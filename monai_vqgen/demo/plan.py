@@ -60,13 +60,17 @@ class Design(NamedTuple):
     pixel_mm: float | None
     strides: tuple[int, ...]
     channels: int
+    in_channels: int = 1
 
     @classmethod
-    def of(cls, pixels: Sequence[int], pixel_mm: float | None = None, *, channels: int = 64) -> Design:
+    def of(
+        cls, pixels: Sequence[int], pixel_mm: float | None = None, *, channels: int = 64, in_channels: int = 1
+    ) -> Design:
         """For slices of at least so many rows and columns."""
         longest = max(pixels)
         strides = (4, 2) if longest < 64 else (8, 4) if longest <= 256 else (16, 8, 4)
-        return cls((ceil_to(pixels[0], strides[0]), ceil_to(pixels[1], strides[0])), pixel_mm, strides, channels)
+        size = (ceil_to(pixels[0], strides[0]), ceil_to(pixels[1], strides[0]))
+        return cls(size, pixel_mm, strides, channels, in_channels)
 
 
 class Costs(NamedTuple):
@@ -260,7 +264,7 @@ def _designs(survey: Survey, plane: str | None) -> Iterator[Design]:
     """The largest first."""
     if len(survey.sizes):
         for channels in (64, 32):
-            yield Design.of(survey.sizes.max(axis=0).tolist(), channels=channels)
+            yield Design.of(survey.sizes.max(axis=0).tolist(), channels=channels, in_channels=survey.channels)
         return
     axes = list(AXES[plane or "axial"][:2])
     extent_mm, pixel_mm = survey.extent_mm[:, axes].max(axis=0), round(float(np.median(survey.spacing_mm[:, axes])), 3)
@@ -303,6 +307,8 @@ def _trainings(design: Design, costs: Costs, steps: int, minutes: float, count: 
         Value("network_def::strides", design.strides, "image pixels a code along an axis, coarsest level first"),
         Value("network_def::channels", design.channels, "64 as in the weights that ship, 32 for want of time"),
         Value("network_def::residual_channels", design.channels // 2, "half of them"),
+        *[Value("network_def::in_channels", design.in_channels, "colors; gray pictures among them count as such")]
+        * (design.in_channels > 1),
         Value("network_def::num_codes", CODES, "of each level, as in the weights that ship"),
         Value("batch_size", first["batch_size"], f"fits into the memory, of {count} slices for training"),
         Value("max_epochs", first["max_epochs"], f"{steps} steps; one of each training took here, in ms: {told}"),
@@ -329,9 +335,13 @@ def try_design(design: Design, *, most: int, memory: float, device: torch.device
     """
     amp, channels = fast_bfloat16(), design.channels
     autoencoder = HierarchicalVQVAE(
-        strides=design.strides, channels=channels, residual_channels=channels // 2, num_codes=CODES
+        in_channels=design.in_channels,
+        strides=design.strides,
+        channels=channels,
+        residual_channels=channels // 2,
+        num_codes=CODES,
     )
-    images_bcs = torch.rand(most, 1, *design.image_size, device=device)
+    images_bcs = torch.rand(most, design.in_channels, *design.image_size, device=device)
     place(autoencoder, device)
     with torch.no_grad():
         codes = autoencoder.encode(images_bcs[: max(1, most // 2)])

@@ -88,6 +88,27 @@ def test_ready_slices_have_sizes_with_a_list_or_without(tmp_path):
     assert [entry["file"] for entry in plain.skipped] == ["2.png"]
 
 
+@pytest.mark.parametrize(("colored", "channels"), [((), 1), ((1,), 3), ((0, 1, 2, 3), 3)])
+def test_one_picture_in_color_makes_all_of_them_colors(colored, channels, tmp_path):
+    for i, split in enumerate(["train", "train", "train", "validate"]):
+        (tmp_path / split).mkdir(exist_ok=True)
+        pixels = np.full((30, 40, 3), (100, 50, 10 + i) if i in colored else 100 + i, np.uint8)
+        Image.fromarray(pixels if i in colored else pixels[..., 0]).save(tmp_path / split / f"{i}.png")
+    survey = survey_folder(tmp_path)
+    assert (survey.channels, survey.sizes.tolist(), survey.skipped) == (channels, [[30, 40]] * 4, [])
+
+
+def test_a_picture_with_transparency_is_skipped_for_its_own_reason(tmp_path):
+    for split in ("train", "validate"):
+        (tmp_path / split).mkdir()
+        Image.fromarray(np.full((30, 40), 100, np.uint8)).save(tmp_path / split / "a.png")
+    Image.fromarray(np.full((30, 40, 4), 100, np.uint8)).save(tmp_path / "train/b.png")
+    survey = survey_folder(tmp_path)
+    assert survey.channels == 1
+    (skipped,) = survey.skipped
+    assert "transparent" in skipped["reason"]
+
+
 def test_a_folder_with_nothing_to_look_at_is_an_error(tmp_path):
     with pytest.raises(DatalistError, match="is not a folder"):
         survey_folder(tmp_path / "nowhere")

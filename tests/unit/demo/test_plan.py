@@ -15,6 +15,7 @@ from monai_vqgen.demo import plan as planning
 from monai_vqgen.demo.plan import Costs, Design, fitting_batch, plan_run, propose, try_design
 from monai_vqgen.demo.sizes import read_size
 from monai_vqgen.errors import InputError, OutputExistsError
+from monai_vqgen.networks import HierarchicalVQVAE
 
 HEAD_MM = (176.0, 146.0, 136.0)  # front to back, left to right, top to bottom
 
@@ -191,6 +192,33 @@ def test_ready_slices_keep_their_pixels_and_get_no_positions():
     assert planned(slices([(60, 60)], plane="axial"))["mirror_probability"] == 0.5
     slow = propose(slices([(60, 60)]), minutes=1, trial=machine(1000))
     assert (slow.option("image_size"), slow.option("network_def::channels")) == ([60, 60], 32)
+
+
+def test_pictures_in_color_get_a_network_of_three_channels_and_gray_ones_need_not_be_told():
+    tried = []
+
+    def trial(design: Design, most: int) -> Costs:
+        tried.append(design.in_channels)
+        return machine()(design, most)
+
+    assert planned(slices([(60, 60)])._replace(channels=3), trial=trial)["network_def::in_channels"] == 3
+    assert tried == [3]
+    assert "network_def::in_channels" not in planned(slices([(60, 60)]))
+
+
+def test_a_network_for_colors_is_tried_with_colors(monkeypatch):
+    design = Design.of((32, 32), channels=16, in_channels=3)
+    built = []
+
+    class Recorded(HierarchicalVQVAE):
+        def __init__(self, **options):
+            built.append(options["in_channels"])
+            super().__init__(**options)
+
+    monkeypatch.setattr(planning, "HierarchicalVQVAE", Recorded)
+    costs = try_design(design, most=2, memory=1e12, device=torch.device("cpu"))
+    assert built == [3]
+    assert list(costs.batches) == [2, 1, 1]
 
 
 def test_what_should_be_known_of_the_data_is_told():
