@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -23,7 +24,7 @@ from monai_vqgen.transforms.geometry import three_planes
 
 DIFFERENCE_RANGE = 0.25  # of the intensity range: where the color map of differences saturates
 INK, FAINT, ACCENT = "#1d2733", "#8592a0", ("#1f6f8b", "#d1762b", "#5a8f3c", "#8a5aa8")
-MARK = "#ffd27a"  # text on images
+MARK = "#ffd27a"  # text on images, edged in INK for light ones
 DPI = 100
 LETTERS_AN_INCH = 13  # of a title
 TILE_PIXELS = 128  # width of an image in a picture made for looking at; several times that of one so many times as wide
@@ -86,7 +87,8 @@ def _draw_image(
     axes, limit = figure.add_axes(box), DIFFERENCE_RANGE if signed else 1.0
     low, colors = (-limit, "RdBu_r") if signed else (0, "gray")
     axes.imshow(image_hw, cmap=colors, vmin=low, vmax=limit, interpolation="nearest")
-    axes.text(0.04, 0.95, mark, transform=axes.transAxes, color=MARK, va="top", fontsize=9)
+    edge = [withStroke(linewidth=1.5, foreground=INK)]
+    axes.text(0.04, 0.95, mark, transform=axes.transAxes, color=MARK, va="top", fontsize=9, path_effects=edge)
     axes.set_axis_off()
 
 

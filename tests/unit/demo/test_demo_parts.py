@@ -130,6 +130,14 @@ def test_rows_show_images_in_their_place_and_differences_in_color(tmp_path):
     assert red > blue + 50
 
 
+@pytest.mark.parametrize(("level", "seen"), [(1.0, lambda gray: gray.min() < 80), (0.0, lambda gray: gray.max() > 180)])
+def test_marks_are_read_on_light_and_on_dark_images(level, seen, tmp_path):
+    save_rows([PictureRow("", np.full((1, 32, 32), level), marks=["65 mm"])], tmp_path / "rows.png")
+    picture = np.asarray(Image.open(tmp_path / "rows.png").convert("L"))
+    image = picture[10:-10, -110:-10]  # its edge is the figure's white
+    assert seen(image)
+
+
 def test_curves_are_drawn_with_their_points_one_panel_a_name(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("monai_vqgen.plots.pictures.save_figure", lambda figure, path: figures.append((figure, path)))
