@@ -22,19 +22,20 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from monai_vqgen.data import discover_volumes
-from monai_vqgen.data.slices.splits import read_split
+from monai_vqgen.data.slices.splits import SubjectSplit, read_split
 from monai_vqgen.errors import InputError
 from monai_vqgen.files import write_json
 from monai_vqgen.metrics.reconstruction import foreground_mask, reconstruction_scores
 from monai_vqgen.models import TrainedModel
 from monai_vqgen.models.scans import as_volume
-from monai_vqgen.transforms.foreground import find_background
+from monai_vqgen.transforms.foreground import Window, foreground_window
 from monai_vqgen.transforms.geometry import view_plane
+from monai_vqgen.transforms.intensity import scale_to_window
 
 __all__ = ["measure_whole_volumes", "table"]
 
 IDENTITY = "identity"
-FEWEST = 50  # pixels of brain in a slice that counts
+FEWEST = 50  # pixels of brain in a slice that counts, after averaging
 
 
 def measure_whole_volumes(
@@ -49,16 +50,20 @@ def measure_whole_volumes(
     """Write `whole_volumes.json` and return what it holds: by method, PSNR (dB) and brain SSIM, means over slices.
 
     Args:
-        data: a folder of scans.
+        data: a folder of scans, those of all splits.
         output: a folder.
-        split_file: the split's subjects, as `extract_slices.json` takes them.
-        split: whose scans.
-        model: of `TrainedModel.from_bundle`.
+        split_file: the subjects of each split, as `extract_slices.json` takes them.
+        split: "training", "validation" or "test": whose scans.
+        model: of slices, as `TrainedModel.from_bundle` takes it.
         shifts: of `TrainedModel.reconstruct`, a method each.
 
     Raises:
-        InputError: the split has no scans there.
+        InputError: no such split, or it has no scans there.
+        DatalistError: a split that these scans do not have.
+        ScanError: a scan that cannot be read, or has no contrast.
     """
+    if split not in SubjectSplit._fields:
+        raise InputError(f"split is {split!r}; give one of {', '.join(SubjectSplit._fields)}")
     trained = TrainedModel.from_bundle(model, with_priors=False)
     records = discover_volumes(data)
     subjects = set(getattr(read_split(split_file, [record.subject for record in records]), split))
@@ -76,12 +81,11 @@ def measure_whole_volumes(
         scan: Any = as_volume(path)
         scan = scan if scan.ndim == 4 else scan[None]
         values_s, affine = np.asarray(scan[0], dtype=np.float32), np.asarray(scan.affine, dtype=float)
-        brain = values_s[find_background(values_s).foreground(values_s)]
-        top = np.percentile(brain, trained.record.percentiles[1])
-        original = _slices(values_s / top, affine, trained)
+        window = _window(values_s, trained)
+        original = _slices(scale_to_window(values_s, window), affine, trained)
         kept = foreground_mask(original).flatten(1).sum(1) >= FEWEST
         for name, method in methods.items():
-            again = _slices(np.asarray(method(scan)[0]) / top, affine, trained)
+            again = _slices(scale_to_window(np.asarray(method(scan)[0]), window), affine, trained)
             scores[name].append(reconstruction_scores(again[kept], original[kept]))
     means = {
         name: {
@@ -96,10 +100,18 @@ def measure_whole_volumes(
     return figures
 
 
+def _window(values_s: NDArray, trained: TrainedModel) -> Window:
+    """What the model takes as 0 and 1."""
+    if trained.record.window is not None:
+        return Window(*trained.record.window)
+    lower, upper = trained.record.percentiles
+    return foreground_window(values_s, lower=lower, upper=upper)
+
+
 def _slices(values_s: NDArray, affine: NDArray, trained: TrainedModel) -> Tensor:
-    """`(n, 1, h, w)` in [0, 1]: slices of the model's plane, averaged over 2 x 2 pixels, on its frame."""
+    """Of values in [0, 1], `(n, 1, h, w)`: slices of the model's plane, averaged over 2 x 2 pixels, on its frame."""
     view = view_plane(values_s, affine, trained.plane)
-    images = torch.from_numpy(np.moveaxis(np.clip(view.volume_s, 0, 1), 2, 0).copy()).float()[:, None]
+    images = torch.from_numpy(np.moveaxis(view.volume_s, 2, 0).copy())[:, None]
     images = F.avg_pool2d(images, 2)
     missing = [max(0, side - have) for side, have in zip(trained.record.image_size, images.shape[2:], strict=True)]
     (top, left), (bottom, right) = ([n // 2 for n in missing], [n - n // 2 for n in missing])

@@ -24,6 +24,7 @@ from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, Operator, OperatorSpec
 
 from monai_vqgen import TrainedModel
+from monai_vqgen.anomaly.healthy import model_fingerprint
 from monai_vqgen.data import CaptureLabels, discover_volumes, write_secondary_captures
 from monai_vqgen.data.io.segmentations import write_segmentation
 from monai_vqgen.errors import ScanError, VQGenError
@@ -87,10 +88,13 @@ class Reconstructor(Operator):
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         """Reconstruct them."""
-        scans = op_input.receive("scans")
-        op_output.emit(
-            [scan._replace(volume=self.trained.reconstruct(scan.volume)) for scan in scans], "reconstructions"
-        )
+        done = []
+        for scan in op_input.receive("scans"):
+            try:
+                done.append(scan._replace(volume=self.trained.reconstruct(scan.volume)))
+            except ScanError as error:  # one series must not cost the others theirs
+                logger.warning("%s is not reconstructed: %s", scan.folder, error)
+        op_output.emit(done, "reconstructions")
 
 
 class AnomalyFinder(Operator):
@@ -119,8 +123,12 @@ class AnomalyFinder(Operator):
             return
         if not self.trained.priors:
             logger.warning("no unusual places are looked for: the weights have no priors")
-        elif healthy is None or not np.isfinite(healthy.threshold):
-            logger.warning("no unusual places are looked for: no statistics of healthy slices with a threshold")
+        elif healthy is None:
+            logger.warning("no unusual places are looked for: no statistics of healthy slices lie beside the weights")
+        elif healthy.fingerprint not in ("", model_fingerprint(self.trained)):
+            logger.warning("no unusual places are looked for: the statistics of healthy slices are of other weights")
+        elif not np.isfinite(healthy.threshold):
+            logger.warning("no unusual places are looked for: the statistics of healthy slices have no threshold")
         else:
             self.healthy = healthy
 
@@ -131,9 +139,13 @@ class AnomalyFinder(Operator):
             if self.healthy is None:
                 continue
             try:
-                found.append((scan, anomaly_scan(self.trained, scan.volume, self.healthy)))
+                unusual = anomaly_scan(self.trained, scan.volume, self.healthy)
             except VQGenError as error:
                 logger.warning("%s is not searched for unusual places: %s", scan.folder, error)
+                continue
+            for note in unusual.notes:
+                logger.warning("%s: %s", scan.folder, note)
+            found.append((scan, unusual))
         op_output.emit(found, "anomalies")
 
 
@@ -150,12 +162,13 @@ class SegmentationWriter(Operator):
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         """Write them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         for scan, found in op_input.receive("anomalies"):
             path = self.folder / f"{scan.name}_lesions.dcm"
             labels = anomaly_labels(found, scan.folder)
             try:
                 write_segmentation(path, found.lesions_s, affine=found.affine, labels=labels)
-            except ScanError as error:  # one series must not cost the others theirs
+            except ScanError as error:
                 logger.warning("%s: no segmentation is written: %s", scan.folder, error)
                 continue
             logger.info("%s: unusual places in %s", scan.folder, path)
@@ -179,7 +192,11 @@ class CaptureWriter(Operator):
             affine = np.asarray(scan.volume.affine, dtype=np.float64)
             voxels_s = np.asarray(scan.volume.as_tensor()[0])
             folder = self.folder / scan.name
-            paths = write_secondary_captures(folder, voxels_s, affine=affine, plane=self.plane, labels=labels)
+            try:
+                paths = write_secondary_captures(folder, voxels_s, affine=affine, plane=self.plane, labels=labels)
+            except ScanError as error:
+                logger.warning("%s: no captures are written: %s", scan.folder, error)
+                continue
             logger.info("%s: %d captures in %s", scan.folder, len(paths), folder)
 
 

@@ -146,18 +146,22 @@ def _show_errors_plainly(config: Mapping[str, Any]) -> None:
     logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # that an engine ends says the error itself
 
 
+_TRAINED = "--dataset_dir {dataset_dir} --model {output_dir}/model.pt"
+_ALL_LEVELS = "Next, once every level has its prior (MODEL is the autoencoder's folder)"
 _NEXT = {
-    "extract_slices": "training --config_file {configs}/train.json --dataset_dir {output_dir}",
-    "train": "--config_file {configs}/extract_codes.json --dataset_dir {dataset_dir} --model {output_dir}/model.pt",
-    "extract_codes": "training --config_file {configs}/train_prior.json --level 0 --dataset_dir {output_dir}",
-    "train_prior": "--config_file {configs}/sample.json --model MODEL --priors_dir {output_dir}",
+    "extract_slices": {"Next": "training --config_file {configs}/train.json --dataset_dir {output_dir}"},
+    "train": {
+        "How good it is": f"--config_file {{configs}}/evaluate.json {_TRAINED} --with_priors false --split validation",
+        "Next": f"--config_file {{configs}}/extract_codes.json {_TRAINED}",
+    },
+    "extract_codes": {"Next": "training --config_file {configs}/train_prior.json --level 0 --dataset_dir {output_dir}"},
+    "train_prior": {_ALL_LEVELS: "--config_file {configs}/sample.json --model MODEL --priors_dir {output_dir}"},
 }
 """By stage, what usually follows."""
-_ONCE = {"train_prior": ", once every level has its prior (MODEL is the autoencoder's folder)"}
 
 
 def _tell_next(call: _Call, started_s: float, result: Any) -> Any:
-    """Of a run that came to its end: what it wrote, and the next command where its configuration is there."""
+    """Of a run that came to its end: what it wrote, and the commands that follow, whose configurations are there."""
     parser, stage = call.workflow.parser, Path(call.files[0])
     known = {name: str(parser.get_parsed_content(name)) for name in ("output_dir", "dataset_dir") if name in parser}
     folder = Path(known.get("output_dir", ""))
@@ -165,12 +169,11 @@ def _tell_next(call: _Call, started_s: float, result: Any) -> Any:
         return result
     names = [p.name for p in sorted(folder.iterdir()) if p.stat().st_mtime >= started_s and not p.name.startswith(".")]
     print(f"Written to {folder}: {', '.join(names) or 'nothing new'}", file=sys.stderr)
-    following = _NEXT.get(stage.stem, "")
-    config = stage.parent / following.partition("{configs}/")[2].partition(" ")[0]
-    if config.is_file() and "dataset_dir" in known:
-        quoted = {name: shlex.quote(value) for name, value in {**known, "configs": str(stage.parent)}.items()}
-        command = f"python -m monai.bundle run {following.format(**quoted)}"
-        print(f"Next{_ONCE.get(stage.stem, '')}: {command}", file=sys.stderr)
+    quoted = {name: shlex.quote(value) for name, value in {**known, "configs": str(stage.parent)}.items()}
+    for what, following in _NEXT.get(stage.stem, {}).items():
+        config = stage.parent / following.partition("{configs}/")[2].partition(" ")[0]
+        if config.is_file() and "dataset_dir" in known:
+            print(f"{what}: python -m monai.bundle run {following.format(**quoted)}", file=sys.stderr)
     return result
 
 

@@ -6,8 +6,8 @@ Shape suffixes: n slices, f condition features, k codebook size, d code dimensio
 
 from __future__ import annotations
 
-import json
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -88,14 +88,13 @@ def known_conditions(store: CodeStore) -> list[str]:
         name for name, (training, held_out) in known.items() if training and (name != LABEL or training & held_out)
     ]
     told = f"is conditioned on {' and '.join(names)}" if names else "learns without conditions"
-    others = _covariates(store.records("training"))
-    more = (
-        f"; to condition it on columns of the table: --condition_names {json.dumps(str([*names, *others]))}"
-        if others
-        else ""
-    )
-    none = "" if names else ": no record has any"
-    logger.info("The prior %s%s", told, more or f"{none} (see --condition_names)")
+    if others := _covariates(store.records("training")):
+        option = shlex.quote(str([*names, *others]))
+        logger.info("The prior %s; to condition it on columns of the table: --condition_names %s", told, option)
+    elif names:
+        logger.info("The prior %s (see --condition_names)", told)
+    else:
+        logger.info("The prior %s: no record has any (see --condition_names)", told)
     return names
 
 

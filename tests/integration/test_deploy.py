@@ -169,10 +169,14 @@ def test_a_series_that_has_no_segmentation_costs_no_other_its_own(
             raise InputError("it has no place")
         return look(*arguments)
 
+    flat = np.zeros_like(voxels)
+    flat[3:6, 3:6, 3:6] = 7  # no contrast: it cannot be reconstructed
+    write_series(tmp_path / "in" / "T4", flat, image.affine, series="4", patient="P99")
     monkeypatch.setattr(app, "write_segmentation", refuse_t2)
     monkeypatch.setattr(app, "anomaly_scan", refuse_first)
     app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model").run()
     assert len(list((tmp_path / "out").glob("*.dcm"))) == 1
+    assert "T4 is not reconstructed: " in caplog.text
     assert sum(path.is_dir() for path in (tmp_path / "out").iterdir()) == 3, "captures of all"
     assert "it cannot be referred to" in caplog.text
     assert "it has no place" in caplog.text
@@ -186,6 +190,11 @@ def with_priors_of_another(folder: Path) -> None:
         path.write_bytes(content)
 
 
+def with_statistics_of_another(folder: Path) -> None:
+    condition = ConditionEncoder({"position_mm": (40.0, 97.0)})
+    random_statistics(tiny_model((16, 16), condition=condition, seed=5), threshold=1.0).save(folder / STATISTICS)
+
+
 def without_threshold(folder: Path) -> None:
     shutil.rmtree(folder)
     saved(folder, threshold=float("nan"))
@@ -194,13 +203,14 @@ def without_threshold(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda folder: (folder / STATISTICS).unlink(), "no statistics of healthy slices"),
+        (lambda folder: (folder / STATISTICS).unlink(), "no statistics of healthy slices lie beside"),
         (lambda folder: (folder / STATISTICS).write_bytes(b"damaged"), "make them again"),
-        (without_threshold, "no statistics of healthy slices with a threshold"),
+        (without_threshold, "the statistics of healthy slices have no threshold"),
+        (with_statistics_of_another, "the statistics of healthy slices are of other weights"),
         (lambda folder: [path.unlink() for path in folder.glob("model_prior*")], "the weights have no priors"),
-        (with_priors_of_another, "codes"),
+        (with_priors_of_another, "was trained on the codes of"),
     ],
-    ids=["no statistics", "damaged statistics", "no threshold", "no priors", "others' priors"],
+    ids=["no statistics", "damaged statistics", "no threshold", "others' statistics", "no priors", "others' priors"],
 )
 def test_weights_that_cannot_find_unusual_places_reconstruct_all_the_same(app, image, tmp_path, caplog, spoil, why):
     saved(tmp_path / "model")
@@ -209,6 +219,25 @@ def test_weights_that_cannot_find_unusual_places_reconstruct_all_the_same(app, i
     assert "no unusual places are looked for: " in caplog.text
     assert why in caplog.text
     assert [path.is_dir() for path in (tmp_path / "out").iterdir()] == [True]
+
+
+def test_segmentations_do_not_wait_for_captures_and_what_was_left_out_is_said(app, image, tmp_path, caplog):
+    saved(tmp_path / "model")
+    parts = app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model")
+    mail = {}
+    port = (
+        types.SimpleNamespace(receive=mail.pop),
+        types.SimpleNamespace(emit=lambda value, name: mail.update({name: value})),
+    )
+    for operator in (
+        app.SeriesReader(parts, folder=tmp_path / "in", name="reader"),
+        app.AnomalyFinder(parts, model=tmp_path / "model", name="finder"),
+        app.SegmentationWriter(parts, folder=tmp_path / "out", name="writer"),
+    ):
+        operator.start()
+        operator.compute(*port, None)
+    assert len(list((tmp_path / "out").glob("*.dcm"))) == 1
+    assert "slices of the brain outside the trained positions are left out" in caplog.text
 
 
 def test_a_folder_without_a_series_ends_with_what_to_do(app, tmp_path):

@@ -29,6 +29,7 @@ __all__ = [
     "CaptureLabels",
     "check_highdicom",
     "content_uid",
+    "fallback_study_uid",
     "source_headers",
     "write_secondary_captures",
 ]
@@ -105,7 +106,7 @@ def write_secondary_captures(
     stored_s = np.rint((view.volume_s - low) / slope).astype(np.uint16)
     series = content_uid(highdicom, plane, labels, stored_s.tobytes() + np.append(view.affine, [slope, low]).tobytes())
     sources = source_headers(labels.source)
-    identity = _identity(labels, sources, study=study_uid(highdicom, labels, sources))
+    identity = _identity(labels, sources, study=fallback_study_uid(highdicom, labels, sources))
     frame = next((h.FrameOfReferenceUID for h in sources if h.get("FrameOfReferenceUID")), None)
     frame = frame or content_uid(highdicom, f"{series} frame of reference", labels)
     references = _references(sources)
@@ -168,8 +169,14 @@ def content_uid(highdicom: Any, what: str, labels: CaptureLabels, content: bytes
     return str(highdicom.UID.from_uuid(f"{number:032x}"))
 
 
-def study_uid(highdicom: Any, labels: CaptureLabels, sources: Sequence[Any]) -> str:
-    """A study for what names none; all that is made of one series gets the same."""
+def fallback_study_uid(highdicom: Any, labels: CaptureLabels, sources: Sequence[Any]) -> str:
+    """The UID of a study for what is made of a series that names none; the same whatever is made of it.
+
+    Args:
+        highdicom: the library.
+        labels: of what is made; they count where no source has a series.
+        sources: headers of the series.
+    """
     series = sources[0].get("SeriesInstanceUID") if sources else None
     if not series:
         return content_uid(highdicom, "study", labels)

@@ -20,8 +20,8 @@ from monai_vqgen.data.io.captures import (
     CaptureLabels,
     check_highdicom,
     content_uid,
+    fallback_study_uid,
     source_headers,
-    study_uid,
 )
 from monai_vqgen.errors import InputError, ScanError
 from monai_vqgen.files import write_bytes
@@ -49,7 +49,9 @@ def write_segmentation(path: str | Path, mask_s: NDArray, *, affine: NDArray, la
         raise InputError("a DICOM segmentation needs the series that it lies over: give its folder as labels.source")
     marked_s = np.asarray(mask_s) != 0
     headers = source_headers(labels.source)
-    study = study_uid(highdicom, labels, headers)
+    if lacking := sum("SeriesInstanceUID" not in header for header in headers):
+        raise ScanError(f"{labels.source}: {lacking} images name no series (SeriesInstanceUID); export it again")
+    study = fallback_study_uid(highdicom, labels, headers)
     sources = [_completed(header, study) for header in headers]
     content = f"{sources[0].SeriesInstanceUID} {marked_s.shape}".encode() + np.packbits(marked_s).tobytes()
     content += np.asarray(affine, dtype=np.float64).tobytes()

@@ -329,6 +329,14 @@ def test_a_stage_ends_with_what_it_wrote_and_the_next_command(config, tmp_path):
         f"Next: python -m monai.bundle run --config_file {tmp_path}/extract_codes.json --dataset_dir 'my slices' "
         f"--model {tmp_path}/model.pt",
     ]
+    (tmp_path / "evaluate.json").touch()
+    os.utime(tmp_path / "evaluate.json", (1, 1))
+    *_, good, following = program(config, f"--output_dir={tmp_path}").stderr.splitlines()
+    assert good == (
+        f"How good it is: python -m monai.bundle run --config_file {tmp_path}/evaluate.json --dataset_dir 'my slices' "
+        f"--model {tmp_path}/model.pt --with_priors false --split validation"
+    )
+    assert following == told[-1]
     for ending in ("sys.exit(143)", "1 / 0"):
         ended = program(config, f"--output_dir={tmp_path}", "--run", f"$[{ending} for sys in [__import__('sys')]]")
         assert ended.returncode == (143 if "exit" in ending else 1)

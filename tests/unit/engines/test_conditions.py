@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import shlex
+
 import pytest
 
 from monai_vqgen.engines import known_conditions
@@ -54,8 +57,11 @@ def test_positions_and_labels_are_taken_where_they_are_known_and_said(training, 
 def test_what_a_table_says_of_subjects_is_offered_as_it_is_to_be_typed(column, offered, caplog):
     caplog.set_level("INFO")
     records = [
-        {"subject": f"s{i}", "image": f"{i}.png", "position_mm": 40.0 + i, "column": value}
+        {"subject": f"s{i}", "image": f"{i}.png", "position_mm": 40.0 + i, "it's $größe": value}
         for i, value in enumerate(column)
     ]
     assert known_conditions(Store(records, records)) == ["position_mm"]
-    assert ("""--condition_names "['position_mm', 'column']\"""" in caplog.text) == offered
+    (told,) = caplog.messages
+    typed = shlex.split(told.partition("--condition_names ")[2]) if offered else []
+    assert [ast.literal_eval(word) for word in typed] == [["position_mm", "it's $größe"]] * offered
+    assert offered or told == "The prior is conditioned on position_mm (see --condition_names)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monai_vqgen.data import CaptureLabels, make_phantom, read_volume
+from monai_vqgen.data import CaptureLabels, make_phantom, read_volume, write_secondary_captures
 from monai_vqgen.data.io.segmentations import write_segmentation
 from monai_vqgen.errors import InputError, ScanError
 
@@ -54,6 +54,47 @@ def test_read_back_it_marks_the_same_places_and_refers_to_the_images_there(tmp_p
             seen.add(tuple(np.round(np.array(position) + column * width * right + row * height * down, 2)))
     assert len(seen) == len(expected)
     np.testing.assert_allclose(sorted(seen), sorted(expected), atol=0.03)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_it_and_the_captures_of_a_series_lie_in_one_study_which_is_the_series_own(tmp_path, write_series, named):
+    studies = set()
+    for number in ("1", "2"):
+        source = tmp_path / f"source{number}"
+        head = make_phantom(3, 0, voxel_mm=7.0)
+
+        def name_it(data, k, number=number):
+            if named:
+                data.StudyInstanceUID = f"1.2.3.4.{number}"
+
+        write_series(source, head.voxels_s / head.voxels_s.max() * 1000, head.affine, number, "P9", edit=name_it)
+        volume = read_volume(source)
+        write_segmentation(
+            tmp_path / "a.dcm", volume.voxels_s > 0, affine=volume.affine, labels=LABELS._replace(source=source)
+        )
+        labels = CaptureLabels("Reconstruction", "Another way", source=source)
+        first, *_ = write_secondary_captures(
+            tmp_path / number, volume.voxels_s, affine=volume.affine, plane="axial", labels=labels
+        )
+        study = pydicom.dcmread(tmp_path / "a.dcm").StudyInstanceUID
+        assert pydicom.dcmread(first).StudyInstanceUID == study
+        assert not named or study == f"1.2.3.4.{number}"
+        studies.add(study)
+    assert len(studies) == 2
+
+
+def test_images_that_name_no_series_are_refused_by_name(tmp_path, write_series):
+    def forget(data, k):
+        data.FrameOfReferenceUID = "1.2.3.5"
+        if k:
+            del data.SeriesInstanceUID
+
+    source = tmp_path / "source"
+    write_series(source, np.arange(4 * 5 * 3).reshape(4, 5, 3), np.eye(4), edit=forget)
+    labels = LABELS._replace(source=source)
+    with pytest.raises(ScanError, match="2 images name no series"):
+        write_segmentation(tmp_path / "a.dcm", np.ones((4, 5, 3)), affine=np.eye(4), labels=labels)
+    assert not (tmp_path / "a.dcm").exists()
 
 
 def test_the_same_mask_of_the_same_series_has_the_same_identifiers_and_another_mask_has_not(tmp_path, write_series):
