@@ -73,17 +73,19 @@ STAGES = {
     "evaluate": Stage("evaluate", "SLICES", "out/evaluation", "score a model on the test subjects' slices"),
 }
 
+SCANS = "a folder of scans (NIfTI, BIDS or DICOM series)"
 FOLDERS = {
-    "SCANS": "a scan, or a folder of scans (NIfTI, BIDS or DICOM series)",
+    "SCANS": f"a scan, or {SCANS}",
     "SLICES": "a folder that slices has written, or of pictures by split",
 }
+"""What stages take, by the name of their argument, for the error where it does not exist."""
 INPUTS = {
-    "demo": "a folder of scans (NIfTI, BIDS or DICOM series)",
-    "train": "a folder of scans (NIfTI, BIDS or DICOM series)",
+    "demo": SCANS,
+    "train": SCANS,
     "plan": "a folder of scans, or of slices by split",
     "verify": "scans, weights, or a folder that a stage has written",
 }
-"""What is given to each verb, where it is not there."""
+"""What the other verbs take, likewise."""
 
 Verbs = Any  # argparse gives what add_subparsers returns no public name
 
@@ -110,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_demo(verbs: Verbs) -> None:
     verb = add_verb(verbs, "demo", "from scans to new slices, every stage, ends with a report to look at", _demo)
-    add_path(verb, "--data", help="a folder of scans (NIfTI, BIDS or DICOM series); without it phantoms are made")
+    add_path(verb, "--data", help=f"{SCANS}; without it phantoms are made")
     add_path(verb, "--output", default="out/demo", help="where everything goes")
     add_seed(verb)
     verb.add_argument("--size", help="small (default for phantoms), standard (default for scans), tiny, or a YAML file")
@@ -119,7 +121,7 @@ def _add_demo(verbs: Verbs) -> None:
 
 def _add_train(verbs: Verbs) -> None:
     verb = add_verb(verbs, "train", "train a model of your own scans, every stage, and report on it", _demo)
-    verb.add_argument("data", metavar="SCANS", help="a folder of scans (NIfTI, BIDS or DICOM series)")
+    verb.add_argument("data", metavar="SCANS", help=SCANS)
     add_path(verb, "--output", default="out/model", help="where everything goes")
     add_seed(verb)
     verb.add_argument("--size", help="standard (default), small, tiny, or a YAML file, such as a plan")
