@@ -161,6 +161,13 @@ def test_a_series_that_has_no_segmentation_costs_no_other_its_own(
             raise ScanError("it cannot be referred to")
         write(path, *arguments, **options)
 
+    capture = app.write_secondary_captures
+
+    def refuse_t3(*arguments, **options):
+        if options["labels"].source.name == "T3":
+            raise ScanError("it has no header")
+        return capture(*arguments, **options)
+
     seen = []
 
     def refuse_first(*arguments):
@@ -173,11 +180,13 @@ def test_a_series_that_has_no_segmentation_costs_no_other_its_own(
     flat[3:6, 3:6, 3:6] = 7  # no contrast: it cannot be reconstructed
     write_series(tmp_path / "in" / "T4", flat, image.affine, series="4", patient="P99")
     monkeypatch.setattr(app, "write_segmentation", refuse_t2)
+    monkeypatch.setattr(app, "write_secondary_captures", refuse_t3)
     monkeypatch.setattr(app, "anomaly_scan", refuse_first)
     app.ReconstructionApp(tmp_path / "in", tmp_path / "out", tmp_path / "model").run()
     assert len(list((tmp_path / "out").glob("*.dcm"))) == 1
     assert "T4 is not reconstructed: " in caplog.text
-    assert sum(path.is_dir() for path in (tmp_path / "out").iterdir()) == 3, "captures of all"
+    assert sum(path.is_dir() for path in (tmp_path / "out").iterdir()) == 2, "captures of T1 and T2"
+    assert "T3: no captures are written: it has no header" in caplog.text
     assert "it cannot be referred to" in caplog.text
     assert "it has no place" in caplog.text
 

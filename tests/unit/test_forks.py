@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -33,6 +34,19 @@ def test_it_works_in_its_folder_and_removes_its_lock_as_programs_do_at_their_end
     assert len(list((tmp_path / "samples").rglob("*.nii.gz"))) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "samples"]
     assert not [path for path in tmp_path.rglob("*") if "lock" in path.name]
+
+
+def test_it_draws_other_numbers_than_the_last_waits_for_its_threads_and_does_not_see_the_tests(tmp_path):
+    def run(expression: str) -> str:
+        (tmp_path / "print.json").write_text(json.dumps({"run": [f"${expression}"]}))
+        command = ["python", "-m", "monai.bundle", "run", "--config_file", "print.json"]
+        return run_program(command, tmp_path, os.environ, timeout=120).stdout
+
+    assert run("print('drawn', __import__('numpy').random.rand())") != run(
+        "print('drawn', __import__('numpy').random.rand())"
+    )
+    assert "late" in run("__import__('threading').Timer(1.0, lambda: print('late')).start()")
+    assert "factories None" in run("print('factories', __import__('importlib.util').util.find_spec('factories'))")
 
 
 def test_a_program_that_takes_too_long_is_ended(tmp_path):

@@ -27,8 +27,9 @@ def scans(tmp_path):
     return paths
 
 
-def test_each_method_is_scored_on_the_scans_of_the_split(scans, tmp_path):
-    model = tiny_model((16, 16), with_priors=False, record={"pixel_mm": 12.0})
+@pytest.mark.parametrize("window", [None, (100.0, 500.0)])
+def test_each_method_is_scored_on_the_scans_of_the_split(window, scans, tmp_path):
+    model = tiny_model((16, 16), with_priors=False, record={"pixel_mm": 12.0, "window": window})
     model.save(tmp_path / "weights")
     figures = measure_whole_volumes(
         tmp_path / "scans",
@@ -49,7 +50,7 @@ def test_each_method_is_scored_on_the_scans_of_the_split(scans, tmp_path):
         for path in scans[2:]:
             affine = nib.load(path).affine
             values = canonical(nib.load(path).get_fdata(), affine)
-            low, high = np.percentile(values[values > 0], model.record.percentiles)
+            low, high = window or np.percentile(values[values > 0], model.record.percentiles)
             found = model.reconstruct(path, shifts=shifts)
             again = canonical(np.asarray(found).reshape(found.shape[-3:]), affine)
             pairs = [halves((volume - low) / (high - low), model.record.image_size) for volume in (again, values)]
