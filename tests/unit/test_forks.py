@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from factories import tiny_model
@@ -37,16 +38,18 @@ def test_it_works_in_its_folder_and_removes_its_lock_as_programs_do_at_their_end
 
 
 def test_it_draws_other_numbers_than_the_last_waits_for_its_threads_and_does_not_see_the_tests(tmp_path):
-    def run(expression: str) -> str:
-        (tmp_path / "print.json").write_text(json.dumps({"run": [f"${expression}"]}))
+    def printed(expression: str, *, after_s: float = 0.0) -> str:
+        later = f"__import__('threading').Timer({after_s}, lambda: print('printed', {expression})).start()"
+        (tmp_path / "print.json").write_text(json.dumps({"run": [f"${later}"]}))
         command = ["python", "-m", "monai.bundle", "run", "--config_file", "print.json"]
-        return run_program(command, tmp_path, os.environ, timeout=120).stdout
+        lines = run_program(command, tmp_path, os.environ, timeout=120).stdout.splitlines()
+        return next((line for line in lines if line.startswith("printed ")), "")
 
-    assert run("print('drawn', __import__('numpy').random.rand())") != run(
-        "print('drawn', __import__('numpy').random.rand())"
-    )
-    assert "late" in run("__import__('threading').Timer(1.0, lambda: print('late')).start()")
-    assert "factories None" in run("print('factories', __import__('importlib.util').util.find_spec('factories'))")
+    assert printed("__import__('numpy').random.rand()") != printed("__import__('numpy').random.rand()") != ""
+    assert printed("'late'", after_s=1.0) == "printed late"
+    path = printed("__import__('sys').path")
+    assert str(tmp_path) in path
+    assert str(Path(__file__).parents[1]) not in path
 
 
 def test_a_program_that_takes_too_long_is_ended(tmp_path):
