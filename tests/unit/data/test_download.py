@@ -509,7 +509,7 @@ def test_a_server_that_is_gone_is_reported_and_the_part_stays(bucket, remote, pa
 def test_a_silent_server_is_not_waited_for_forever(bucket, remote, path, monkeypatch):
     bucket.cuts = [100, 200]
     bucket.stalls.set()
-    monkeypatch.setattr(download, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(download, "TIMEOUT_S", 1.0)  # what the server does send comes sooner, on a busy machine, too
     monkeypatch.setattr(download, "RETRIES", 0)
     begin = time.monotonic()
     with pytest.raises(DownloadError, match="timed out"):
