@@ -59,7 +59,7 @@ def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list
     except DatalistError:
         if not folder.is_dir():
             raise DatalistError(
-                f"{folder} is not there: give --dataset_dir, a scan or a folder of scans or of slices"
+                f"{folder} is not there: give a scan, or a folder of scans or of slices"
             ) from None
         if (folder / "datalist.json").is_file():
             raise

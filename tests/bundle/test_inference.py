@@ -114,7 +114,7 @@ def test_the_bar_knows_how_many_scans_there_are(tmp_path, model, capsys):
 
 
 def test_bad_input_is_named(tmp_path, model):
-    with pytest.raises(DatalistError, match="nowhere is not there: give --dataset_dir"):
+    with pytest.raises(DatalistError, match="nowhere is not there: give a scan"):
         run(tmp_path / "nowhere", tmp_path / "out", model)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatalistError, match="no scans"):
@@ -173,7 +173,7 @@ def test_one_file_is_reconstructed_by_itself(tmp_path, model):
         write_blob(tmp_path / "scans" / name, (12, 12, 4), np.eye(4))
     run(tmp_path / "scans" / "b.nii.gz", tmp_path / "out", model, pixel_mm=2.0)
     assert [path.name for path in (tmp_path / "out").rglob("*.nii.gz")] == ["b_recon.nii.gz"]
-    with pytest.raises(DatalistError, match=r"c\.nii\.gz is not there: give --dataset_dir, a scan or a folder"):
+    with pytest.raises(DatalistError, match=r"c\.nii\.gz is not there: give a scan, or a folder"):
         run(tmp_path / "scans" / "c.nii.gz", tmp_path / "out2", model)
 
 

@@ -193,7 +193,7 @@ def find_scans(folder: str | Path, *, suffix: str = "T1w", subject_pattern: str 
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatalistError(f"{folder} is not a folder: give the folder of the scans (--dataset_dir)")
+        raise DatalistError(f"{folder} is not a folder: give the folder of the scans")
     skipped: list[dict[str, str]] = []
     paths = _find(folder, suffix, skipped)
     if not paths:
