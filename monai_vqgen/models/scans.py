@@ -58,9 +58,7 @@ def reconstruction_records(dataset_dir: str | Path, split: str = "test") -> list
         return [dict(item) for item in load_datalist(folder, split)]
     except DatalistError:
         if not folder.is_dir():
-            raise DatalistError(
-                f"{folder} is not there: give a scan, or a folder of scans or of slices"
-            ) from None
+            raise DatalistError(f"{folder} is not there: give a scan, or a folder of scans or of slices") from None
         if (folder / "datalist.json").is_file():
             raise
     return [{"image": str(record.path), "subject": record.subject} for record in discover_volumes(folder)]

@@ -26,11 +26,13 @@ class EMACodebook(Codebook):
         latents ──nearest──> codes ──lookup──> embeddings
            └── counts <- g counts + (1-g) n,  sums <- g sums + (1-g) sum,  embedding = sum / count
 
-    van den Oord et al. 2017, appendix A.1, equations 6 to 8, with four changes: counts start at one (from zero, codes
+    van den Oord et al. 2017, appendix A.1, equations 6 to 8, with five changes: counts start at one (from zero, codes
     that are not chosen at once leave for vectors of length 1e5); the codebook starts as the k-means centers of the
-    first training batch; a code whose count falls below ``restart_below`` restarts as a latent of the batch, its count
-    and sum with it; latents that are not finite, or have a coordinate beyond 1e15, never enter the averages. All
-    statistics are float32, also under autocast, and are shared by all processes.
+    first training batch; after n updates g is at most (1 + n) / (10 + n), so that the codebook follows the latents of a
+    young encoder, and codes that these leave restart within ten steps or so; a code whose count falls below
+    ``restart_below`` restarts as a latent of the batch, its count and sum with it; latents that are not finite, or have
+    a coordinate beyond 1e15, never enter the averages. All statistics are float32, also under autocast, and are shared
+    by all processes.
 
     Args:
         num_codes: codebook size K.
@@ -41,6 +43,7 @@ class EMACodebook(Codebook):
         kmeans: initialize from the first training batch; if False, embeddings start as standard normals.
         gradient_estimator: ``"straight_through"`` or ``"rotation"``.
         initial_count: EMA count that each code starts with; 0 is the published behavior.
+        warm_up: let g rise to ``decay`` over the first updates; False is the published behavior.
 
     Raises:
         InputError: for a value outside its range.
@@ -68,6 +71,7 @@ class EMACodebook(Codebook):
         kmeans: bool = True,
         gradient_estimator: str = "straight_through",
         initial_count: float = 1.0,
+        warm_up: bool = True,
     ) -> None:
         super().__init__(num_codes, dim, commitment=commitment, gradient_estimator=gradient_estimator)
         if not 0 <= decay < 1:
@@ -77,7 +81,7 @@ class EMACodebook(Codebook):
         if initial_count < 0:
             raise InputError(f"initial_count={initial_count} must not be negative")
         self.decay, self.restart_below, self.kmeans = decay, restart_below, kmeans
-        self.initial_count = float(initial_count)
+        self.initial_count, self.warm_up = float(initial_count), warm_up
         embeddings_kd = torch.randn(num_codes, dim)
         self.register_buffer("embeddings_kd", embeddings_kd)
         self.register_buffer("counts_k", torch.full((num_codes,), self.initial_count))
@@ -118,13 +122,19 @@ class EMACodebook(Codebook):
         batch_counts_k = torch.bincount(codes_n, minlength=self.num_codes).to(self.counts_k.dtype)
         all_reduce_sum(batch_sums_kd)
         all_reduce_sum(batch_counts_k)
-        self.counts_k.lerp_(batch_counts_k, 1 - self.decay)
-        self.sums_kd.lerp_(batch_sums_kd, 1 - self.decay)
+        weight = self._weight() * (batch_counts_k.sum() > 0)  # a batch without content ages no code
+        self.counts_k.lerp_(batch_counts_k, weight)
+        self.sums_kd.lerp_(batch_sums_kd, weight)
         total = self.counts_k.sum()
         smoothed_k = (self.counts_k + _SMOOTHING) / (total + self.num_codes * _SMOOTHING) * total
         torch.div(self.sums_kd, smoothed_k[:, None], out=self.embeddings_kd)
         self._restart(rows_nd)
         self.num_updates.add_(1)
+
+    def _weight(self) -> Tensor:
+        """1 - g, a number on the codebook's device, so that the host need not wait for it."""
+        weight = torch.full_like(self.counts_k[0], 1 - self.decay)
+        return weight.clamp_min(9 / (10 + self.num_updates)) if self.warm_up else weight
 
     def _restart(self, rows_nd: Tensor) -> None:
         dead = torch.nonzero(self.counts_k < self.restart_below).flatten()

@@ -17,20 +17,44 @@ from monai_vqgen.networks import EMACodebook, GradientCodebook
 from monai_vqgen.networks.quantizers.codebooks import canonical_order, kmeans
 
 
-def test_ema_update_agrees_with_numpy() -> None:
-    codebook = EMACodebook(5, 2, decay=0.9, kmeans=False, restart_below=0.0)
+@pytest.mark.parametrize(("warm_up", "weights"), [(True, [9 / 10, 9 / 11, 9 / 12, 0.7]), (False, [0.3] * 4)])
+def test_ema_update_agrees_with_numpy(warm_up: bool, weights: list[float]) -> None:
+    codebook = EMACodebook(5, 2, decay=0.3 if warm_up else 0.7, kmeans=False, restart_below=0.0, warm_up=warm_up)
     rng = np.random.default_rng(2)
     counts, sums = np.ones(5), codebook.embeddings_kd.numpy().astype(np.float64)
-    for _ in range(3):
+    for weight in weights:
         latents = torch.from_numpy(rng.normal(size=(2, 2, 3, 3))).float()
         rows = latents.permute(0, 2, 3, 1).reshape(-1, 2).double().numpy()
         codes = ((rows[:, None] - codebook.embeddings_kd.double().numpy()) ** 2).sum(-1).argmin(1)
         onehot = np.eye(5)[codes]
-        counts = 0.9 * counts + 0.1 * onehot.sum(0)
-        sums = 0.9 * sums + 0.1 * onehot.T @ rows
+        counts = (1 - weight) * counts + weight * onehot.sum(0)
+        sums = (1 - weight) * sums + weight * onehot.T @ rows
         codebook.learn(latents, codebook(latents).codes_bs)
         np.testing.assert_allclose(codebook.counts_k.numpy(), counts, rtol=1e-5)
-        np.testing.assert_allclose(codebook.embeddings_kd.numpy(), sums / counts[:, None], rtol=2e-4, atol=1e-6)
+        smoothed = (counts + 1e-5) / (counts.sum() + 5e-5) * counts.sum()
+        np.testing.assert_allclose(codebook.embeddings_kd.numpy(), sums / smoothed[:, None], rtol=2e-4, atol=1e-6)
+
+
+def test_codes_that_the_first_latents_had_restart_soon_where_a_young_encoder_moves() -> None:
+    used = {}
+    for warm_up in (True, False):
+        codebook = EMACodebook(32, 4, warm_up=warm_up)
+        for step in range(20):
+            latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(step)) + (10 if step else 0)
+            codebook.prepare(latents)
+            codes = codebook(latents).codes_bs
+            codebook.learn(latents, codes)
+        used[warm_up] = codes.unique().numel()
+    assert used[True] > 24
+    assert used[False] < 8
+
+
+def test_a_batch_without_content_ages_no_code() -> None:
+    codebook = EMACodebook(5, 2, kmeans=False)
+    before = {name: value.clone() for name, value in codebook.state_dict().items()}
+    codebook.learn(torch.empty(0, 2, 4, 4), torch.empty(0, 4, 4, dtype=torch.int64))
+    torch.testing.assert_close(codebook.counts_k, before["counts_k"], rtol=0, atol=0)
+    torch.testing.assert_close(codebook.sums_kd, before["sums_kd"], rtol=0, atol=0)
 
 
 def test_commitment_is_the_weighted_mean_squared_distance() -> None:
@@ -195,7 +219,7 @@ def learn(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     try:
         torch.manual_seed(0)
-        codebook = EMACodebook(CODES, DIM, restart_below=0.95, decay=0.9)
+        codebook = EMACodebook(CODES, DIM, restart_below=0.95, decay=0.9, warm_up=False)
         generator = torch.Generator().manual_seed(100 + rank)
         restarts = 0
         for step in range(STEPS):
