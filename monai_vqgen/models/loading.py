@@ -43,6 +43,7 @@ _OF_TRAINING = frozenset(
         "gradient_estimator",
         "entropy_weight",
         "sharpness",
+        "warm_up",
     ]
 )
 """Arguments of networks that change what a training does, not what weights mean."""
