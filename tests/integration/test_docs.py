@@ -118,7 +118,7 @@ def test_the_cards_commands_run_one_after_another_in_the_bundles_folder(tiny_clo
     cut = next(command for command in commands if "extract_slices.json" in command)
     more = "--overwrite True --position_step_mm 1.5 --fractions [0.5,0.125,0.375]"
     place.run(f"{cut} {more}")  # the report on samples needs 32 slices of training and of test subjects
-    place.run(scored.replace("--num_samples 512", "--num_samples 64 --classifier_steps 20"))
+    place.run(scored.replace("--num_samples 512", "--num_samples 32 --classifier_steps 20"))
     samples = json.loads((place.folder / "EVALUATION/metrics.json").read_text())["samples"]
     assert samples["position"]
     assert samples["classifier_steps"] == 20
@@ -155,7 +155,7 @@ def test_the_temperatures_of_the_results_are_scored_by_the_command_that_stands_t
     ):
         tiny_clone.run(f"python -m monai.bundle run --config_file bundle/configs/{stage}")
     assert "--num_samples 512" in command
-    cold = command.replace("--num_samples 512", "--num_samples 64 --classifier_steps 20")
+    cold = command.replace("--num_samples 512", "--num_samples 32 --classifier_steps 20")
     hot = cold.replace("[0.8,1.0]", "[9.0,9.0]")
     assert "[0.8,1.0]" in command
     samples = []
