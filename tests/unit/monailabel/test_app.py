@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -20,6 +21,12 @@ from monai_vqgen.monailabel.reconstruct import check_size
 from monai_vqgen.monailabel.served_bundle import ServedBundle
 from monai_vqgen.monailabel.synthesis import CompletionTask, SamplingTask, _from_file, _region
 from monai_vqgen.monailabel.train import place_model
+
+
+@pytest.fixture(autouse=True)
+def answers(tmp_path, monkeypatch):
+    """Answers, which a server removes when it has sent them, go where pytest cleans up."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.mark.parametrize("given", [10_000, -1, 1.5, "many", True, float("nan"), float("inf"), [1], {}, "1e400"])
