@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from monai_vqgen.demo import sizes
@@ -100,6 +101,15 @@ def test_bfloat16_is_for_machines_that_are_fast_with_it(monkeypatch):
     assert [slow.autoencoder["amp"], *(prior["amp"] for prior in slow.priors)] == [False, False, False]
     monkeypatch.setattr(sizes, "fast_bfloat16", lambda: True)
     assert read_size("standard").for_this_machine() == read_size("standard")
+
+
+@pytest.mark.parametrize(("told", "fast"), [({"amx_bf16": True}, True), ({"amx_bf16": False}, False), (None, False)])
+def test_a_torch_that_cannot_tell_what_the_processor_is_fast_at_computes_in_float32(monkeypatch, told, fast):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    if told is None:  # torch 2.10
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert sizes.fast_bfloat16() == fast
 
 
 def test_a_split_is_found_in_the_repository_and_checked_against_the_scans():
