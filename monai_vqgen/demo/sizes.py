@@ -129,7 +129,8 @@ def fast_bfloat16() -> bool:
     """Whether bfloat16 is faster than float32 here: on a GPU, or a CPU with instructions for it (else 4x slower)."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 cannot tell: float32 is never wrong
+    # torch 2.10 cannot tell, and float32 is never wrong
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
