@@ -134,20 +134,16 @@ class EMACodebook(Codebook):
     def _weight(self) -> Tensor:
         """1 - g, a number on the codebook's device, so that the host need not wait for it."""
         weight = torch.full_like(self.counts_k[0], 1 - self.decay)
-        return weight.clamp_min(9 / (10 + self.num_updates)) if self.warm_up else weight
+        return weight.clamp_min((9 / (10 + self.num_updates)).to(weight.dtype)) if self.warm_up else weight
 
     def _restart(self, rows_nd: Tensor) -> None:
         dead = torch.nonzero(self.counts_k < self.restart_below).flatten()
         if dead.numel() == 0:
             return
-        seed = int(self.num_updates)
-        # A generator of its own for this process's rows: their number differs between processes, and with it how far
-        # the draw advances the generator. What follows must be drawn alike by all.
-        picks = torch.randperm(rows_nd.shape[0], generator=torch.Generator().manual_seed(seed))[: dead.numel()]
-        candidates_nd = all_gather_rows(rows_nd[picks])
+        candidates_nd = all_gather_rows(rows_nd)
         if candidates_nd.shape[0] == 0:
             return
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(self.num_updates))
         candidates_nd = canonical_order(candidates_nd, generator)
         order = torch.randperm(candidates_nd.shape[0], generator=generator)[: dead.numel()]
         dead, fresh_nd = dead[: order.numel()], candidates_nd[order]
