@@ -28,11 +28,11 @@ class EMACodebook(Codebook):
 
     van den Oord et al. 2017, appendix A.1, equations 6 to 8, with five changes: counts start at one (from zero, codes
     that are not chosen at once leave for vectors of length 1e5); the codebook starts as the k-means centers of the
-    first training batch; after n updates g is at most (1 + n) / (10 + n), so that the codebook follows the latents of a
-    young encoder, and codes that these leave restart within ten steps or so; a code whose count falls below
-    ``restart_below`` restarts as a latent of the batch, its count and sum with it; latents that are not finite, or have
-    a coordinate beyond 1e15, never enter the averages. All statistics are float32, also under autocast, and are shared
-    by all processes.
+    first training batch; after n updates g is at most (2 + n) / (11 + n), so that the codebook follows the latents of a
+    young encoder, and codes that are left behind, or rare, restart within ten steps or so; a code whose count falls
+    below ``restart_below`` restarts as a latent of the batch, its count and sum with it; latents that are not finite, or
+    have a coordinate beyond 1e15, never enter the averages. A batch without any changes nothing. All statistics
+    are float32, also under autocast, and are shared by all processes.
 
     Args:
         num_codes: codebook size K.
@@ -43,7 +43,7 @@ class EMACodebook(Codebook):
         kmeans: initialize from the first training batch; if False, embeddings start as standard normals.
         gradient_estimator: ``"straight_through"`` or ``"rotation"``.
         initial_count: EMA count that each code starts with; 0 is the published behavior.
-        warm_up: let g rise to ``decay`` over the first updates; False is the published behavior.
+        warm_up: let g rise to ``decay`` over the first updates, where codes restart; False is the published behavior.
 
     Raises:
         InputError: for a value outside its range.
@@ -122,7 +122,9 @@ class EMACodebook(Codebook):
         batch_counts_k = torch.bincount(codes_n, minlength=self.num_codes).to(self.counts_k.dtype)
         all_reduce_sum(batch_sums_kd)
         all_reduce_sum(batch_counts_k)
-        weight = self._weight() * (batch_counts_k.sum() > 0)  # a batch without content ages no code
+        if not batch_counts_k.any():
+            return
+        weight = self._weight()
         self.counts_k.lerp_(batch_counts_k, weight)
         self.sums_kd.lerp_(batch_sums_kd, weight)
         total = self.counts_k.sum()
@@ -132,15 +134,17 @@ class EMACodebook(Codebook):
         self.num_updates.add_(1)
 
     def _weight(self) -> Tensor:
-        """1 - g, a number on the codebook's device, so that the host need not wait for it."""
+        """1 - g, 0-dim. Without restarts no code may be forgotten fast: smoothing would pull it to the origin."""
         weight = torch.full_like(self.counts_k[0], 1 - self.decay)
-        return weight.clamp_min((9 / (10 + self.num_updates)).to(weight.dtype)) if self.warm_up else weight
+        if self.warm_up and self.restart_below > 0:
+            weight = weight.clamp_min((9 / (11 + self.num_updates)).to(weight.dtype))
+        return weight
 
     def _restart(self, rows_nd: Tensor) -> None:
         dead = torch.nonzero(self.counts_k < self.restart_below).flatten()
         if dead.numel() == 0:
             return
-        candidates_nd = all_gather_rows(rows_nd)
+        candidates_nd = all_gather_rows(rows_nd)  # all, so that the choice does not depend on who holds which
         if candidates_nd.shape[0] == 0:
             return
         generator = torch.Generator().manual_seed(int(self.num_updates))

@@ -41,6 +41,7 @@ class ResidualQuantizer(Quantizer):
         commitment: weight of the commitment loss.
         restart_below: EMA count under which a code of a stage restarts; 0 switches restarts off.
         kmeans: initialize each stage from what the first training batch leaves to it.
+        warm_up: of each stage's `EMACodebook`.
 
     Raises:
         InputError: for a value outside its range, or more than 65,536 codes.
@@ -61,6 +62,7 @@ class ResidualQuantizer(Quantizer):
         commitment: float = 0.25,
         restart_below: float = 0.1,
         kmeans: bool = True,
+        warm_up: bool = True,
     ) -> None:
         super().__init__()
         if num_stages < 1 or stage_codes**num_stages > _MOST_CODES:
@@ -73,6 +75,7 @@ class ResidualQuantizer(Quantizer):
             "commitment": commitment,
             "restart_below": restart_below,
             "kmeans": kmeans,
+            "warm_up": warm_up,
         }
         self.stages = nn.ModuleList(EMACodebook(stage_codes, dim, **options) for _ in range(num_stages))
         self.stage_codes, self.num_codes, self.dim = stage_codes, stage_codes**num_stages, dim

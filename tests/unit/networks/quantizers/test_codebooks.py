@@ -17,9 +17,16 @@ from monai_vqgen.networks import EMACodebook, GradientCodebook
 from monai_vqgen.networks.quantizers.codebooks import canonical_order, kmeans
 
 
-@pytest.mark.parametrize(("warm_up", "weights"), [(True, [9 / 10, 9 / 11, 9 / 12, 0.7]), (False, [0.3] * 4)])
-def test_ema_update_agrees_with_numpy(warm_up: bool, weights: list[float]) -> None:
-    codebook = EMACodebook(5, 2, decay=0.3 if warm_up else 0.7, kmeans=False, restart_below=0.0, warm_up=warm_up)
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({"warm_up": True}, [9 / 11, 9 / 12, 0.7]),
+        ({"warm_up": False}, [0.7] * 3),
+        ({"warm_up": True, "restart_below": 0.0, "decay": 0.7}, [0.3] * 30),  # nothing would bring codes back
+    ],
+)
+def test_ema_update_agrees_with_numpy(options: dict, weights: list[float]) -> None:
+    codebook = EMACodebook(5, 2, kmeans=False, **{"decay": 0.3, "restart_below": 1e-6, **options})
     rng = np.random.default_rng(2)
     counts, sums = np.ones(5), codebook.embeddings_kd.numpy().astype(np.float64)
     for weight in weights:
@@ -30,9 +37,9 @@ def test_ema_update_agrees_with_numpy(warm_up: bool, weights: list[float]) -> No
         counts = (1 - weight) * counts + weight * onehot.sum(0)
         sums = (1 - weight) * sums + weight * onehot.T @ rows
         codebook.learn(latents, codebook(latents).codes_bs)
-        np.testing.assert_allclose(codebook.counts_k.numpy(), counts, rtol=1e-5)
+        np.testing.assert_allclose(codebook.counts_k.numpy(), counts, rtol=1e-4, atol=1e-6)
         smoothed = (counts + 1e-5) / (counts.sum() + 5e-5) * counts.sum()
-        np.testing.assert_allclose(codebook.embeddings_kd.numpy(), sums / smoothed[:, None], rtol=2e-4, atol=1e-6)
+        np.testing.assert_allclose(codebook.embeddings_kd.numpy(), sums / smoothed[:, None], rtol=2e-3, atol=1e-5)
 
 
 def test_codes_that_the_first_latents_had_restart_soon_where_a_young_encoder_moves() -> None:
@@ -49,12 +56,13 @@ def test_codes_that_the_first_latents_had_restart_soon_where_a_young_encoder_mov
     assert used[False] < 8
 
 
-def test_a_batch_without_content_ages_no_code() -> None:
-    codebook = EMACodebook(5, 2, kmeans=False)
+@pytest.mark.parametrize("initial_count", [0.0, 1.0])
+def test_a_batch_without_content_changes_nothing(initial_count: float) -> None:
+    codebook = EMACodebook(5, 2, kmeans=False, initial_count=initial_count)
     before = {name: value.clone() for name, value in codebook.state_dict().items()}
     codebook.learn(torch.empty(0, 2, 4, 4), torch.empty(0, 4, 4, dtype=torch.int64))
-    torch.testing.assert_close(codebook.counts_k, before["counts_k"], rtol=0, atol=0)
-    torch.testing.assert_close(codebook.sums_kd, before["sums_kd"], rtol=0, atol=0)
+    for name, value in codebook.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_commitment_is_the_weighted_mean_squared_distance() -> None:
@@ -219,7 +227,7 @@ def learn(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     try:
         torch.manual_seed(0)
-        codebook = EMACodebook(CODES, DIM, restart_below=0.95, decay=0.9, warm_up=False)
+        codebook = EMACodebook(CODES, DIM, restart_below=0.95, decay=0.9)
         generator = torch.Generator().manual_seed(100 + rank)
         restarts = 0
         for step in range(STEPS):
@@ -231,7 +239,7 @@ def learn(rank: int, port: int, folder: str) -> None:
             codes_bs = codebook(latents_bds).codes_bs
             batch_counts_k = torch.bincount(codes_bs.flatten(), minlength=CODES).float()
             dist.all_reduce(batch_counts_k)
-            decayed_k = 0.9 * codebook.counts_k + 0.1 * batch_counts_k
+            decayed_k = codebook.counts_k.lerp(batch_counts_k, codebook._weight())
             codebook.learn(latents_bds, codes_bs)
             restarted_k = (decayed_k < 0.95) & (codebook.counts_k == 1)
             assert torch.equal(codebook.sums_kd[restarted_k], codebook.embeddings_kd[restarted_k])

@@ -65,3 +65,9 @@ def test_stages_come_closer_than_one_codebook_of_as_many_vectors() -> None:
 def test_more_codes_than_a_prior_can_hold_are_refused(codes: int, stages: int) -> None:
     with pytest.raises(InputError, match="at most 65,536"):
         ResidualQuantizer(codes, stages)
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_its_stages_warm_up_as_it_is_told(warm_up: bool) -> None:
+    stages = ResidualQuantizer(4, 2, dim=2, warm_up=warm_up).stages
+    assert [stage.warm_up for stage in stages] == [warm_up, warm_up]
