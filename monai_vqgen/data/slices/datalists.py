@@ -93,7 +93,9 @@ def load_datalist(dataset_dir: str | Path, split: str, *, disjoint: bool = True)
     if (split := _SPLIT_OF.get(wish, "")) not in SPLITS:
         raise InputError(f"split {wish!r} is unknown; choose one of {', '.join(SPLITS)}")
     if not folder.is_dir():
-        raise DatalistError(f"{folder} is not a folder: give the folder of slices that extract_slices.json wrote")
+        raise DatalistError(
+            f"{folder} is not a folder: give the folder of slices that extract_slices.json wrote, or pictures by split"
+        )
     listed = (folder / "datalist.json").is_file()
     items = _from_json(folder, split, disjoint) if listed else _from_folders(folder, split, disjoint)
     if not items:

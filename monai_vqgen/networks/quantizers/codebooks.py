@@ -30,8 +30,8 @@ class EMACodebook(Codebook):
     that are not chosen at once leave for vectors of length 1e5); the codebook starts as the k-means centers of the
     first training batch; after n updates g is at most (2 + n) / (11 + n), so that the codebook follows the latents of a
     young encoder, and codes that are left behind, or rare, restart within ten steps or so; a code whose count falls
-    below ``restart_below`` restarts as a latent of the batch, its count and sum with it; latents that are not finite, or
-    have a coordinate beyond 1e15, never enter the averages. A batch without any changes nothing. All statistics
+    below ``restart_below`` restarts as a latent of the batch, its count and sum with it; latents that are not finite,
+    or have a coordinate beyond 1e15, never enter the averages. A batch without any changes nothing. All statistics
     are float32, also under autocast, and are shared by all processes.
 
     Args:

@@ -103,8 +103,11 @@ def test_bfloat16_is_for_machines_that_are_fast_with_it(monkeypatch):
     assert read_size("standard").for_this_machine() == read_size("standard")
 
 
-@pytest.mark.parametrize(("told", "fast"), [({"amx_bf16": True}, True), ({"amx_bf16": False}, False), (None, False)])
-def test_a_torch_that_cannot_tell_what_the_processor_is_fast_at_computes_in_float32(monkeypatch, told, fast):
+@pytest.mark.parametrize(
+    ("told", "fast"),
+    [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"amx_bf16": False}, False), (None, False)],
+)
+def test_bfloat16_is_fast_where_torch_tells_of_instructions_for_it(monkeypatch, told, fast):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
     if told is None:  # torch 2.10
